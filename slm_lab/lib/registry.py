@@ -1,0 +1,60 @@
+"""Tables of parts, by name. Nothing is imported until a part is asked for."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from slm_lab.lib.errors import LabError, did_you_mean
+
+
+class Registry(Mapping[str, str]):
+    """A family of parts: `{name: "package.module:Class"}`.
+
+    Being a table of strings it costs nothing to import, `grep` finds every part, and a typo is answered with the
+    nearest name.
+
+    >>> MEMORY = Registry("memory", {"OnPolicyReplay": "slm_lab.agent.memory.onpolicy:OnPolicyReplay"})
+    >>> MEMORY.load("OnPolicyReplay").__name__
+    'OnPolicyReplay'
+    """
+
+    def __init__(self, family: str, table: Mapping[str, str]) -> None:
+        self.family = family
+        self._table = dict(table)
+
+    def __getitem__(self, name: str) -> str:
+        return self._table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def unknown(self, name: object) -> str:
+        """The message for a name that the table doesn't hold."""
+        return f"unknown {self.family} {name!r}.{did_you_mean(str(name), self)}"
+
+    def load(self, name: str) -> Any:
+        """The class called `name`, imported now. Raises `LabError` for an unknown name."""
+        if name not in self._table:
+            raise LabError(self.unknown(name))
+        module, attribute = self._table[name].split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def summary(self, name: str) -> str:
+        """First line of the part's docstring, read from its source without importing it (so `list` needs no torch)."""
+        module, attribute = self._table[name].split(":")
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            return ""
+        with open(spec.origin, encoding="utf-8") as file:
+            tree = ast.parse(file.read())
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == attribute:
+                return (ast.get_docstring(node) or "").split("\n")[0]
+        return ""

@@ -1,0 +1,36 @@
+"""Nested dicts of arrays: map, and cross between numpy and torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from slm_lab.lib.types import Tree
+
+
+def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """Apply `function` to the leaves of `tree` (and of trees of the same shape beside it)."""
+    if isinstance(tree, dict):
+        return {key: tree_map(function, value, *(other[key] for other in others)) for key, value in tree.items()}
+    return function(tree, *others)
+
+
+def tree_leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each leaf with its dotted path."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from tree_leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, tree
+
+
+def to_torch(tree: Tree, device: Any = None) -> Any:
+    """Arrays to tensors; no copy on the CPU."""
+    import torch
+
+    return tree_map(lambda leaf: torch.as_tensor(leaf, device=device), tree)
+
+
+def to_numpy(tree: Tree) -> Any:
+    """Tensors to arrays; no copy on the CPU."""
+    return tree_map(lambda leaf: leaf.detach().cpu().numpy(), tree)
