@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
-import importlib.util
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from slm_lab.lib.errors import LabError, did_you_mean
+
+
+SOURCES = Path(__file__).parents[2]
 
 
 class Registry(Mapping[str, str]):
@@ -49,11 +52,8 @@ class Registry(Mapping[str, str]):
     def summary(self, name: str) -> str:
         """First line of the part's docstring, read from its source without importing it (so `list` needs no torch)."""
         module, attribute = self._table[name].split(":")
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            return ""
-        with open(spec.origin, encoding="utf-8") as file:
-            tree = ast.parse(file.read())
+        source = SOURCES.joinpath(*module.split(".")).with_suffix(".py")  # find_spec would import the packages above it
+        tree = ast.parse(source.read_text(encoding="utf-8"))
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and node.name == attribute:
                 return (ast.get_docstring(node) or "").split("\n")[0]

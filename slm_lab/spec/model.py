@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from slm_lab.lib.schedule import scheduled
+
 
 def _integral(value: Any) -> Any:
     """JSON's 2e5 is a float; a whole one is welcome where a count is asked for."""
@@ -13,8 +15,9 @@ def _integral(value: Any) -> Any:
 
 
 Int = Annotated[int, BeforeValidator(_integral)]
-PositiveInt = Annotated[Int, Field(ge=1)]
-NonNegativeInt = Annotated[Int, Field(ge=0)]
+# the bound stands inside the BeforeValidator: outside it, the JSON Schema would lose it
+PositiveInt = Annotated[int, Field(ge=1), BeforeValidator(_integral)]
+NonNegativeInt = Annotated[int, Field(ge=0), BeforeValidator(_integral)]
 Unit = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -42,6 +45,11 @@ class ScheduleSpec(SpecModel):
         if self.name != "no_decay" and self.end_val is None:
             raise ValueError(f"{self.name} needs an end_val")
         return self
+
+    def at(self, frame: int) -> float:
+        """The value once `frame` frames have been played."""
+        end_val = self.start_val if self.end_val is None else self.end_val
+        return scheduled(self.name, self.start_val, end_val, self.start_step, self.end_step, frame)
 
 
 class OptimSpec(SpecModel):

@@ -1,0 +1,129 @@
+"""Advantage actor-critic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from gymnasium import spaces
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slm_lab.agent.algorithm.base import Metrics
+from slm_lab.agent.algorithm.policy_gradient import PolicyGradient, PolicyGradientSpec, standardize
+from slm_lab.agent.net.base import NetSpec
+from slm_lab.agent.net.layers import init_head
+from slm_lab.agent.net.net import Head, Net, NetOut
+from slm_lab.agent.net.optim import Optim
+from slm_lab.lib.returns import explained_variance, gae, n_step_returns
+from slm_lab.lib.rng import Rng
+from slm_lab.lib.running import RunningMoments
+from slm_lab.lib.types import Batch, Tree
+from slm_lab.spec.model import PositiveInt, Unit
+
+
+class ActorCriticSpec(PolicyGradientSpec):
+    """Keys of policy gradients with a critic."""
+
+    lam: Unit | None = Field(0.95, description="λ of the generalised advantage estimate")
+    val_loss_coef: float = Field(0.5, ge=0, description="weight of the value loss")
+    normalize_advantages: bool = Field(True, description="standardise advantages over the batch")
+    normalize_v_targets: bool = Field(False, description="train the critic on targets scaled by their running mean and deviation")
+
+
+class ActorCritic(PolicyGradient):
+    """A policy gradient whose advantages come from a critic."""
+
+    def __init__(self, spec: ActorCriticSpec, net: Net, optim: Optim, rng: Rng) -> None:
+        super().__init__(spec, net, optim, rng)
+        self.v_moments = RunningMoments()
+
+    @classmethod
+    def heads(cls, spec: ActorCriticSpec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:  # type: ignore[override]
+        def build(features: int) -> nn.Module:
+            head = nn.Linear(features, 1)
+            init_head(head, net_spec.critic_init_std)
+            return head
+
+        return {**super().heads(spec, net_spec, action_space), "value": Head("critic", build)}
+
+    def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
+        out = self.net(batch.obs, batch.carry, batch.is_first, heads=("value",))
+        value = self._unscale(out.heads["value"].squeeze(-1))  # [B, T+1]
+        advantage, target = self.estimate(batch, value)
+        variance = explained_variance(value[:, :-1][batch.mask], target[batch.mask])
+        if self.spec.normalize_advantages:
+            advantage = standardize(advantage, batch.mask)
+        if self.spec.normalize_v_targets:
+            self.v_moments.update(target[batch.mask].cpu().numpy())
+        extras = {**batch.extras, "advantage": advantage, "value": self._scale(value[:, :-1]), "v_target": self._scale(target)}
+        return batch.replace(extras=extras), {"explained_variance": float(variance)}
+
+    def estimate(self, batch: Batch, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Advantages and value targets [B, T] from values [B, T+1]."""
+        ends = (batch.terminated, batch.truncated, batch.mask)
+        advantage = gae(batch.reward, value, *ends, self.spec.gamma, self.spec.lam)
+        return advantage, advantage + value[:, :-1]
+
+    def losses(self, batch: Batch, out: NetOut, frame: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        terms, shown = super().losses(batch, out, frame)
+        terms["value_loss"] = self.value_loss(out.heads["value"].squeeze(-1), batch, frame)
+        return terms, shown
+
+    def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
+        """Error of the critic [B, T]."""
+        error = F.mse_loss if self.optim.spec.loss_spec.name == "MSELoss" else F.smooth_l1_loss
+        return error(value, batch.extras["v_target"], reduction="none")
+
+    def scales(self, frame: int) -> Metrics:
+        return {**super().scales(frame), "value_loss": self.spec.val_loss_coef}
+
+    def _scale(self, value: Tensor) -> Tensor:
+        return (value - float(self.v_moments.mean)) / float(self.v_moments.std()) if self.spec.normalize_v_targets else value
+
+    def _unscale(self, value: Tensor) -> Tensor:
+        return value * float(self.v_moments.std()) + float(self.v_moments.mean) if self.spec.normalize_v_targets else value
+
+    def state_dict(self) -> Tree:
+        return {**super().state_dict(), "v_moments": self.v_moments.state_dict()}
+
+    def load_state_dict(self, state: Tree) -> None:
+        super().load_state_dict(state)
+        self.v_moments.load_state_dict(state["v_moments"])
+
+
+class A2C(ActorCritic):
+    """Advantage actor-critic, by generalised advantage estimates or n-step returns.
+
+    One gradient step a batch. With `num_step_returns: n` (and `lam: null`) targets are n-step returns and `A = G − V`.
+
+    Source: Mnih et al. 2016, arXiv 1602.01783 (synchronous); Schulman et al. 2016, arXiv 1506.02438, for λ.
+
+    Sample spec: `"algorithm": {"name": "A2C", "gamma": 0.99, "lam": 0.95, "training_frequency": 32}`
+    """
+
+    class Spec(ActorCriticSpec):
+        name: Literal["A2C"] = "A2C"
+        training_frequency: PositiveInt = Field(32, description="steps per env (OnPolicyReplay: episodes) between updates")
+        num_step_returns: PositiveInt | None = Field(None, description="n of n-step returns, in place of lam")
+
+        @property
+        def frequency(self) -> int:
+            return self.training_frequency
+
+        @model_validator(mode="after")
+        def _one_estimate(self) -> A2C.Spec:
+            explicit = "lam" in self.model_fields_set and self.lam is not None
+            if self.num_step_returns is not None and explicit:
+                raise ValueError("give lam or num_step_returns, the other null")
+            if self.num_step_returns is None and self.lam is None:
+                raise ValueError("lam and num_step_returns are both null: give one of them")
+            return self
+
+    def estimate(self, batch: Batch, value: Tensor) -> tuple[Tensor, Tensor]:
+        if self.spec.num_step_returns is None:
+            return super().estimate(batch, value)
+        ends = (batch.terminated, batch.truncated, batch.mask)
+        target = n_step_returns(batch.reward, value, *ends, self.spec.gamma, self.spec.num_step_returns)
+        return torch.where(batch.mask, target - value[:, :-1], 0.0), target

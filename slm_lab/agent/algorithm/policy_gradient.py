@@ -1,0 +1,124 @@
+"""What all policy gradients share: the policy head, acting, entropy, advantages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from gymnasium import spaces
+from pydantic import Field
+from torch import Tensor
+
+from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec, Metrics
+from slm_lab.agent.exploration import ActionPolicy, explore
+from slm_lab.agent.net.base import NetSpec
+from slm_lab.agent.net.distribution import Distribution
+from slm_lab.agent.net.encode import ObsSpace
+from slm_lab.agent.net.layers import init_head
+from slm_lab.agent.net.net import Head, NetOut
+from slm_lab.agent.net.policy_head import ActionPd, PolicyHead, fitting_pds
+from slm_lab.lib.errors import Problem
+from slm_lab.lib.tree import tree_map
+from slm_lab.lib.types import ActOut, Batch, Tree
+from slm_lab.spec.model import ScheduleSpec, Unit
+
+if TYPE_CHECKING:
+    from slm_lab.spec.lab_spec import LabSpec
+
+
+class PolicyGradientSpec(AlgorithmSpec):
+    """Keys of every policy gradient."""
+
+    action_pdtype: ActionPd = Field("default", description="distribution over actions; default: by the action space")
+    action_policy: ActionPolicy = Field("default", description="how to explore; default: draw from the policy")
+    explore_var_spec: ScheduleSpec | None = Field(None, description="epsilon or temperature of action_policy")
+    gamma: Unit = Field(0.99, description="discount of the future")
+    entropy_coef_spec: ScheduleSpec | None = Field(None, description="weight of the entropy bonus; null: none")
+    policy_loss_coef: float = Field(1.0, ge=0, description="weight of the policy loss")
+
+
+class PolicyGradient(Algorithm):
+    """Ascends `E[∇ log π(a_t|o_t) A_t]`; subclasses say what the advantage is.
+
+    `prepare` leaves `advantage` [B, T] in the batch's extras and cuts the last observation off, which only targets need.
+    """
+
+    on_policy = True
+
+    @classmethod
+    def heads(cls, spec: PolicyGradientSpec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:
+        def build(features: int) -> PolicyHead:
+            head = PolicyHead(features, action_space, spec.action_pdtype, net_spec.log_std_init)
+            init_head(head, net_spec.actor_init_std)
+            return head
+
+        return {"policy": Head("actor", build)}
+
+    @torch.no_grad()
+    def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
+        out = self.net(obs, carry, is_first, heads=("policy",))
+        policy = self._behaviour(out, frame) if explore else out.heads["policy"]
+        action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
+        return ActOut(action[:, 0], out.carry, {"log_prob": policy.log_prob(action)[:, 0]})
+
+    def _behaviour(self, out: NetOut, frame: int) -> Distribution:
+        spec = self.spec
+        return explore(out.heads["policy"], spec.action_policy, spec.explore_var_spec.at(frame) if spec.explore_var_spec else 0.0)
+
+    def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
+        """The batch with `advantage` [B, T] (and what else the losses need) in its extras."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> tuple[Batch, Metrics]:
+        batch, metrics = self.advantage(batch)
+        T = batch.reward.shape[1]
+        return batch.replace(obs=tree_map(lambda x: x[:, :T], batch.obs), is_first=batch.is_first[:, :T]), metrics
+
+    def losses(self, batch: Batch, out: NetOut, frame: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        policy = out.heads["policy"]
+        entropy = policy.entropy()  # [B, T]
+        policy_loss, shown = self.policy_loss(policy.log_prob(batch.action), batch, frame)
+        shown["entropy"] = (entropy * batch.mask).sum() / batch.mask.sum()
+        return {"policy_loss": policy_loss, "entropy_loss": -entropy}, shown
+
+    def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """`−log π(a|o) A` [B, T], and scalars worth showing."""
+        return -log_prob * batch.extras["advantage"], {}
+
+    def scales(self, frame: int) -> Metrics:
+        entropy = self.spec.entropy_coef_spec
+        return {"policy_loss": self.spec.policy_loss_coef, "entropy_loss": entropy.at(frame) if entropy else 0.0}
+
+    def watched(self, frame: int) -> Metrics:
+        """Scheduled values worth showing."""
+        return {"entropy_coef": self.scales(frame)["entropy_loss"]}
+
+    def update(self, batch: Batch, frame: int) -> Metrics:
+        metrics = super().update(batch, frame)
+        metrics.pop("entropy_loss")  # shown as entropy
+        return metrics | self.watched(frame)
+
+    @staticmethod
+    def problems(spec: LabSpec, obs_space: ObsSpace, action_space: spaces.Space) -> list[Problem]:
+        algorithm, fitting = spec.agent.algorithm, fitting_pds(action_space)
+        found = []
+        if not fitting:
+            found.append(Problem("agent.algorithm.name", f"can't act in {action_space}; it can in Discrete, MultiDiscrete and Box spaces"))
+        elif algorithm.action_pdtype not in ("default", *fitting):
+            found.append(
+                Problem("agent.algorithm.action_pdtype", f"'{algorithm.action_pdtype}' doesn't fit {action_space}. Use {' or '.join(fitting)}.")
+            )
+        if algorithm.action_policy != "default" and isinstance(action_space, spaces.Box):
+            found.append(
+                Problem("agent.algorithm.action_policy", f"'{algorithm.action_policy}' is for discrete actions; {action_space} takes 'default'")
+            )
+        if algorithm.action_policy in ("epsilon_greedy", "boltzmann") and algorithm.explore_var_spec is None:
+            found.append(Problem("agent.algorithm.explore_var_spec", f"missing: '{algorithm.action_policy}' needs its epsilon or temperature"))
+        return found
+
+
+def standardize(x: Tensor, mask: Tensor) -> Tensor:
+    """Zero mean and unit deviation over the valid rows; 0 elsewhere."""
+    valid = x[mask]
+    return torch.where(mask, (x - valid.mean()) / (valid.std(unbiased=False) + 1e-8), 0.0)

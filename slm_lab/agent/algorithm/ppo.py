@@ -1,0 +1,99 @@
+"""Proximal policy optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from slm_lab.agent.algorithm.a2c import ActorCritic, ActorCriticSpec
+from slm_lab.agent.algorithm.base import Metrics
+from slm_lab.lib.tree import tree_map
+from slm_lab.lib.types import Batch
+from slm_lab.spec.model import PositiveInt, ScheduleSpec
+
+
+class PPO(ActorCritic):
+    """Proximal policy optimisation with a clipped ratio.
+
+    `L = −min(ρ A, clip(ρ, 1 ± ε) A)`, `ρ = π(a|o) / π_old(a|o)`, over `training_epoch` passes of shuffled minibatches. A memoryless net is
+    trained on single steps, `minibatch_size` at a time; a net with a working memory on whole windows of `time_horizon` steps from
+    the carry they were acted with, as many as come nearest to `minibatch_size` steps (at least one).
+
+    Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; advantages standardised and values clipped after its reference code.
+
+    Sample spec: `"algorithm": {"name": "PPO", "gamma": 0.99, "lam": 0.95, "clip_eps_spec": {"name": "no_decay", "start_val": 0.2},
+    "time_horizon": 128, "minibatch_size": 64, "training_epoch": 4}`
+    """
+
+    class Spec(ActorCriticSpec):
+        name: Literal["PPO"] = "PPO"
+        time_horizon: PositiveInt = Field(128, description="steps per env between updates (OnPolicyReplay: episodes)")
+        minibatch_size: PositiveInt = Field(64, description="steps in a minibatch")
+        training_epoch: PositiveInt = Field(4, description="passes over each batch")
+        clip_eps_spec: ScheduleSpec = Field(ScheduleSpec(start_val=0.2), description="ε: how far the ratio may move")
+        clip_vloss: bool = Field(False, description="clip the value's change by ε too")
+
+        @property
+        def frequency(self) -> int:
+            return self.time_horizon
+
+    def minibatches(self, batch: Batch) -> Iterator[Batch]:
+        B, T = batch.mask.shape
+        if self.net.stateless:
+            batch, per_minibatch = single_steps(batch), self.spec.minibatch_size
+        else:
+            per_minibatch = max(1, self.spec.minibatch_size // T)
+        count = len(batch.reward)
+        for _ in range(self.spec.training_epoch):
+            order = torch.randperm(count, generator=self.rng.torch).to(batch.reward.device)
+            for index in order.split(per_minibatch):
+                chosen = take(batch, index)
+                if chosen.mask.any():
+                    yield chosen
+
+    def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
+        log_ratio = log_prob - batch.extras["log_prob"]  # [B, T]
+        ratio, advantage = torch.exp(log_ratio), batch.extras["advantage"]
+        epsilon = self.spec.clip_eps_spec.at(frame)
+        loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
+        with torch.no_grad():
+            change = (ratio - 1)[batch.mask]
+            kl = (change - log_ratio[batch.mask]).mean()  # the k3 estimator: unbiased and never negative
+            return loss, {"clip_fraction": (change.abs() > epsilon).float().mean(), "approx_kl": kl}
+
+    def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
+        loss = super().value_loss(value, batch, frame)
+        if not self.spec.clip_vloss:
+            return loss
+        epsilon, old = self.spec.clip_eps_spec.at(frame), batch.extras["value"]
+        return torch.maximum(loss, super().value_loss(old + (value - old).clamp(-epsilon, epsilon), batch, frame))
+
+    def watched(self, frame: int) -> Metrics:
+        return {**super().watched(frame), "clip_eps": self.spec.clip_eps_spec.at(frame)}
+
+
+def single_steps(batch: Batch) -> Batch:
+    """Windows [B, T] of a memoryless net as [N, 1] valid steps."""
+
+    def flat(x: Tensor) -> Tensor:
+        return x[batch.mask].unsqueeze(1)
+
+    names = ("is_first", "action", "reward", "terminated", "truncated", "mask")
+    changes = {name: flat(getattr(batch, name)) for name in names}
+    return batch.replace(obs=tree_map(flat, batch.obs), extras=tree_map(flat, batch.extras), **changes)
+
+
+def take(batch: Batch, index: Tensor) -> Batch:
+    """Some of a batch's windows."""
+
+    def pick(x: Tensor) -> Tensor:
+        return x[index]
+
+    names = ("is_first", "action", "reward", "terminated", "truncated", "mask")
+    changes = {name: pick(getattr(batch, name)) for name in names}
+    trees = {name: tree_map(pick, getattr(batch, name)) for name in ("obs", "carry", "extras")}
+    return batch.replace(**changes, **trees)

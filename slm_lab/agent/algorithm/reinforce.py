@@ -1,0 +1,47 @@
+"""REINFORCE."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from slm_lab.agent.algorithm.base import Metrics
+from slm_lab.agent.algorithm.policy_gradient import PolicyGradient, PolicyGradientSpec, standardize
+from slm_lab.lib.returns import gae
+from slm_lab.lib.types import Batch
+from slm_lab.spec.model import PositiveInt
+
+
+class REINFORCE(PolicyGradient):
+    """REINFORCE: the policy gradient by whole returns, no critic.
+
+    `A_t = G_t = Σ_k γ^k r_{t+k}` to the end of the episode, less the batch's mean with `center_return`, over its deviation with
+    `normalize_return`. Use it with OnPolicyReplay: a return needs its episode's end. With OnPolicyBatchReplay (as in SLM-Lab's specs)
+    returns are cut at the horizon and so too small there. A truncated episode's return is what was earned, since nothing
+    estimates the rest.
+
+    Source: Williams 1992. Differs: the factor γ^t of the discounted objective is left out, as everywhere.
+
+    Sample spec: `"algorithm": {"name": "REINFORCE", "gamma": 0.99, "center_return": true, "training_frequency": 1}`
+    """
+
+    class Spec(PolicyGradientSpec):
+        name: Literal["REINFORCE"] = "REINFORCE"
+        training_frequency: PositiveInt = Field(1, description="episodes (OnPolicyReplay) or steps per env between updates")
+        center_return: bool = Field(False, description="subtract the batch's mean return")
+        normalize_return: bool = Field(False, description="divide centred returns by their deviation")
+
+        @property
+        def frequency(self) -> int:
+            return self.training_frequency
+
+    def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
+        zeros = torch.zeros_like(batch.is_first, dtype=batch.reward.dtype)  # [B, T+1]: no value estimates
+        returns = gae(batch.reward, zeros, batch.terminated, batch.truncated, batch.mask, self.spec.gamma, lam=1.0)
+        if self.spec.normalize_return:
+            returns = standardize(returns, batch.mask)
+        elif self.spec.center_return:
+            returns = returns - returns[batch.mask].mean()
+        return batch.replace(extras={**batch.extras, "advantage": returns}), {}

@@ -1,0 +1,36 @@
+"""How an agent strays from what it thinks best, in SLM-Lab's vocabulary."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slm_lab.agent.net.distribution import Categorical, Distribution, MultiCategorical
+
+ActionPolicy = Literal["default", "random", "epsilon_greedy", "boltzmann"]
+
+
+def explore(policy: Distribution, action_policy: ActionPolicy, explore_var: float) -> Distribution:
+    """The distribution that acts in place of `policy`, discrete ones only but for "default".
+
+    default: the policy itself · random: uniform · epsilon_greedy: the best action, with probability `explore_var` a uniform one ·
+    boltzmann: logits divided by the temperature `explore_var`.
+    """
+    if action_policy == "default":
+        return policy
+    if isinstance(policy, MultiCategorical):
+        logits = torch.cat([_logits(part.log_probs, action_policy, explore_var) for part in policy.parts], dim=-1)
+        return MultiCategorical(logits, [part.log_probs.shape[-1] for part in policy.parts])
+    assert isinstance(policy, Categorical)
+    return Categorical(_logits(policy.log_probs, action_policy, explore_var))
+
+
+def _logits(log_probs: Tensor, action_policy: ActionPolicy, explore_var: float) -> Tensor:  # [..., A]
+    if action_policy == "random":
+        return torch.zeros_like(log_probs)
+    if action_policy == "boltzmann":
+        return log_probs / max(explore_var, 1e-8)
+    best = torch.nn.functional.one_hot(log_probs.argmax(dim=-1), log_probs.shape[-1])
+    return torch.log(explore_var / log_probs.shape[-1] + (1 - explore_var) * best)  # −inf never wins a draw

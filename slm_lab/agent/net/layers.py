@@ -1,0 +1,52 @@
+"""Layers that several nets are built of, and how their weights begin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from torch import nn
+
+Activation = Literal["relu", "tanh", "selu", "elu", "gelu", "silu", "sigmoid", "leakyrelu"]
+InitFn = Literal["orthogonal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU, "tanh": nn.Tanh, "selu": nn.SELU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU,
+    "sigmoid": nn.Sigmoid, "leakyrelu": nn.LeakyReLU,
+}  # fmt: skip
+GAINS = {"relu": math.sqrt(2), "tanh": 5 / 3, "leakyrelu": math.sqrt(2), "selu": 0.75}  # others 1, as torch.nn.init
+
+
+def mlp(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
+    """Linear layers `sizes[0] → … → sizes[-1]`, the activation after each."""
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers)
+
+
+def init_weights(module: nn.Module, init_fn: InitFn | None, activation: Activation) -> None:
+    """Weights of every Linear and Conv2d by `init_fn` with the activation's gain, biases 0; None keeps torch's own."""
+    if init_fn is None:
+        return
+    gain = GAINS.get(activation, 1.0)
+    for layer in module.modules():
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        if init_fn.startswith("kaiming"):
+            getattr(nn.init, init_fn)(layer.weight, nonlinearity="relu")
+        else:
+            getattr(nn.init, init_fn)(layer.weight, gain=gain)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def init_head(head: nn.Module, gain: float | None) -> None:
+    """A head's Linear layers orthogonal with this gain, biases 0 (small for a policy: begin near uniform); None keeps torch's own."""
+    if gain is None:
+        return
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, gain=gain)
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,201 @@
+"""The command line. Thin: it reads words, and calls what does the work; heavy packages are imported only then."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slm_lab import __version__
+from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.spec.parts import FAMILIES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from slm_lab.spec.lab_spec import LabSpec
+
+MODES = ("dev", "train", "enjoy", "search")
+USAGE = """python run_lab.py SPEC_FILE [SPEC_NAME] MODE [--set KEY=VALUE ...]
+       python run_lab.py list [FAMILY] | check SPEC_FILE [SPEC_NAME] | show SPEC_FILE [SPEC_NAME] | plot RUN_DIR"""
+HELP = """
+modes:
+  dev                   short, checked run: one session, capped frames
+  train                 all sessions, all frames; metrics, graphs and report in data/
+  train@latest          go on with the latest run of this spec where it stopped; or train@RUN_DIR
+  enjoy@latest          play the best checkpoint of the latest run; or enjoy@RUN_DIR
+  search                search over the spec's search section (not built yet)
+
+other commands:
+  list [FAMILY]         the parts that a spec can name: """ + ", ".join(FAMILIES) + """
+  check SPEC_FILE       validate without running: all errors at once
+  show SPEC_FILE        the resolved spec, every default written out
+  plot RUN_DIR          draw the graphs and the report again from the saved metrics
+
+SPEC_NAME may be left out when the file holds one spec, or one named like the file.
+
+examples:
+  python run_lab.py specs/ppo_memory.json dev
+  python run_lab.py specs/benchmark/ppo_cartpole.json train --set env.max_frame=50000
+"""  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for an error of the user or the machine, 130 after a second Ctrl-C."""
+    args = _parser().parse_args(argv)
+    try:
+        words = args.words
+        if words[0] in COMMANDS:
+            COMMANDS[words[0]](words[1:], args)
+        else:
+            _run(words, args)
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `run_lab.py show ... | head`
+        sys.stderr.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="run_lab.py", usage=USAGE, epilog=HELP, description="SLM Lab: the lab for memory in reinforcement learning",
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("words", nargs="+", metavar="SPEC_FILE [SPEC_NAME] MODE", help="what to run, or a command")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. agent.algorithm.gamma=0.95")
+    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="where runs are kept (default: data)")
+    parser.add_argument("--version", action="version", version=f"slm_lab {__version__}")
+    return parser
+
+
+# --- modes ---
+
+
+def _run(words: list[str], args: argparse.Namespace) -> None:
+    """SPEC_FILE [SPEC_NAME] MODE; for train@RUN_DIR and enjoy@ the spec file may be left out."""
+    mode, _, which = words[-1].partition("@")
+    if mode not in MODES:
+        raise LabError(f"unknown mode '{words[-1]}'.{did_you_mean(words[-1], [*MODES, 'train@latest', 'enjoy@latest', *COMMANDS])}")
+    if len(words) > 3:
+        raise LabError(f"too many words: {' '.join(words)}. Expected: {USAGE.splitlines()[0]}")
+    if mode == "search":
+        raise LabError("mode 'search' isn't built yet. Until then, run each setting with mode train and --set KEY=VALUE.")
+    if which and mode not in ("train", "enjoy"):
+        raise LabError(f"'{words[-1]}': only train and enjoy go on with a run. Use train@{which} or enjoy@{which}.")
+    if mode == "enjoy" and not which:
+        raise LabError("enjoy plays a run that was trained. Use enjoy@latest, or enjoy@RUN_DIR.")
+    _go_on(words[:-1], mode, which, args) if which else _begin(words[:-1], mode, args)
+
+
+def _begin(words: list[str], mode: str, args: argparse.Namespace) -> None:
+    if not words:
+        raise LabError(f"which spec? Expected: {USAGE.splitlines()[0]}")
+    spec = _resolved(words, args.set)
+    from slm_lab.experiment import control
+
+    {"dev": control.dev, "train": control.train}[mode](spec, args.data, _console())
+
+
+def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) -> None:
+    if args.set:
+        raise LabError("--set can't change a run that was started: it goes on with the spec saved in its folder. Start a new run.")
+    name = _raw(words)[0] if words else None
+    from slm_lab.experiment import control
+    from slm_lab.experiment.run_dir import RunDir
+
+    run = RunDir.find(args.data, name, which)
+    if mode == "train":
+        control.resume(run, args.data, _console())
+    else:
+        control.enjoy(run, _console())
+
+
+def _raw(words: list[str]) -> tuple[str, dict[str, Any]]:
+    """Name and raw spec of `SPEC_FILE [SPEC_NAME]`."""
+    from slm_lab.spec.load import load_file, pick
+
+    return pick(load_file(words[0]), words[1] if len(words) > 1 else None, words[0])
+
+
+def _resolved(words: list[str], overrides: list[str]) -> LabSpec:
+    from slm_lab.spec.load import apply_overrides
+    from slm_lab.spec.validate import resolve
+
+    name, raw = _raw(words)
+    spec = resolve(apply_overrides(raw, overrides), name)
+    for note in spec.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return spec
+
+
+def _console() -> Console:
+    """The console; the lab's log goes through it."""
+    import logging
+
+    from rich.console import Console
+
+    from slm_lab.experiment.display import ConsoleHandler
+
+    console = Console()
+    logger = logging.getLogger("slm_lab")
+    logger.handlers = [ConsoleHandler(console)]
+    logger.setLevel(logging.INFO)
+    return console
+
+
+# --- commands ---
+
+
+def _list(words: list[str], args: argparse.Namespace) -> None:
+    unknown = [word for word in words if word not in FAMILIES]
+    if unknown:
+        raise LabError(f"unknown family '{unknown[0]}'.{did_you_mean(unknown[0], FAMILIES)}")
+    for family in words or FAMILIES:
+        print(family)
+        for name in FAMILIES[family]:
+            print(f"  {name:<20} {FAMILIES[family].summary(name)}")
+
+
+def _check(words: list[str], args: argparse.Namespace) -> None:
+    """One spec, or without a name every spec of the file."""
+    from slm_lab.spec.load import load_file
+
+    if not words:
+        raise LabError("which spec file? Expected: check SPEC_FILE [SPEC_NAME]")
+    names = words[1:2] or list(load_file(words[0]))
+    errors = []
+    for name in names:
+        try:
+            _resolved([words[0], name], args.set)
+            print(f"{name}: ok")
+        except LabError as error:
+            errors.append(str(error))
+    if errors:
+        raise LabError("\n".join(errors))
+
+
+def _show(words: list[str], args: argparse.Namespace) -> None:
+    import json
+
+    if not words:
+        raise LabError("which spec file? Expected: show SPEC_FILE [SPEC_NAME]")
+    spec = _resolved(words, args.set)
+    print(json.dumps({spec.name: spec.dump()}, indent=2))
+
+
+def _plot(words: list[str], args: argparse.Namespace) -> None:
+    if len(words) != 1:
+        raise LabError("which run? Expected: plot RUN_DIR")
+    from slm_lab.experiment import control
+    from slm_lab.experiment.run_dir import RunDir
+
+    control.replot(RunDir.find(args.data, None, words[0]), args.data, _console())
+
+
+COMMANDS = {"list": _list, "check": _check, "show": _show, "plot": _plot}

@@ -1,0 +1,227 @@
+"""Gymnasium's vectors, all autoreset modes, as a `VecEnv`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+from slm_lab.env import snapshot
+from slm_lab.env.action import ActionUnits
+from slm_lab.env.base import EnvError, Space, VecEnv, check_finite, first_step, leaf_arrays, leaf_spaces
+from slm_lab.lib.errors import LabError
+from slm_lab.lib.types import Step, Tree
+
+Vector = VectorEnv[Any, Any, Any]
+Shown = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]  # obs leaves, reward, terminated, truncated
+
+
+class _Named(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Says which world raised, at which step of its episode: the vector around it can't."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], name: str, world: int) -> None:
+        super().__init__(env)
+        self.name, self.world, self.number = name, world, 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.number = 0
+        try:
+            return self.env.reset(seed=seed, options=options)
+        except Exception as error:
+            raise _raised(f"{self.name}: world {self.world}", "in reset", error) from error
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.number += 1
+        try:
+            return self.env.step(action)
+        except Exception as error:
+            where = f"at step {self.number} of its episode, with action {action!r}"
+            raise _raised(f"{self.name}: world {self.world}", where, error) from error
+
+
+def _raised(who: str, where: str, error: Exception) -> EnvError:
+    return EnvError(f"{who} raised {type(error).__name__} {where}: {error}. The cause stands above in the traceback.")
+
+
+class GymVec(VecEnv):
+    """What Gymnasium's vectors have in common here; the subclasses differ in how an episode begins anew."""
+
+    def __init__(self, name: str, num_envs: int, obs_space: Space, action_space: Space) -> None:
+        self.name, self.num_envs, self._space = name, num_envs, obs_space
+        self._units = ActionUnits(action_space)
+        self.obs_space, self.action_space = leaf_spaces(obs_space), self._units.space
+        self._ended = np.zeros(num_envs, dtype=bool)
+        self._number = 0
+
+    def reset(self, seed: int) -> Step:
+        self._number, self._ended = 0, np.zeros(self.num_envs, dtype=bool)
+        return check_finite(self.name, 0, first_step(self._guarded(self._reset, int(seed)), self.num_envs))
+
+    def step(self, action: np.ndarray) -> Step:
+        self._number += 1
+        obs, reward, terminated, truncated = self._guarded(self._step, self._units.to_world(action))
+        raw = np.array(reward, dtype=np.float64)
+        ends = np.array(terminated, dtype=bool), np.array(truncated, dtype=bool)
+        step = Step(obs, raw.astype(np.float32), self._ended, *ends, raw)
+        self._ended = ends[0] | ends[1]
+        return check_finite(self.name, self._number, step)
+
+    def _guarded(self, call: Callable[..., Any], argument: Any) -> Any:
+        try:
+            return call(argument)
+        except LabError:
+            raise
+        except Exception as error:
+            raise _raised(self.name, f"at step {self._number} since reset", error) from error
+
+    @abstractmethod
+    def _reset(self, seed: int) -> dict[str, np.ndarray]: ...
+
+    @abstractmethod
+    def _step(self, action: np.ndarray) -> Shown: ...
+
+    def state_dict(self) -> Tree | None:
+        try:
+            worlds = self._capture()
+        except snapshot.Opaque as reason:
+            self.opaque = str(reason)
+            return None
+        return {"env": {"worlds": worlds, "ended": self._ended.copy(), "number": self._number}}
+
+    def load_state_dict(self, state: Tree) -> None:
+        saved = state["env"]
+        if len(saved["ended"]) != self.num_envs:
+            raise EnvError(f"the saved state has {len(saved['ended'])} worlds, not {self.num_envs}", "num_envs")
+        self._ended, self._number = np.array(saved["ended"]), int(saved["number"])
+        self._restore(saved["worlds"])
+
+    @abstractmethod
+    def _capture(self) -> list[Any]: ...
+
+    @abstractmethod
+    def _restore(self, worlds: list[Any]) -> None: ...
+
+
+class NextStepVec(GymVec):
+    """One vector of Gymnasium's with NEXT_STEP autoreset, which is ours as well."""
+
+    def __init__(self, name: str, vector: Vector) -> None:
+        super().__init__(name, vector.num_envs, vector.single_observation_space, vector.single_action_space)
+        self._vector = vector
+
+    def _reset(self, seed: int) -> dict[str, np.ndarray]:
+        return leaf_arrays(self._space, self._vector.reset(seed=seed)[0], self.num_envs)
+
+    def _step(self, action: np.ndarray) -> Shown:
+        obs, reward, terminated, truncated, _ = self._vector.step(action)
+        return leaf_arrays(self._space, obs, self.num_envs), reward, terminated, truncated
+
+    def _capture(self) -> list[Any]:
+        vector = self._vector
+        return [snapshot.capture(env) for env in (vector.envs if isinstance(vector, SyncVectorEnv) else [vector])]
+
+    def _restore(self, worlds: list[Any]) -> None:
+        vector = self._vector
+        for env, saved in zip(vector.envs if isinstance(vector, SyncVectorEnv) else [vector], worlds, strict=True):
+            snapshot.restore(env, saved)
+        if isinstance(vector, SyncVectorEnv):
+            vector._autoreset_envs = self._ended.copy()  # private, and the only state it keeps between steps
+
+    def render(self) -> list[Any]:
+        return list(self._vector.render() or ())
+
+    def close(self) -> None:
+        self._vector.close()
+
+
+class PausedVec(GymVec):
+    """Vectors of ONE world each, for those that reset in the same step (SAME_STEP) or not at all (DISABLED).
+
+    Our order has one step in which the new episode is shown and nothing is played. A vector can't be paused for one
+    of its worlds only, so each world gets a vector of its own.
+    """
+
+    def __init__(self, name: str, vectors: list[Vector]) -> None:
+        super().__init__(name, len(vectors), vectors[0].single_observation_space, vectors[0].single_action_space)
+        self._vectors = vectors
+        self._same_step = vectors[0].metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+        self._begun: list[Any] = [None] * len(vectors)  # SAME_STEP: the next episode's first obs, waiting to be shown
+
+    def _reset(self, seed: int) -> dict[str, np.ndarray]:
+        self._begun = [None] * self.num_envs
+        return _joined([self._leaves(v.reset(seed=seed + i)[0]) for i, v in enumerate(self._vectors)])
+
+    def _step(self, action: np.ndarray) -> Shown:
+        shown = [self._step_world(world, action[world : world + 1]) for world in range(self.num_envs)]
+        reward, terminated, truncated = (np.array([one[i] for one in shown]) for i in (1, 2, 3))
+        return _joined([one[0] for one in shown]), reward, terminated, truncated
+
+    def _step_world(self, world: int, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool]:
+        vector = self._vectors[world]
+        if self._ended[world]:
+            begun = self._begun[world] if self._same_step else self._leaves(vector.reset()[0])
+            self._begun[world] = None
+            return begun, 0.0, False, False
+        obs, reward, terminated, truncated, info = vector.step(action)
+        leaves = self._leaves(obs)
+        if self._same_step and (terminated[0] or truncated[0]):
+            if "final_obs" not in info:
+                raise EnvError(
+                    f"{self.name} resets in the same step but its info has no 'final_obs' at an episode's end"
+                )
+            self._begun[world], leaves = leaves, self._leaves(_single(info["final_obs"]))
+        return leaves, float(reward[0]), bool(terminated[0]), bool(truncated[0])
+
+    def _leaves(self, obs: Any) -> dict[str, np.ndarray]:
+        return leaf_arrays(self._space, obs, 1)
+
+    def _capture(self) -> list[Any]:
+        worlds = [snapshot.capture(vector) for vector in self._vectors]
+        return [{"vector": world, "begun": begun} for world, begun in zip(worlds, self._begun, strict=True)]
+
+    def _restore(self, worlds: list[Any]) -> None:
+        for vector, saved in zip(self._vectors, worlds, strict=True):
+            snapshot.restore(vector, saved["vector"])
+        begun = [saved["begun"] for saved in worlds]
+        self._begun = [leaves and {key: np.array(leaf) for key, leaf in leaves.items()} for leaves in begun]
+
+    def render(self) -> list[Any]:
+        return [frame for vector in self._vectors for frame in vector.render() or ()]
+
+    def close(self) -> None:
+        for vector in self._vectors:
+            vector.close()
+
+
+def _single(final_obs: Any) -> Any:
+    """`info["final_obs"]` of one world: Gymnasium's vectors give an array of objects, others a batch of one."""
+    return final_obs[0] if isinstance(final_obs, np.ndarray) and final_obs.dtype == object else final_obs
+
+
+def _joined(worlds: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([world[key] for world in worlds]) for key in worlds[0]}
+
+
+def sync_vec(name: str, make: Callable[[], gymnasium.Env[Any, Any]], num_envs: int) -> GymVec:
+    """`num_envs` scalar envs in one process, stepped one after the other."""
+    makers = [lambda world=world: _Named(make(), name, world) for world in range(num_envs)]
+    return NextStepVec(name, SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP))
+
+
+def native_vec(name: str, make: Callable[[int], Vector], num_envs: int) -> GymVec:
+    """An env's own vector, whatever its autoreset mode. Raises `EnvError` where it doesn't tell its mode."""
+    vector = make(num_envs)
+    mode = vector.metadata.get("autoreset_mode")
+    if mode == AutoresetMode.NEXT_STEP:
+        return NextStepVec(name, vector)
+    vector.close()
+    if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
+        raise EnvError(
+            f"{name}: its vector doesn't say how episodes begin anew: metadata['autoreset_mode'] is {mode!r}, "
+            "an AutoresetMode was expected. Use vectorization 'sync' if it has a scalar env."
+        )
+    return PausedVec(name, [make(1) for _ in range(num_envs)])

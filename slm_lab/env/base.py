@@ -1,0 +1,134 @@
+"""The seam between worlds and agents: a vector of worlds, its flat observation keys, and the checks each step passes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from slm_lab.lib.errors import LabError
+from slm_lab.lib.types import Step, Tree
+
+Space = spaces.Space[Any]
+LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+class EnvError(LabError):
+    """Something wrong with a world or with what the spec says of it; `key` is the key of the `env` section at fault."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        self.message, self.path = message, f"env.{key}" if key else "env"
+        super().__init__(f"{self.path}: {message}")
+
+
+class VecEnv(ABC):
+    """`num_envs` worlds that are stepped together, with NEXT_STEP autoreset (see `Step`).
+
+    `obs_space` is flat, `{key: leaf space}`: a plain space has the key "obs", Dict and Tuple spaces have dotted paths
+    ("camera.left", "0"). `action_space` is what ONE world takes in `step`, in the policy's units: Discrete counts from
+    0, and the bounded dimensions of a Box are [-1, 1]. World i of a vector seeded with `seed` is seeded `seed + i`.
+    Every array of a `Step` is fresh: the caller may keep it.
+    """
+
+    name: str
+    num_envs: int
+    obs_space: dict[str, Space]
+    action_space: Space
+    opaque: str = ""  # why state_dict() is None: the attribute that can't be saved
+
+    @abstractmethod
+    def reset(self, seed: int) -> Step:
+        """Begin anew; every `is_first` is True. Raises `EnvError` where the world raises."""
+
+    @abstractmethod
+    def step(self, action: np.ndarray) -> Step:
+        """Take `action` [E, *A]. Raises `EnvError` where the world raises, or shows a NaN or an infinity."""
+
+    @abstractmethod
+    def state_dict(self) -> Tree | None:
+        """Everything the future depends on, wrappers and their statistics included; None where a world can't be saved."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Tree) -> None:
+        """Go on from `state`; works on a vector that was never reset."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the worlds hold."""
+
+    def render(self) -> list[Any]:
+        """One frame (or text) per world; [] without a render_mode."""
+        return []
+
+    def freeze(self) -> None:
+        """Stop the wrappers' statistics from changing: for evaluation."""
+
+    def wrapper_state(self) -> Tree:
+        """What the wrappers have learned (running statistics), without the state of any episode."""
+        return {}
+
+    def load_wrapper_state(self, state: Tree) -> None:
+        """Take over another vector's `wrapper_state()`; the number of envs may differ."""
+
+    def target(self) -> np.ndarray | None:  # [E]
+        """The right answer, in a memory task of ours; else None."""
+        return None
+
+    def cue_steps(self) -> np.ndarray | None:  # [E, C]
+        """The steps of this episode at which what must be remembered is shown, in a memory task of ours; else None."""
+        return None
+
+
+def leaf_spaces(space: Space, path: str = "") -> dict[str, Space]:
+    """The leaves of `space` by dotted path, in the space's own order. Raises `EnvError` for a kind that isn't supported."""
+    if isinstance(space, LEAVES):
+        return {path or "obs": space}
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        raise EnvError(
+            f"observations {path or 'of kind'} {type(space).__name__} aren't supported, only "
+            "Box, Discrete, MultiDiscrete, MultiBinary, and Dict or Tuple of these. Wrap the env to give one of them."
+        )
+    leaves: dict[str, Space] = {}
+    for key, child in _children(space):
+        for name, leaf in leaf_spaces(child, f"{path}.{key}" if path else str(key)).items():
+            if name in leaves:
+                raise EnvError(f"two observations have the same dotted path {name!r}: rename a key of the Dict space")
+            leaves[name] = leaf
+    return leaves
+
+
+def leaf_arrays(space: Space, obs: Any, count: int, path: str = "") -> dict[str, np.ndarray]:
+    """Fresh arrays [count, *O] for the leaves of `obs`, which comes batched or, for one world, plain."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        leaves: dict[str, np.ndarray] = {}
+        for key, child in _children(space):
+            leaves.update(leaf_arrays(child, obs[key], count, f"{path}.{key}" if path else str(key)))
+        return leaves
+    return {path or "obs": np.array(obs, dtype=space.dtype).reshape(count, *(space.shape or ()))}
+
+
+def _children(space: Space) -> list[tuple[Any, Space]]:
+    assert isinstance(space, (spaces.Dict, spaces.Tuple))
+    return list(space.spaces.items()) if isinstance(space, spaces.Dict) else list(enumerate(space.spaces))
+
+
+def first_step(obs: Tree, count: int) -> Step:
+    """What `reset` returns."""
+    nothing = np.zeros(count, dtype=bool)
+    return Step(obs, np.zeros(count, np.float32), np.ones(count, dtype=bool), nothing, nothing.copy(), np.zeros(count))
+
+
+def check_finite(name: str, number: int, step: Step) -> Step:
+    """`step` itself. Raises `EnvError` naming the first world with a NaN or an infinity in what it shows."""
+    for what, array in (("reward", step.raw_reward), *step.obs.items()):
+        if array.dtype.kind != "f" or np.isfinite(array).all():
+            continue
+        world = int(np.nonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0][0])
+        shown = "reward" if what == "reward" else f"observation {what!r}"
+        raise EnvError(
+            f"{name}: the {shown} of world {world} is {array[world]} at step {number} since reset; "
+            "finite numbers were expected. Learning from it would spoil every weight: mend the env."
+        )
+    return step

@@ -1,0 +1,93 @@
+"""Finding an env by its name, and saying what to do when it isn't there."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec as GymSpec
+
+import slm_lab.env.tasks  # noqa: F401  registers our tasks with Gymnasium
+from slm_lab.env.base import EnvError
+from slm_lab.env.spec import EnvSpec
+from slm_lab.lib.errors import did_you_mean
+from slm_lab.spec.parts import TASK
+
+# Packages that have to be imported before their ids exist: {how the id begins: (module, what to install)}.
+PACKAGES = {
+    "ALE/": ("ale_py", '"gymnasium[atari]"'),
+    "MiniGrid-": ("minigrid", "minigrid"),
+    "BabyAI-": ("minigrid", "minigrid"),
+    "popgym-": ("popgym", "popgym"),
+}
+PYPI_NAMES = {"ale_py": "ale-py", "cv2": "opencv-python"}
+
+
+def gym_id(spec: EnvSpec) -> str:
+    """What Gymnasium calls the env of `spec`."""
+    return f"slm_lab/{spec.name}-v0" if spec.name in TASK else spec.name
+
+
+def find(name: str) -> GymSpec:
+    """Gymnasium's entry for `name`. Raises `EnvError` saying what to install, or the nearest name."""
+    module, _, plain = name.rpartition(":")
+    for start, (package, install) in PACKAGES.items():
+        if plain.startswith(start):
+            _import(package, install)
+    if module:
+        _import(module, PYPI_NAMES.get(module.split(".")[0], module.split(".")[0]))
+    if plain not in gymnasium.registry:
+        near = did_you_mean(plain, [*gymnasium.registry, *TASK])
+        hint = (
+            near if near.startswith(" Did") else " For the ids there are: python -m gymnasium, or run_lab.py list task."
+        )
+        raise EnvError(f"unknown env {name!r}.{hint}", "name")
+    return gymnasium.registry[plain]
+
+
+def _import(module: str, install: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise EnvError(
+            f"can't import {module} ({error}). If it isn't installed: pip install {install}", "name"
+        ) from error
+
+
+def parameters(spec: EnvSpec) -> set[str] | None:
+    """What the env's constructor takes by name; None where it takes anything. Raises `EnvError` as `find` does."""
+    if spec.name in TASK:
+        return set(inspect.signature(TASK.load(spec.name)).parameters)
+    entry = find(spec.name)
+    if spec.vectorization == "native" and entry.vector_entry_point is None:
+        raise EnvError(f"{spec.name} has no vector of its own: 'sync' or 'auto' was expected", "vectorization")
+    native = spec.vectorization == "native" or entry.entry_point is None
+    creator: Any = entry.vector_entry_point if native else entry.entry_point
+    try:
+        if isinstance(creator, str):
+            creator = gymnasium.envs.registration.load_env_creator(creator)
+        taken = inspect.signature(creator).parameters
+    except Exception as error:
+        raise cannot_build(spec, error) from error
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+        return None
+    return set(taken) - {"render_mode", "num_envs"}
+
+
+def cannot_build(spec: EnvSpec, error: Exception) -> EnvError:
+    """What an exception from an env's module or constructor means to the user."""
+    if isinstance(error, EnvError):
+        return error
+    if isinstance(error, gymnasium.error.DependencyNotInstalled):
+        told = " && ".join(re.findall(r"pip install [^`]*", str(error)))
+        cure = f"Type: {told}" if told else f"Its own words: {error}"
+        return EnvError(f"{spec.name} needs a package that isn't installed. {cure}", "name")
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.split(".")[0]
+        command = f"pip install {PYPI_NAMES.get(package, package)}"
+        return EnvError(f"{spec.name} needs the package {package!r}, which isn't installed. Type: {command}", "name")
+    given = f" with {spec.model_extra}" if spec.model_extra else ""
+    return EnvError(f"{spec.name} can't be built{given}: {type(error).__name__}: {error}")

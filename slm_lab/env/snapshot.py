@@ -1,0 +1,195 @@
+"""The state of a Gymnasium env as plain data, so that a run that was killed goes on exactly as it would have.
+
+A state is one tree per layer, from the outermost wrapper down to the env itself. A layer that has `get_state()` and
+`set_state(tree)` is asked; of any other every attribute is copied that is plain data, a numpy array or a generator.
+One attribute of another kind (a physics engine, say) makes the env opaque: a guess would resume quietly wrong.
+Not seen: chance drawn from global generators, state in a module or a closure, a simulator behind a C pointer.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec as GymSpec
+from gymnasium.wrappers.common import PassiveEnvChecker
+
+from slm_lab.env.base import EnvError
+from slm_lab.lib.types import Tree
+
+# Constant for the life of an env, or known to be for the eye only.
+HARMLESS_NAMES = {"env", "spec", "metadata", "render_mode", "_saved_kwargs", "_cached_spec", "_metadata"}
+FOR_THE_EYE = ("render", "viewer", "screen", "surf", "clock", "window", "font")
+HARMLESS_TYPES = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, GymSpec)
+TAG = "__kind__"
+
+
+class Opaque(Exception):
+    """An attribute that can't be saved; its message names it."""
+
+
+def capture(env: Any) -> Tree:
+    """The state of `env` (a gymnasium.Env or VectorEnv) and of every wrapper around it. Raises `Opaque`."""
+    return {"layers": [_capture_layer(layer) for layer in _layers(env)]}
+
+
+def restore(env: Any, state: Tree) -> None:
+    """Give `env`, built as the saved one was, the state `capture` found. Raises `EnvError` if it was built otherwise."""
+    layers = list(_layers(env))
+    names = [type(layer).__name__ for layer in layers]
+    if names != [saved["layer"] for saved in state["layers"]]:
+        saved_names = [saved["layer"] for saved in state["layers"]]
+        raise EnvError(f"the saved state is of an env made of {saved_names}, this one is made of {names}")
+    for layer, saved in zip(layers, state["layers"], strict=True):
+        if "own" in saved:
+            layer.set_state(_decode(saved["own"], None))
+            continue
+        for name, value in saved["attributes"].items():
+            current = vars(layer).get(name)
+            setattr(layer, name, _decode(value, current))
+
+
+def _layers(env: Any) -> Iterator[Any]:
+    while isinstance(env, (gymnasium.Wrapper, gymnasium.vector.VectorWrapper)):
+        yield env
+        env = env.env
+    yield env
+
+
+def _capture_layer(layer: Any) -> Tree:
+    name = type(layer).__name__
+    if isinstance(layer, PassiveEnvChecker):  # only remembers what it has checked already
+        return {"layer": name, "attributes": {}}
+    if callable(getattr(layer, "get_state", None)) and callable(getattr(layer, "set_state", None)):
+        return {"layer": name, "own": _Encoder(f"{name}.get_state()").encode(layer.get_state())}
+    encoder, attributes = _Encoder(name), {}
+    for key, value in vars(layer).items():
+        if _harmless(layer, key, value):
+            continue
+        encoder.path = f"{name}.{key}"
+        attributes[key] = encoder.encode(value)
+    return {"layer": name, "attributes": attributes}
+
+
+def _harmless(layer: Any, name: str, value: Any) -> bool:
+    if name in HARMLESS_NAMES or isinstance(value, HARMLESS_TYPES):
+        return True
+    if isinstance(value, types.MethodType):
+        return value.__self__ is layer
+    plain = value is None or isinstance(value, (bool, int, float, str, list, tuple, dict, np.ndarray))
+    return _picture(value) or (not plain and any(word in name.lower() for word in FOR_THE_EYE))
+
+
+def _picture(value: Any) -> bool:
+    if isinstance(value, (list, tuple)) and value:
+        return all(_picture(item) for item in value)
+    return type(value).__module__.startswith("pygame")
+
+
+class _Encoder:
+    """Turns attributes into dict, list, tuple, str, int, float, bool, None and numeric arrays.
+
+    The same list, array or generator under two names would come back as two copies that drift apart: that is opaque too.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._seen: dict[int, str] = {}
+
+    def encode(self, value: Any) -> Any:
+        if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic)):
+            return self._exactly(value)
+        if isinstance(value, np.generic):
+            return self._scalar(value)
+        if isinstance(value, tuple) and type(value) is tuple:
+            return tuple(self.encode(item) for item in value)
+        self._alone(value)
+        if type(value) is list:
+            return [self.encode(item) for item in value]
+        if type(value) is dict:
+            return {TAG: "dict", "items": [(self.encode(key), self.encode(item)) for key, item in value.items()]}
+        if isinstance(value, np.ndarray):
+            return self._array(value)
+        if isinstance(value, np.random.Generator):
+            return {TAG: "generator", "state": self.encode_plain(value.bit_generator.state)}
+        if isinstance(value, spaces.Space):
+            return {TAG: "space", "rngs": [self._space_rng(space) for space in _with_parts(value)]}
+        raise Opaque(f"{self.path} ({type(value).__name__})")
+
+    def encode_plain(self, state: Any) -> Any:
+        """A bit generator's state: a nested dict of ints, strings and arrays, fresh at each call."""
+        return {k: self.encode_plain(v) for k, v in state.items()} if isinstance(state, dict) else state
+
+    def _exactly(self, value: Any) -> Any:
+        if type(value) not in (bool, int, float, str, type(None)):  # an enum, say
+            raise Opaque(f"{self.path} ({type(value).__name__})")
+        return value
+
+    def _scalar(self, value: np.generic) -> Tree:
+        if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
+            raise Opaque(f"{self.path} ({value.dtype})")
+        return {TAG: "scalar", "dtype": value.dtype.str, "value": value.item()}
+
+    def _array(self, value: np.ndarray) -> Any:
+        if type(value) is not np.ndarray or value.dtype.kind in "OV":
+            raise Opaque(f"{self.path} ({type(value).__name__} of {value.dtype})")
+        if value.dtype.kind in "biuf" and value.dtype.itemsize <= 8:
+            return value.copy()
+        raw = np.frombuffer(value.tobytes(), np.uint8).copy()  # text and the like, which torch doesn't know
+        return {TAG: "bytes", "dtype": value.dtype.str, "shape": list(value.shape), "data": raw}
+
+    def _space_rng(self, space: Any) -> Any:
+        rng = space._np_random  # private: the public property would seed it
+        return None if rng is None else self.encode_plain(rng.bit_generator.state)
+
+    def _alone(self, value: Any) -> None:
+        base = value.base if isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray) else value
+        if id(base) in self._seen:
+            raise Opaque(f"{self.path} (shares its data with {self._seen[id(base)]})")
+        self._seen[id(base)] = self.path
+
+
+def _with_parts(space: Any) -> Iterator[Any]:
+    yield space
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        for part in space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces:
+            yield from _with_parts(part)
+
+
+def _decode(value: Any, current: Any) -> Any:
+    """The reverse of `_Encoder.encode`; a checkpoint may have made tensors of the arrays."""
+    if isinstance(value, list):
+        return [_decode(item, None) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_decode(item, None) for item in value)
+    if not isinstance(value, dict):
+        return np.array(value) if hasattr(value, "__array__") else value
+    kind = value[TAG]
+    if kind == "dict":
+        return {_decode(key, None): _decode(item, None) for key, item in value["items"]}
+    if kind == "scalar":
+        return np.dtype(value["dtype"]).type(value["value"])
+    if kind == "bytes":
+        return np.frombuffer(np.array(value["data"]).tobytes(), value["dtype"]).reshape(value["shape"]).copy()
+    if kind == "generator":
+        return _generator(value["state"])
+    for space, rng in zip(_with_parts(current), value["rngs"], strict=True):
+        space._np_random = None if rng is None else _generator(rng)
+    return current
+
+
+def _generator(state: Tree) -> np.random.Generator:
+    state = _arrays(state)
+    bits = getattr(np.random, state["bit_generator"])()
+    bits.state = state
+    return np.random.Generator(bits)
+
+
+def _arrays(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: _arrays(value) for key, value in state.items()}
+    return np.array(state) if hasattr(state, "__array__") else state

@@ -1,0 +1,87 @@
+"""From the `env` section of a spec to a vector of worlds, and everything that may be wrong with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+
+from slm_lab.env.adapter import native_vec, sync_vec
+from slm_lab.env.base import EnvError, VecEnv
+from slm_lab.env.catalog import cannot_build, find, gym_id, parameters
+from slm_lab.env.spec import EnvSpec
+from slm_lab.env.tasks.base import VecTask
+from slm_lab.env.wrappers import WRAPPERS, wanted
+from slm_lab.lib.errors import Problem, did_you_mean
+from slm_lab.spec.parts import TASK
+
+__all__ = ["EnvError", "EnvSpec", "VecEnv", "env_problems", "make_env"]
+
+
+def make_env(spec: EnvSpec, num_envs: int | None = None, render_mode: str | None = None, gamma: float = 0.99) -> VecEnv:
+    """The vector of worlds that `spec` describes, wrappers around it.
+
+    `num_envs` instead of the spec's (evaluation wants its own); `gamma` is the agent's discount, for normalize_reward.
+    Raises `EnvError` for what `env_problems` would have told.
+    """
+    env = _bare_env(spec, num_envs or spec.num_envs, render_mode)
+    for key, value in wanted(spec).items():
+        env = WRAPPERS[key](env, value, gamma)
+    return env
+
+
+def env_problems(spec: EnvSpec) -> list[Problem]:
+    """Everything wrong with `spec` that can be known without playing; builds one world and closes it."""
+    try:
+        problems = _unknown_keys(spec)
+        env = None if problems else _bare_env(spec, 1, None)
+    except EnvError as error:
+        return [Problem(error.path, error.message)]
+    if env is None:
+        return problems
+    for key, value in wanted(spec).items():
+        try:
+            env = WRAPPERS[key](env, value, 0.99)
+        except EnvError as error:
+            problems.append(Problem(error.path, error.message))
+    env.close()
+    return problems
+
+
+def _unknown_keys(spec: EnvSpec) -> list[Problem]:
+    known = parameters(spec)
+    if known is None:
+        return []
+    ours = set(EnvSpec.model_fields)
+    unknown = [key for key in spec.model_extra or {} if key not in known]
+    takes = f"unknown key. {spec.name} takes {', '.join(sorted(known)) or 'no keys'}."
+    return [Problem(f"env.{key}", f"{takes}{_nearest(key, known | ours)}") for key in unknown]
+
+
+def _nearest(key: str, known: set[str]) -> str:
+    near = did_you_mean(key, known)
+    return near if near.startswith(" Did") else ""
+
+
+def _bare_env(spec: EnvSpec, num_envs: int, render_mode: str | None) -> VecEnv:
+    arguments: dict[str, Any] = dict(spec.model_extra or {})
+    try:
+        # The native face draws nothing; the same episodes can be watched through the other one.
+        if spec.name in TASK and spec.vectorization != "sync" and render_mode is None:
+            return VecTask(TASK.load(spec.name)(**arguments), num_envs, spec.max_t)
+        return _gym_env(spec, num_envs, arguments | ({"render_mode": render_mode} if render_mode else {}))
+    except Exception as error:
+        raise cannot_build(spec, error) from error
+
+
+def _gym_env(spec: EnvSpec, num_envs: int, arguments: dict[str, Any]) -> VecEnv:
+    entry = find(gym_id(spec))
+    if spec.max_t is not None:
+        arguments["max_episode_steps"] = spec.max_t
+    if entry.entry_point is not None and (spec.vectorization != "native" or spec.name in TASK):
+        return sync_vec(spec.name, lambda: gymnasium.make(entry.id, **arguments), num_envs)
+    return native_vec(
+        spec.name,
+        lambda count: gymnasium.make_vec(entry.id, count, vectorization_mode="vector_entry_point", **arguments),
+        num_envs,
+    )

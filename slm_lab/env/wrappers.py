@@ -1,0 +1,221 @@
+"""Wrappers around a `VecEnv`, chosen by keys of the `env` section, in the order of `WRAPPERS`.
+
+Reward: scale, then normalise, then clip. Observations: normalise, clip, stack; the previous action and reward are added
+last, so that they are neither normalised nor stacked, and the reward shown is the one the agent learns from.
+`raw_reward` is never touched. In the row that begins an episode the reward is 0 and no statistic of rewards is taken.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from slm_lab.env.base import VecEnv
+from slm_lab.env.spec import EnvSpec
+from slm_lab.env.wrapper_base import VecWrapper, add_key, like, with_reward
+from slm_lab.lib.running import RunningMoments
+from slm_lab.lib.types import Step, Tree
+
+
+class ScaleReward(VecWrapper):
+    """Multiplies the reward."""
+
+    key = "reward_scale"
+
+    def __init__(self, env: VecEnv, scale: float) -> None:
+        super().__init__(env)
+        self._scale = scale
+
+    def _show(self, step: Step, action: np.ndarray | None) -> Step:
+        return with_reward(step, step.reward * self._scale)
+
+
+class NormalizeReward(VecWrapper):
+    """Divides the reward by the running standard deviation of the discounted return (not centred: that would pay for time).
+
+    Source: Engstrom et al. 2020, arXiv 2005.12729, "reward scaling". We differ: each env's sum starts anew with each
+    episode, and the reward passes unchanged until returns differ at all.
+    """
+
+    key = "normalize_reward"
+
+    def __init__(self, env: VecEnv, gamma: float) -> None:
+        super().__init__(env)
+        self._gamma, self._moments = gamma, RunningMoments()
+        self._returns = np.zeros(self.num_envs)
+
+    def _show(self, step: Step, action: np.ndarray | None) -> Step:
+        if not self._frozen:
+            played = ~step.is_first
+            self._returns = np.where(played, self._returns * self._gamma + step.reward, 0.0)
+            self._moments.update(self._returns[played])
+        std = float(np.sqrt(self._moments.var))
+        return with_reward(step, step.reward / (std if std > 1e-4 else 1.0))
+
+    def _stats(self) -> Tree:
+        return self._moments.state_dict()
+
+    def _load_stats(self, state: Tree) -> None:
+        self._moments.load_state_dict(state)
+
+    def _episode(self) -> Tree:
+        return {"returns": self._returns.copy()}
+
+    def _load_episode(self, state: Tree) -> None:
+        self._returns = np.array(state["returns"])
+
+
+class ClipReward(VecWrapper):
+    """Clips the reward to [-bound, bound]."""
+
+    key = "clip_reward"
+
+    def __init__(self, env: VecEnv, bound: float) -> None:
+        super().__init__(env)
+        self._bound = bound
+
+    def _show(self, step: Step, action: np.ndarray | None) -> Step:
+        return with_reward(step, np.clip(step.reward, -self._bound, self._bound))
+
+
+class NormalizeObs(VecWrapper):
+    """Running mean 0 and variance 1 for each number of each float observation; shown as float32."""
+
+    key = "normalize_obs"
+
+    def __init__(self, env: VecEnv) -> None:
+        super().__init__(env)
+        boxes = self._boxes("float Box", floats_only=True)
+        self._moments = {key: RunningMoments(box.shape) for key, box in boxes.items()}
+        self.obs_space |= {key: spaces.Box(-np.inf, np.inf, box.shape, np.float32) for key, box in boxes.items()}
+
+    def _show(self, step: Step, action: np.ndarray | None) -> Step:
+        obs = dict(step.obs)
+        for key, moments in self._moments.items():
+            if not self._frozen:
+                moments.update(obs[key])
+            obs[key] = ((obs[key] - moments.mean) / moments.std()).astype(np.float32)
+        return dataclasses.replace(step, obs=obs)
+
+    def _stats(self) -> Tree:
+        return {key: moments.state_dict() for key, moments in self._moments.items()}
+
+    def _load_stats(self, state: Tree) -> None:
+        for key, moments in self._moments.items():
+            moments.load_state_dict(state[key])
+
+
+class ClipObs(VecWrapper):
+    """Clips each float observation to [-bound, bound]."""
+
+    key = "clip_obs"
+
+    def __init__(self, env: VecEnv, bound: float) -> None:
+        super().__init__(env)
+        self._bound, self._clipped = bound, self._boxes("float Box", floats_only=True)
+        for key, box in self._clipped.items():
+            low, high = np.clip(box.low, -bound, bound), np.clip(box.high, -bound, bound)
+            self.obs_space[key] = spaces.Box(low, high, dtype=box.dtype.type)
+
+    def _show(self, step: Step, action: np.ndarray | None) -> Step:
+        obs = {key: np.clip(step.obs[key], -self._bound, self._bound) for key in self._clipped}
+        return dataclasses.replace(step, obs={**step.obs, **obs})
+
+
+class FrameStack(VecWrapper):
+    """Shows the last `count` values of each Box as one, oldest first; an episode begins with its first one repeated.
+
+    Vectors are joined end to end. Pictures are joined along their channels: the last axis of [H, W, C], the first of
+    [C, H, W] (told by having 4 or less there and more in the last), a new last one for [H, W]. A single number becomes
+    a vector. Other keys show the present value only.
+    """
+
+    key = "frame_stack"
+
+    def __init__(self, env: VecEnv, count: int) -> None:
+        super().__init__(env)
+        self._count, self._boxes_stacked = count, self._boxes("Box", floats_only=False)
+        self._frames: Tree = {}  # {key: [count, E, *O]}
+        for key, box in self._boxes_stacked.items():
+            low, high = (self._join(np.stack([bound] * count)[:, None], box)[0] for bound in (box.low, box.high))
+            self.obs_space[key] = spaces.Box(low, high, dtype=box.dtype.type)
+
+    @staticmethod
+    def _join(frames: np.ndarray, box: spaces.Box) -> np.ndarray:
+        """[count, E, *O] to [E, *O'], fresh."""
+        shape = box.shape
+        if len(shape) in (0, 2):
+            return np.stack(list(frames), axis=-1)
+        channels_first = len(shape) == 3 and shape[0] <= 4 < shape[2]
+        return np.concatenate(list(frames), axis=1 if channels_first else -1)
+
+    def _show(self, step: Step, action: np.ndarray | None) -> Step:
+        obs = dict(step.obs)
+        for key, box in self._boxes_stacked.items():
+            now = step.obs[key]
+            frames = np.stack([now] * self._count)
+            if action is not None:
+                frames[:-1] = np.where(like(step.is_first, now), now, self._frames[key][1:])
+            self._frames[key], obs[key] = frames, self._join(frames, box)
+        return dataclasses.replace(step, obs=obs)
+
+    def _episode(self) -> Tree:
+        return {key: frames.copy() for key, frames in self._frames.items()}
+
+    def _load_episode(self, state: Tree) -> None:
+        self._frames = {key: np.array(frames) for key, frames in state.items()}
+
+
+class PrevAction(VecWrapper):
+    """Adds the observation "prev_action", in the policy's units: what led to this step; zeros where an episode begins."""
+
+    key = "prev_action"
+
+    def __init__(self, env: VecEnv) -> None:
+        super().__init__(env)
+        add_key(self, self.action_space)
+
+    def _show(self, step: Step, action: np.ndarray | None) -> Step:
+        space = self.action_space
+        shown = np.zeros((self.num_envs, *(space.shape or ())), space.dtype)
+        if action is not None:
+            # A Gaussian policy may leave the bounds; the world clips it, so that is what was done.
+            done = np.clip(action, space.low, space.high) if isinstance(space, spaces.Box) else action
+            shown = np.where(like(step.is_first, shown), shown, done).astype(space.dtype)
+        return dataclasses.replace(step, obs={**step.obs, self.key: shown})
+
+
+class PrevReward(VecWrapper):
+    """Adds the observation "prev_reward" [E, 1]: the reward that came with this step; 0 where an episode begins."""
+
+    key = "prev_reward"
+
+    def __init__(self, env: VecEnv) -> None:
+        super().__init__(env)
+        add_key(self, spaces.Box(-np.inf, np.inf, (1,), np.float32))
+
+    def _show(self, step: Step, action: np.ndarray | None) -> Step:
+        return dataclasses.replace(step, obs={**step.obs, self.key: step.reward[:, None].copy()})
+
+
+# From the innermost to the outermost: what the key means, given its value and the agent's gamma.
+WRAPPERS: dict[str, Callable[[VecEnv, Any, float], VecWrapper]] = {
+    "reward_scale": lambda env, value, gamma: ScaleReward(env, value),
+    "normalize_reward": lambda env, value, gamma: NormalizeReward(env, gamma),
+    "clip_reward": lambda env, value, gamma: ClipReward(env, value),
+    "normalize_obs": lambda env, value, gamma: NormalizeObs(env),
+    "clip_obs": lambda env, value, gamma: ClipObs(env, value),
+    "frame_stack": lambda env, value, gamma: FrameStack(env, value),
+    "prev_action": lambda env, value, gamma: PrevAction(env),
+    "prev_reward": lambda env, value, gamma: PrevReward(env),
+}
+
+
+def wanted(spec: EnvSpec) -> dict[str, Any]:
+    """The wrapper keys that `spec` sets, innermost first."""
+    values = {key: getattr(spec, key) for key in WRAPPERS}
+    return {key: value for key, value in values.items() if value is not None and value is not False}

@@ -1,0 +1,105 @@
+"""Playing without learning: evaluation, and the random baseline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from slm_lab.agent.agent import Agent
+from slm_lab.agent.build import build_agent
+from slm_lab.agent.checkpoint import write_atomic
+from slm_lab.env.vec import VecEnv, make_env
+from slm_lab.lib.types import ActOut
+
+if TYPE_CHECKING:
+    from slm_lab.spec.lab_spec import LabSpec
+
+BASELINE_EPISODES = 100
+BASELINE_FRAMES = 20_000
+
+
+@dataclass(frozen=True)
+class Played:
+    """Finished episodes."""
+
+    returns: np.ndarray  # [N]
+    lengths: np.ndarray  # [N]
+
+
+def play(
+    agent: Agent, env: VecEnv, episodes: int, seed: int, explore: bool = False, max_frame: int | None = None,
+    on_step: Callable[[], object] | None = None,
+) -> Played:  # fmt: skip
+    """Play `episodes` from a seed, equally many in each env (so that short ones are not favoured), without learning.
+
+    `max_frame` bounds the frames for worlds that may never end; an episode that it cuts counts as it stands when none has finished.
+    `on_step` is called after every step, e.g. to film it.
+    """
+    E = env.num_envs
+    quota = -(-episodes // E)
+    step, carry = env.reset(seed), agent.initial(E)
+    total, length, count, frame = np.zeros(E), np.zeros(E, np.int64), np.zeros(E, np.int64), 0
+    returns: list[float] = []
+    lengths: list[int] = []
+    while count.min() < quota and (max_frame is None or frame < max_frame):
+        act = agent.act(step, carry, explore)
+        step, carry = env.step(world_action(act, env)), act.carry
+        if on_step is not None:
+            on_step()
+        played = ~step.is_first
+        total, length = np.where(played, total + step.raw_reward, 0.0), np.where(played, length + 1, 0)
+        frame += int(played.sum())
+        ended = (step.terminated | step.truncated) & played & (count < quota)
+        returns += total[ended].tolist()
+        lengths += length[ended].tolist()
+        count += ended
+    if not returns:
+        returns, lengths = total.tolist(), length.tolist()
+    return Played(np.array(returns[:episodes]), np.array(lengths[:episodes]))
+
+
+def world_action(act: ActOut, env: VecEnv) -> np.ndarray:
+    """An agent's action in the shape that the env's space has, [E, *A]."""
+    action: np.ndarray = act.action.cpu().numpy()
+    return action.reshape(env.num_envs, *(env.action_space.shape or ()))
+
+
+def random_return(spec: LabSpec, data: Path) -> float:
+    """Mean return of uniform random actions in the spec's env: 100 episodes or 20 000 frames, measured once and kept under `data`."""
+    keys = {key: value for key, value in spec.env.model_dump().items() if key not in ("num_envs", "max_frame", "vectorization")}
+    key = json.dumps(keys, sort_keys=True)
+    file = data / "random_baseline.json"
+    known = _read(file)
+    if key not in known:
+        env = make_env(spec.env, num_envs=8)
+        try:
+            agent = random_agent(env)
+            played = play(agent, env, BASELINE_EPISODES, seed=0, explore=True, max_frame=BASELINE_FRAMES)
+        finally:
+            env.close()
+        known = _read(file) | {key: {"mean": float(played.returns.mean()), "std": float(played.returns.std()), "episodes": len(played.returns)}}
+        write_atomic(file, lambda path: path.write_text(json.dumps(known, indent=1)))
+    return float(known[key]["mean"])
+
+
+def random_agent(env: VecEnv) -> Agent:
+    """An agent that acts by chance alone."""
+    from slm_lab.agent.algorithm.random import Random
+    from slm_lab.agent.memory.onpolicy import OnPolicyBatchReplay
+    from slm_lab.agent.net.mlp import MLP
+    from slm_lab.spec.lab_spec import AgentSpec
+
+    parts = AgentSpec(name="Random", algorithm=Random.Spec(), memory=OnPolicyBatchReplay.Spec(), net=MLP.Spec(hid_layers=[]))
+    return build_agent(parts, env.obs_space, env.action_space, env.num_envs, seed=0)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}

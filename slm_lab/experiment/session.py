@@ -1,0 +1,247 @@
+"""A session: one agent in its worlds, from one seed."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from slm_lab.agent import checkpoint
+from slm_lab.agent.algorithm.base import Metrics
+from slm_lab.agent.build import build_agent
+from slm_lab.env.base import VecEnv
+from slm_lab.env.vec import make_env
+from slm_lab.experiment.evaluate import Played, play, world_action
+from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.tracker import Tracker, write_table
+from slm_lab.lib.tree import to_torch
+from slm_lab.lib.types import Step, Tree
+
+if TYPE_CHECKING:
+    from slm_lab.spec.lab_spec import LabSpec
+
+logger = logging.getLogger("slm_lab")
+
+EVAL_SEED = 1_000_000  # evaluation worlds never share a seed with training ones
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a session tells whoever watches."""
+
+    session: int
+    frame: int
+    max_frame: int
+    fps: float = math.nan
+    total_reward_ma: float = math.nan
+    status: str = "running"  # running, done, stopped, failed
+    message: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+class Session:
+    """The control loop: act, step, remember, learn; log, evaluate and save at their frequencies.
+
+    Everything that the future depends on is in the checkpoint, so a session killed at any moment and run again gives the numbers of one
+    that was never stopped.
+    """
+
+    def __init__(self, spec: LabSpec, run: RunDir, index: int, report: Report, check: bool = False) -> None:
+        torch.set_num_threads(spec.meta.torch_threads)
+        self.spec, self.run_dir, self.index, self.report = spec, run, index, report
+        self.seed = spec.meta.seed + index
+        self.max_frame = spec.env.max_frame
+        gamma = getattr(spec.agent.algorithm, "gamma", 0.99)  # one source of γ, also for normalised rewards
+        self.env = make_env(spec.env, gamma=gamma)
+        self.agent = build_agent(spec.agent, self.env.obs_space, self.env.action_space, self.env.num_envs, self.seed)
+        self.tracker = Tracker(self.env.num_envs)
+        self.eval_rows: list[Metrics] = []
+        self.eval_env: VecEnv | None = None
+        if spec.meta.rigorous_eval:
+            self.eval_env = make_env(spec.env, num_envs=min(spec.env.num_envs, spec.meta.rigorous_eval), gamma=gamma)
+        self.best = -math.inf
+        self.due = {"log": spec.meta.log_frequency, "eval": spec.meta.eval_frequency, "checkpoint": spec.meta.checkpoint_frequency}
+        self.stop = False
+        self.first_weights = {name: p.detach().clone() for name, p in self.agent.algorithm.net.named_parameters()} if check else None
+        if check:
+            self.agent.algorithm.optim.watch()
+        self.board: Any = None
+
+    @property
+    def frame(self) -> int:
+        return self.agent.frame
+
+    def run(self) -> Progress:
+        """Play to the last frame, or until stopped (Ctrl-C, SIGTERM) at the end of a step; then save and close."""
+        self._begin()
+        self.board = self._tensorboard()
+        beat = time.monotonic()
+        with self._stop_on_signal():
+            while self.frame < self.max_frame and not self.stop:
+                self._advance()
+                if time.monotonic() - beat > 0.5:
+                    beat = time.monotonic()
+                    self.report(self.progress())
+        return self._finish()
+
+    def _begin(self) -> None:
+        """Start from the checkpoint if there is one, else from the seed."""
+        self.started = time.monotonic()
+        state = checkpoint.load(self.run_dir.model, f"session{self.index}")
+        if state is None:
+            self.step, self.carry = self.env.reset(self.seed), self.agent.initial(self.env.num_envs)
+        else:
+            self.load_state_dict(state)
+        self.began_at = self.frame
+
+    def _advance(self) -> None:
+        """One step of all worlds, and what falls due with it."""
+        act = self.agent.act(self.step, self.carry)
+        next_step = self.env.step(world_action(act, self.env))
+        metrics = self.agent.update(self.step, self.carry, act, next_step)
+        self.tracker.update(next_step, metrics)
+        self.step, self.carry = next_step, act.carry
+        if self._is_due("log", self.spec.meta.log_frequency):
+            self._log()
+        if self.eval_env is not None and self._is_due("eval", self.spec.meta.eval_frequency):
+            self._evaluate()
+        if self._is_due("checkpoint", self.spec.meta.checkpoint_frequency):
+            self._save()
+
+    def _is_due(self, what: str, frequency: int) -> bool:
+        """True once for each multiple of the frequency that the frames have reached (several envs may step over it)."""
+        if self.frame < self.due[what]:
+            return False
+        self.due[what] = (self.frame // frequency + 1) * frequency
+        return True
+
+    def _log(self) -> None:
+        row = self.tracker.log(self.frame, self.agent.algorithm.optim.opt_step, self._wall_t())
+        if self.board is not None:
+            for name, value in row.items():
+                self.board.add_scalar(f"train/{name}", value, self.frame)
+        if self.eval_env is None and len(self.tracker.returns):
+            self._keep_best(self.tracker.total_reward_ma)
+
+    def _evaluate(self) -> None:
+        """Greedy episodes from a seed of their own; the same ones each time."""
+        assert self.eval_env is not None
+        self.eval_env.load_wrapper_state(self.env.wrapper_state())
+        self.eval_env.freeze()
+        played: Played = play(self.agent, self.eval_env, self.spec.meta.rigorous_eval, EVAL_SEED + self.seed)
+        row = {
+            "epi": len(played.returns), "frame": self.frame, "opt_step": self.agent.algorithm.optim.opt_step, "wall_t": self._wall_t(),
+            "total_reward": float(played.returns.mean()), "total_reward_std": float(played.returns.std()),
+            "episode_length": float(played.lengths.mean()),
+        }  # fmt: skip
+        self.eval_rows.append(row)
+        if self.board is not None:
+            self.board.add_scalar("eval/total_reward", row["total_reward"], self.frame)
+        self._keep_best(float(row["total_reward"]))
+
+    def _keep_best(self, score: float) -> None:
+        if score > self.best:
+            self.best = score
+            state = {"algorithm": self.agent.algorithm.state_dict(), "wrappers": self.env.wrapper_state(), "score": score, "frame": self.frame}
+            checkpoint.save(self.run_dir.model, f"session{self.index}_best", state, self.frame)
+
+    def _save(self) -> None:
+        checkpoint.save(self.run_dir.model, f"session{self.index}", self.state_dict(), self.frame)
+        self._write_tables()
+
+    def _write_tables(self) -> None:
+        write_table(self.run_dir.session_file(self.index, "session_df_train.csv"), self.tracker.rows)
+        if self.eval_rows:
+            write_table(self.run_dir.session_file(self.index, "session_df_eval.csv"), self.eval_rows)
+
+    def _finish(self) -> Progress:
+        status = "stopped" if self.frame < self.max_frame else "done"
+        if status == "done" and (not self.tracker.rows or self.tracker.rows[-1]["frame"] < self.frame):
+            self._log()
+        if status == "done" and self.eval_env is not None and (not self.eval_rows or self.eval_rows[-1]["frame"] < self.frame):
+            self._evaluate()
+        self._save()
+        self.env.close()
+        if self.eval_env is not None:
+            self.eval_env.close()
+        if self.board is not None:
+            self.board.close()
+        progress = self.progress(status)
+        self.report(progress)
+        return progress
+
+    def progress(self, status: str = "running") -> Progress:
+        """How far the session is; evaluation's return where there is one."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        shown = self.eval_rows[-1]["total_reward"] if self.eval_rows else self.tracker.total_reward_ma
+        return Progress(self.index, self.frame, self.max_frame, (self.frame - self.began_at) / seconds, shown, status)
+
+    def check_report(self) -> list[str]:
+        """Dev mode: parameters that never got a gradient, and weights that did not move."""
+        assert self.first_weights is not None
+        untrained = self.agent.algorithm.optim.untrained or set()
+        if self.agent.algorithm.optim.opt_step == 0:
+            return ["no gradient step was taken: raise meta.dev_max_frame, or lower the algorithm's training_frequency or time_horizon"]
+        same = {n for n, p in self.agent.algorithm.net.named_parameters() if torch.equal(p, self.first_weights[n])}
+        found = [f"{name}: no gradient ever reached it" for name in sorted(untrained)]
+        return found + [f"{name}: its weights did not move" for name in sorted(same - untrained)]
+
+    def _wall_t(self) -> float:
+        return self.tracker.wall_t + time.monotonic() - self.started
+
+    def _tensorboard(self) -> Any:
+        if not self.spec.meta.tensorboard:
+            return None
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.run_dir.log / f"session{self.index}"), purge_step=self.frame + 1 if self.frame else None)
+
+    @contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        """The first Ctrl-C or SIGTERM ends the session after the step at hand; a second one is not waited for."""
+
+        def ask(number: int, frame: object) -> None:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+
+        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        before = {number: signal.signal(number, ask) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def state_dict(self) -> Tree:
+        """Everything that the future of the session depends on."""
+        tracker = self.tracker.state_dict() | {"wall_t": self._wall_t()}
+        step = {name: getattr(self.step, name) for name in self.step.__dataclass_fields__}
+        return {
+            "agent": self.agent.state_dict(), "env": self.env.state_dict(), "wrappers": self.env.wrapper_state(), "step": step,
+            "carry": self.carry, "tracker": tracker, "eval_rows": self.eval_rows, "best": self.best, "due": self.due,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Go on from a checkpoint. Where the env could not be saved, from new episodes, and says so."""
+        self.agent.load_state_dict(state["agent"])
+        self.tracker.load_state_dict(state["tracker"])
+        self.eval_rows, self.best, self.due = state["eval_rows"], state["best"], state["due"]
+        if state["env"] is not None:
+            self.env.load_state_dict(state["env"])
+            self.step, self.carry = Step(**state["step"]), to_torch(state["carry"], self.agent.algorithm.net.device)
+            return
+        logger.warning("session %d: this env can't be saved (%s), so the run goes on from new episodes: not exact to the bit", self.index, self.env.opaque)
+        self.agent.memory.reset()
+        self.step, self.carry = self.env.reset(self.seed + self.frame), self.agent.initial(self.env.num_envs)
+        self.env.load_wrapper_state(state["wrappers"])

@@ -1,0 +1,86 @@
+"""What a session knows of its progress: returns, lengths, and a row of numbers every so many frames."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from slm_lab.agent.algorithm.base import Metrics
+from slm_lab.agent.checkpoint import write_atomic
+from slm_lab.lib.types import Step, Tree
+
+WINDOW = 100  # episodes of the moving average
+WALL = ("wall_t", "fps")  # the only columns that depend on the clock
+
+
+class Tracker:
+    """Returns and lengths per env, from rewards as the world gave them, and the rows of the session's table.
+
+    Columns: `epi` episodes ended, `frame`, `opt_step`, `wall_t` [s], `fps`, `total_reward` (mean over envs of their last episode's
+    return), `total_reward_ma` (mean of the last 100 returns), `episode_length`, and the mean of every metric since the row before.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self.running_return = np.zeros(num_envs)
+        self.running_length = np.zeros(num_envs, np.int64)
+        self.last_return = np.full(num_envs, np.nan)
+        self.last_length = np.full(num_envs, np.nan)
+        self.returns: deque[float] = deque(maxlen=WINDOW)
+        self.epi = 0
+        self.wall_t = 0.0
+        self.rows: list[Metrics] = []
+        self.pending: dict[str, list[float]] = {}
+
+    def update(self, step: Step, metrics: list[Metrics]) -> None:
+        """Take in what the worlds showed after a step, and what was learned from it."""
+        played = ~step.is_first
+        self.running_return = np.where(played, self.running_return + step.raw_reward, 0.0)
+        self.running_length = np.where(played, self.running_length + 1, 0)
+        ended = (step.terminated | step.truncated) & played
+        if ended.any():
+            self.last_return[ended], self.last_length[ended] = self.running_return[ended], self.running_length[ended]
+            self.returns.extend(self.running_return[ended].tolist())
+            self.epi += int(ended.sum())
+        for row in metrics:
+            for name, value in row.items():
+                self.pending.setdefault(name, []).append(value)
+
+    @property
+    def total_reward_ma(self) -> float:
+        """Mean of the last 100 returns; NaN before the first."""
+        return float(np.mean(self.returns)) if self.returns else math.nan
+
+    def log(self, frame: int, opt_step: int, wall_t: float) -> Metrics:
+        """Close a row of the table."""
+        before = self.rows[-1] if self.rows else {"frame": 0, "wall_t": 0.0}
+        seconds = max(wall_t - before["wall_t"], 1e-9)
+        row = {
+            "epi": self.epi, "frame": frame, "opt_step": opt_step, "wall_t": wall_t, "fps": (frame - before["frame"]) / seconds,
+            "total_reward": _mean(self.last_return), "total_reward_ma": self.total_reward_ma, "episode_length": _mean(self.last_length),
+        }  # fmt: skip
+        row |= {name: float(np.mean(values)) for name, values in self.pending.items()}
+        self.pending = {}
+        self.rows.append(row)
+        return row
+
+    def state_dict(self) -> Tree:
+        return {**vars(self), "returns": list(self.returns)}
+
+    def load_state_dict(self, state: Tree) -> None:
+        vars(self).update(state)
+        self.returns = deque(state["returns"], maxlen=WINDOW)
+
+
+def _mean(x: np.ndarray) -> float:
+    known = x[~np.isnan(x)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as CSV, whole or not at all; numbers in full precision."""
+    write_atomic(path, lambda file: pd.DataFrame(rows).to_csv(file, index=False))

@@ -1,0 +1,27 @@
+"""The one place where loss terms become a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+
+def reduce_losses(
+    losses: Mapping[str, Tensor], mask: Tensor, weight: Tensor | None = None, scales: Mapping[str, float] | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted mean over the valid rows of each `[B, T]` term, and their scaled sum.
+
+    `mask` [B, T] leaves out autoreset rows, padding and burn-in; `weight` [B] carries importance weights to every term
+    alike; `scales` multiplies terms by name (1 where not named). A term of another shape is a bug and is refused: a
+    silent broadcast of [B] with [B, 1] trains on nonsense.
+    """
+    rows = mask.float() if weight is None else mask.float() * weight[:, None]
+    count = mask.sum().clamp(min=1)
+    means = {}
+    for name, term in losses.items():
+        assert term.shape == mask.shape, f"loss '{name}' has shape {tuple(term.shape)}, expected [B, T] = {tuple(mask.shape)}"
+        means[name] = (term * rows).sum() / count
+    total = sum((scales or {}).get(name, 1.0) * mean for name, mean in means.items())
+    assert isinstance(total, Tensor), "no loss terms"
+    return total, means

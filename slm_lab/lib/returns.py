@@ -1,0 +1,65 @@
+"""Returns and advantages, typed once for the whole lab: pure functions over `[B, T]` tensors.
+
+Conventions: `value[:, t]` belongs to `obs[:, t]`, so it has T+1 columns. A masked row (autoreset, padding) always follows
+the end of an episode, so cutting the recursion at `terminated | truncated` also keeps masked rows out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _check(reward: Tensor, value: Tensor, *others: Tensor) -> None:
+    B, T = reward.shape
+    assert value.shape == (B, T + 1), f"value {tuple(value.shape)} must be [B, T+1] = {(B, T + 1)}"
+    for other in others:
+        assert other.shape == (B, T), f"{tuple(other.shape)} must be [B, T] = {(B, T)}"
+
+
+def gae(
+    reward: Tensor, value: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Generalised advantage estimates `[B, T]`; 0 on masked rows.
+
+    `δ_t = r_t + γ (1 − terminated_t) V(o_{t+1}) − V(o_t)` and `A_t = δ_t + γλ (1 − ended_t) A_{t+1}`, where
+    `ended = terminated | truncated`: a truncation bootstraps but lets nothing through from the next episode.
+    With `value = 0` and `λ = 1` this is the discounted return to go.
+
+    Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16.
+    """
+    _check(reward, value, terminated, truncated, mask)
+    delta = reward + gamma * ~terminated * value[:, 1:] - value[:, :-1]
+    delta = delta * mask
+    through = gamma * lam * (~(terminated | truncated) & mask)
+    advantage = torch.empty_like(delta)
+    carry = torch.zeros_like(delta[:, 0])
+    for t in reversed(range(delta.shape[1])):
+        carry = delta[:, t] + through[:, t] * carry
+        advantage[:, t] = carry
+    return advantage
+
+
+def n_step_returns(
+    reward: Tensor, value: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor, gamma: float, n: int
+) -> Tensor:
+    """n-step returns `[B, T]`: `Σ_{k<n} γ^k r_{t+k} + γ^n V(o_{t+n})`, shorter at episode and window ends; 0 on masked rows.
+
+    `G⁰_t = V(o_t)`; `Gᵐ_t = r_t + γ (1 − terminated_t) · (V(o_{t+1}) if the episode or window ends at t else Gᵐ⁻¹_{t+1})`.
+
+    Source: Sutton & Barto 2018, eq. 7.1.
+    """
+    _check(reward, value, terminated, truncated, mask)
+    stops = terminated | truncated
+    stops = torch.cat([stops[:, :-1], torch.ones_like(stops[:, -1:])], dim=1)
+    returns = value[:, :-1]
+    for _ in range(n):
+        following = torch.cat([returns[:, 1:], value[:, -1:]], dim=1)
+        returns = reward + gamma * ~terminated * torch.where(stops, value[:, 1:], following)
+    return returns * mask
+
+
+def explained_variance(value: Tensor, target: Tensor) -> Tensor:
+    """`1 − Var(target − value) / Var(target)` over flat tensors: 1 is perfect, 0 is no better than the mean; NaN when constant."""
+    variance = target.var(unbiased=False)
+    return torch.where(variance > 0, 1 - (target - value).var(unbiased=False) / variance, torch.nan)

@@ -1,0 +1,115 @@
+"""JSON Schema of a spec file, for editors; composed from the models of all parts that import here.
+
+`python -m slm_lab.spec.schema` writes specs/schema.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from slm_lab.lib.registry import Registry
+from slm_lab.spec.explain import Schema
+from slm_lab.spec.lab_spec import ENV, MetaSpec
+from slm_lab.spec.parts import CORE
+from slm_lab.spec.validate import FAMILIES, loadable
+
+PATH = Path(__file__).parents[2] / "specs" / "schema.json"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_VARIABLE = {"type": "string", "pattern": r"\$\{.+\}", "description": "a ${variable}"}
+
+
+def build_schema() -> Schema:
+    """The schema of a file {spec_name: spec}."""
+    defs: dict[str, Schema] = {}
+    for registry in (*FAMILIES.values(), CORE):
+        _add_family(registry, defs)
+    _add_model(MetaSpec, "meta", defs)
+    for model in loadable(ENV).items():
+        if model[0] == "EnvSpec":
+            _add_model(model[1], "env", defs)
+    agent = {family: _ref(family, defs) for family in FAMILIES}
+    agent["name"] = {"type": "string", "description": "what the agent is called"}
+    defs["agent"] = {
+        "type": "object",
+        "properties": agent,
+        "additionalProperties": False,
+        "required": ["algorithm", "memory"],
+    }
+    mapping = {"type": "object"}
+    sections = {
+        "agent": _ref("agent", defs),
+        "env": _ref("env", defs),
+        "meta": _ref("meta", defs),
+        "search": {**mapping, "description": "ranges of a search, by path of the key"},
+        "vars": {**mapping, "description": "values of ${name} in this spec"},
+    }
+    spec = {"type": "object", "properties": sections, "additionalProperties": False, "required": ["agent", "env"]}
+    return {
+        "$schema": DIALECT,
+        "title": "spec file of the lab",
+        "description": "a mapping of spec names to specs",
+        "type": "object",
+        "properties": {"$schema": {"type": "string"}},
+        "additionalProperties": spec,
+        "$defs": defs,
+    }
+
+
+def _ref(name: str, defs: dict[str, Schema]) -> Schema:
+    return {"$ref": f"#/$defs/{name}"} if name in defs else {"type": "object"}
+
+
+def _add_family(registry: Registry, defs: dict[str, Schema]) -> None:
+    """One definition for each part, and one for the family: any of them, told apart by `name`."""
+    names = {}
+    for name, cls in loadable(registry).items():
+        names[name] = f"{registry.family}.{name}"
+        _add_model(cls.Spec, names[name], defs, registry.summary(name))
+        properties = defs[names[name]]["properties"]
+        properties["name"] = {**properties["name"], "const": name}
+        if "core" in properties:
+            properties["core"] = {**_ref_later(CORE.family), "description": properties["core"].get("description", "")}
+        # a part is always named, though its model has the name for a default
+        defs[names[name]]["required"] = sorted({"name", *defs[names[name]].get("required", [])})
+    if names:
+        defs[registry.family] = {"oneOf": [_ref_later(key) for key in names.values()]}
+
+
+def _ref_later(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
+
+
+def _add_model(model: Any, name: str, defs: dict[str, Schema], summary: str = "") -> None:
+    """The model's schema under `name`, its own definitions beside it under `name.Definition`."""
+    schema = model.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
+    for inner, definition in schema.pop("$defs", {}).items():
+        defs[f"{name}.{inner}"] = _with_variables(definition)
+    schema["title"] = name
+    if summary:
+        schema["description"] = summary
+    defs[name] = _with_variables(schema)
+
+
+def _with_variables(schema: Schema) -> Schema:
+    """Any value but a part's name may be a ${variable} in the file."""
+    properties = {
+        key: value if key == "name" else _or_variable(value) for key, value in schema.get("properties", {}).items()
+    }
+    return {**schema, "properties": properties} if properties else schema
+
+
+def _or_variable(field: Schema) -> Schema:
+    kept: Schema = {key: field[key] for key in ("title", "description", "default") if key in field}
+    value = {key: item for key, item in field.items() if key not in kept}
+    return {"anyOf": [value, _VARIABLE], **kept}
+
+
+def render() -> str:
+    return json.dumps(build_schema(), indent=1, sort_keys=False) + "\n"
+
+
+if __name__ == "__main__":
+    PATH.parent.mkdir(exist_ok=True)
+    PATH.write_text(render(), encoding="utf-8")

@@ -1,0 +1,188 @@
+"""From a raw spec to a `LabSpec`, or to every one of its problems at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from slm_lab.lib.errors import LabError, Problem, SpecError, did_you_mean
+from slm_lab.lib.registry import Registry
+from slm_lab.spec.dialect import translate
+from slm_lab.spec.explain import check, show
+from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec
+from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
+from slm_lab.spec.variables import substitute
+
+SECTIONS = {"agent": True, "env": True, "meta": False, "search": False, "vars": False}  # section: must be there
+FAMILIES = {"algorithm": ALGORITHM, "memory": MEMORY, "net": NET}
+DEFAULT_NET = {"name": "MLP"}  # for agents that need none, as Random; SLM-Lab writes "net": {}
+
+
+class Findings:
+    """The problems so far, each in the user's own path; the first one at a place is the one that counts."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+        self.renamed: Mapping[str, str] = {}
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Note the problems that no earlier stage has explained, at their path or above it."""
+        known = [problem.path for problem in self.problems]
+        for problem in problems:
+            path = self._user_path(problem.path)
+            if not any(path == above or path.startswith(f"{above}.") for above in known):
+                self.problems.append(Problem(path, problem.message))
+
+    def _user_path(self, path: str) -> str:
+        for ours, theirs in self.renamed.items():
+            if path == ours or path.startswith(f"{ours}."):
+                return theirs + path[len(ours) :]
+        return path
+
+
+def resolve(raw: Mapping[str, Any], name: str = "spec", check_env: bool = True) -> LabSpec:
+    """The spec validated by its parts and against each other; raises `SpecError` with all that is wrong.
+
+    `check_env=False` builds no env: nothing that depends on its spaces is checked.
+    """
+    found = Findings()
+    found.add(_shape_problems(raw))
+    if not isinstance(raw, Mapping):
+        raise SpecError(found.problems, _title(name))
+    filled, problems = substitute(raw)
+    found.add(problems)
+    translation = translate(filled)
+    found.renamed = translation.renamed
+    found.add(translation.problems)
+
+    sections = {section: _mapping(translation.spec.get(section)) for section in SECTIONS}
+    agent, classes = _agent(sections["agent"], found)
+    env, problems = check(ENV.load("EnvSpec"), sections["env"], "env")
+    found.add(problems)
+    meta, problems = check(MetaSpec, sections["meta"], "meta")
+    found.add(problems)
+    _finish(found, name)
+
+    search = translation.spec.get("search")
+    spec = LabSpec(name, agent, env, meta.filled(env.max_frame), search, tuple(translation.notes))  # type: ignore[union-attr]
+    found.add(_fit_problems(classes))
+    if check_env:
+        found.add(_env_problems(spec, classes))
+    _finish(found, name)
+    return spec
+
+
+def _title(name: str) -> str:
+    return f"spec '{name}' can't be run"
+
+
+def _finish(found: Findings, name: str) -> None:
+    if found.problems:
+        raise SpecError(found.problems, _title(name))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A section that can be read on; what is wrong with another is already told."""
+    return value if isinstance(value, dict) else {}
+
+
+def _shape_problems(raw: Any) -> list[Problem]:
+    """Sections that are missing, unknown, or no mappings."""
+    if not isinstance(raw, Mapping):
+        return [Problem("", f"{show(raw)} is no spec (expected: mapping with {', '.join(SECTIONS)})")]
+    problems = [
+        Problem(str(key), f"unknown section.{did_you_mean(str(key), SECTIONS)}") for key in raw if key not in SECTIONS
+    ]
+    for section, needed in SECTIONS.items():
+        if section not in raw and needed:
+            problems.append(Problem(section, "missing section (expected: mapping)"))
+        elif section in raw and not isinstance(raw[section], dict):
+            problems.append(Problem(section, f"{show(raw[section])} is no section (expected: mapping)"))
+    return problems
+
+
+# --- the parts of the agent ---
+
+
+def _agent(raw: Mapping[str, Any], found: Findings) -> tuple[AgentSpec, dict[str, Any]]:
+    """The agent's validated parts and their classes by path; those that fail are None, and told in `found`."""
+    options = ["name", *FAMILIES]
+    unknown = [key for key in raw if key not in options]
+    found.add(Problem(f"agent.{key}", f"unknown key.{did_you_mean(str(key), options)}") for key in unknown)
+    parts: dict[str, Any] = {}
+    classes: dict[str, Any] = {}
+    for family, registry in FAMILIES.items():
+        value = DEFAULT_NET if family == "net" and raw.get("net") in (None, {}) else raw.get(family)
+        classes[f"agent.{family}"], parts[family] = _part(registry, value, f"agent.{family}", found)
+    core_field = classes["agent.net"] and classes["agent.net"].Spec.model_fields.get("core")
+    if core_field:  # any, to the net: which core it is and what keys that has is known here only
+        value = _mapping(raw.get("net")).get("core", core_field.get_default(call_default_factory=True))
+        classes["agent.net.core"], core = _part(CORE, value, "agent.net.core", found)
+        if core and parts["net"]:
+            parts["net"] = parts["net"].model_copy(update={"core": core.model_dump(mode="json")})
+    name = raw.get("name", getattr(parts["algorithm"], "name", ""))
+    if not isinstance(name, str):
+        found.add([Problem("agent.name", f"{show(name)} is no name (expected: text)")])
+    return AgentSpec(str(name), **parts), classes
+
+
+def _part(registry: Registry, raw: Any, path: str, found: Findings) -> tuple[Any, Any]:
+    """The class that `raw["name"]` names and its validated Spec; None and None where that can't be."""
+    if not isinstance(raw, dict):
+        what = "missing" if raw is None else f"{show(raw)} is no {registry.family}"
+        found.add([Problem(path, f"{what} (expected: mapping with name: {' | '.join(registry)})")])
+        return None, None
+    name = raw.get("name")
+    if not isinstance(name, str) or name not in registry:
+        message = registry.unknown(name) if "name" in raw else f"missing (expected: {' | '.join(registry)})"
+        found.add([Problem(f"{path}.name", message)])
+        return None, None
+    cls = registry.load(name)
+    spec, problems = check(cls.Spec, raw, path)
+    found.add(problems)
+    return cls, spec
+
+
+# --- do they fit each other ---
+
+
+def loadable(registry: Registry) -> dict[str, Any]:
+    """The classes of a family that import here: a part may be unfinished, or need a package that isn't installed."""
+    classes = {}
+    for name in registry:
+        try:
+            classes[name] = registry.load(name)
+        except (ImportError, AttributeError, LabError):
+            continue
+    return classes
+
+
+def _fit_problems(classes: Mapping[str, Any]) -> list[Problem]:
+    """An algorithm that learns on-policy needs a memory that forgets what older policies did, and the other way round."""
+    algorithm, memory = classes["agent.algorithm"], classes["agent.memory"]
+    wanted = getattr(algorithm, "on_policy", None)
+    given = getattr(memory, "on_policy", None)
+    if wanted is None or given is None or wanted == given:
+        return []
+    fitting = [name for name, cls in loadable(MEMORY).items() if getattr(cls, "on_policy", None) == wanted]
+    kind = "on-policy" if wanted else "off-policy"
+    cure = f"use {' or '.join(fitting)}" if fitting else "there is none yet"
+    message = f"{memory.__name__} doesn't fit: {algorithm.__name__} learns {kind} and needs an {kind} memory: {cure}"
+    return [Problem("agent.memory.name", message)]
+
+
+def _env_problems(spec: LabSpec, classes: Mapping[str, Any]) -> list[Problem]:
+    """What the env says of itself, and what the parts say of its spaces (an optional `problems` of their class)."""
+    problems = list(ENV.load("env_problems")(spec.env))
+    if problems:
+        return problems
+    try:
+        env = ENV.load("make_env")(spec.env, num_envs=1)
+    except LabError as error:
+        return [Problem("env", str(error))]
+    for cls in classes.values():
+        if hasattr(cls, "problems"):
+            problems += cls.problems(spec, env.obs_space, env.action_space)
+    if hasattr(env, "close"):
+        env.close()
+    return problems
