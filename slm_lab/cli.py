@@ -43,7 +43,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for an error of the user or the machine, 130 after a second Ctrl-C."""
+    """Run one command; the exit code: 0, 2 for an error of the user or the machine, 130 after a second Ctrl-C."""
     args = _parser().parse_args(argv)
     try:
         words = args.words
@@ -64,12 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="run_lab.py", usage=USAGE, epilog=HELP, description="SLM Lab: the lab for memory in reinforcement learning",
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+        prog="run_lab.py",
+        usage=USAGE,
+        description="SLM Lab: the lab for memory in reinforcement learning",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("words", nargs="+", metavar="SPEC_FILE [SPEC_NAME] MODE", help="what to run, or a command")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, e.g. agent.algorithm.gamma=0.95")
-    parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR", help="where runs are kept (default: data)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, e.g. agent.algorithm.gamma=0.95",
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path("data"), metavar="DIR", help="where runs are kept (default: data)"
+    )
     parser.add_argument("--version", action="version", version=f"slm_lab {__version__}")
     return parser
 
@@ -81,11 +93,15 @@ def _run(words: list[str], args: argparse.Namespace) -> None:
     """SPEC_FILE [SPEC_NAME] MODE; for train@RUN_DIR and enjoy@ the spec file may be left out."""
     mode, _, which = words[-1].partition("@")
     if mode not in MODES:
-        raise LabError(f"unknown mode '{words[-1]}'.{did_you_mean(words[-1], [*MODES, 'train@latest', 'enjoy@latest', *COMMANDS])}")
+        raise LabError(
+            f"unknown mode '{words[-1]}'.{did_you_mean(words[-1], [*MODES, 'train@latest', 'enjoy@latest', *COMMANDS])}"
+        )
     if len(words) > 3:
         raise LabError(f"too many words: {' '.join(words)}. Expected: {USAGE.splitlines()[0]}")
     if mode == "search":
-        raise LabError("mode 'search' isn't built yet. Until then, run each setting with mode train and --set KEY=VALUE.")
+        raise LabError(
+            "mode 'search' isn't built yet. Until then, run each setting with mode train and --set KEY=VALUE."
+        )
     if which and mode not in ("train", "enjoy"):
         raise LabError(f"'{words[-1]}': only train and enjoy go on with a run. Use train@{which} or enjoy@{which}.")
     if mode == "enjoy" and not which:
@@ -104,7 +120,9 @@ def _begin(words: list[str], mode: str, args: argparse.Namespace) -> None:
 
 def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) -> None:
     if args.set:
-        raise LabError("--set can't change a run that was started: it goes on with the spec saved in its folder. Start a new run.")
+        raise LabError(
+            "--set can't change a run that was started: it goes on with the spec saved in its folder. Start a new run."
+        )
     name = _raw(words)[0] if words else None
     from slm_lab.experiment import control
     from slm_lab.experiment.run_dir import RunDir

@@ -33,7 +33,7 @@ class Agent:
         return self.algorithm.act(obs, is_first, carry, explore, self.frame)
 
     def update(self, step: Step, carry: Tree, act: ActOut, next_step: Step) -> list[Metrics]:
-        """Remember a step (carry: as it was before acting), and learn while the memory says so; the metrics of each update."""
+        """Remember a step (`carry` as before acting) and learn while the memory says so; the metrics of each update."""
         row = Row(
             step.obs, step.is_first, to_numpy(carry), to_numpy({"action": act.action})["action"], to_numpy(act.extras),
             next_step.reward, next_step.terminated, next_step.truncated, next_step.obs, next_step.is_first,
@@ -53,8 +53,11 @@ class Agent:
 
     def state_dict(self) -> Tree:
         return {
-            "algorithm": self.algorithm.state_dict(), "memory": self.memory.state_dict(), "rng": self.rng.state_dict(), "frame": self.frame,
-        }  # fmt: skip
+            "algorithm": self.algorithm.state_dict(),
+            "memory": self.memory.state_dict(),
+            "rng": self.rng.state_dict(),
+            "frame": self.frame,
+        }
 
     def load_state_dict(self, state: Tree) -> None:
         self.algorithm.load_state_dict(state["algorithm"])

@@ -28,7 +28,9 @@ def build_agent(agent_spec: Any, obs_space: ObsSpace, action_space: spaces.Space
     algorithm_class = ALGORITHM.load(agent_spec.algorithm.name)
     memory = MEMORY.load(agent_spec.memory.name)(agent_spec.memory, num_envs, agent_spec.algorithm.frequency)
     torch.manual_seed(seed)  # the only use of torch's global generator: first weights
-    net = build_net(agent_spec.net, obs_space, algorithm_class.heads(agent_spec.algorithm, agent_spec.net, action_space), memory)
+    net = build_net(
+        agent_spec.net, obs_space, algorithm_class.heads(agent_spec.algorithm, agent_spec.net, action_space), memory
+    )
     net.to(pick_device(agent_spec.net.device, net, obs_space))
     rng = Rng(seed, 0)
     algorithm = algorithm_class(agent_spec.algorithm, net, Optim(net, agent_spec.net), rng)
@@ -36,7 +38,7 @@ def build_agent(agent_spec: Any, obs_space: ObsSpace, action_space: spaces.Space
 
 
 def build_net(spec: NetSpec, obs_space: ObsSpace, heads: dict[str, Head], memory: Memory | None = None) -> Net:
-    """Encoder, core and heads as the spec says: one part for all heads when shared, else one for each that the heads name."""
+    """Encoder, core and heads as the spec says: one part for all heads when shared, else one for each they name."""
     names = ["shared"] if spec.shared else list(dict.fromkeys(head.part for head in heads.values()))
     return Net({name: _part(spec, obs_space, memory) for name in names}, heads)
 
@@ -51,7 +53,7 @@ def _part(spec: NetSpec, obs_space: ObsSpace, memory: Memory | None) -> Part:
 
 
 def pick_device(wanted: str, net: Net, obs_space: ObsSpace) -> torch.device:
-    """`auto` takes a GPU only where it pays: image nets and nets from a million parameters on. Raises `LabError` for a missing GPU."""
+    """`auto` takes a GPU only where it pays: nets of images or a million parameters. Raises `LabError` without one."""
     if wanted == "cuda" and not torch.cuda.is_available():
         raise LabError("agent.net.device: 'cuda' was asked for, but torch sees no GPU here. Use 'auto' or 'cpu'.")
     if wanted != "auto":

@@ -1,7 +1,8 @@
 """Checkpoints: whole or not at all, verified when read.
 
-A checkpoint is a file of tensors and plain values (`torch.load(weights_only=True)`: no code is ever run from it) and a small pointer,
-`NAME.json`, that holds its name, size and SHA-256. The pointer is renamed into place last, so a kill at any moment leaves the old pair or the new one.
+A checkpoint is a file of tensors and plain values (`torch.load(weights_only=True)`: no code is ever run from it) and a
+small pointer, `NAME.json`, that holds its name, size and SHA-256. The pointer is renamed into place last, so a kill at
+any moment leaves the old pair or the new one.
 """
 
 from __future__ import annotations
@@ -23,17 +24,27 @@ ARRAY = "__ndarray__"  # marks what was numpy, so that it comes back as numpy
 
 
 def save(folder: Path, name: str, state: Tree, frame: int) -> None:
-    """Write `state` as checkpoint `name`; the one before it goes only when this one is complete. Raises `LabError` when the disk refuses."""
+    """Write `state` as checkpoint `name`; the one before goes when it is complete. Raises `LabError` on a full disk."""
     pointer = folder / f"{name}.json"
     before = _read_pointer(pointer) if pointer.exists() else None
-    file = folder / f"{name}_{'b' if before and before['file'].endswith('_a.pt') else 'a'}.pt"  # never over the one in use
+    file = (
+        folder / f"{name}_{'b' if before and before['file'].endswith('_a.pt') else 'a'}.pt"
+    )  # never over the one in use
     try:
         write_atomic(file, lambda path: torch.save({"format": FORMAT, "state": _plain(state)}, path))
-        facts = {"format": FORMAT, "file": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file), "frame": frame}
+        facts = {
+            "format": FORMAT,
+            "file": file.name,
+            "bytes": file.stat().st_size,
+            "sha256": _sha256(file),
+            "frame": frame,
+        }
         write_atomic(pointer, lambda path: path.write_text(json.dumps(facts, indent=1)))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         kept = f"The checkpoint at frame {before['frame']} is intact." if before else "There is no earlier one."
-        raise LabError(f"can't write the checkpoint {file}: {error}. {kept} Free some space, then continue with train@latest.") from error
+        raise LabError(
+            f"can't write the checkpoint {file}: {error}. {kept} Free some space, then continue with train@latest."
+        ) from error
     if before:
         (folder / before["file"]).unlink(missing_ok=True)
 
@@ -46,15 +57,20 @@ def load(folder: Path, name: str) -> Tree | None:
     facts = _read_pointer(pointer)
     file = folder / facts["file"]
     if not file.exists():
-        raise LabError(f"the checkpoint {file} is missing, though {pointer.name} names it. Restore it, or start a new run.")
+        raise LabError(
+            f"the checkpoint {file} is missing, though {pointer.name} names it. Restore it, or start a new run."
+        )
     if file.stat().st_size != facts["bytes"] or _sha256(file) != facts["sha256"]:
-        raise LabError(f"the checkpoint {file} is damaged: its size or SHA-256 is not what {pointer.name} says. Restore it, or start a new run.")
+        raise LabError(
+            f"the checkpoint {file} is damaged: its size or SHA-256 is not what {pointer.name} says. "
+            "Restore it, or start a new run."
+        )
     content = torch.load(file, weights_only=True, map_location="cpu")
     return _restored(content["state"])  # type: ignore[no-any-return]
 
 
 def write_atomic(path: Path, write: Any) -> None:
-    """Let `write(temporary_path)` write a file, sync it, and rename it to `path`: readers see the old file or the new one."""
+    """Let `write(temporary)` write a file, sync it, and rename it to `path`: readers see the old file or the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
@@ -70,7 +86,9 @@ def _read_pointer(pointer: Path) -> dict[str, Any]:
         facts = json.loads(pointer.read_text())
         assert facts["format"] == FORMAT and {"file", "bytes", "sha256", "frame"} <= facts.keys()
     except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise LabError(f"{pointer} isn't a checkpoint of this lab ({FORMAT}). Restore it, or start a new run.") from error
+        raise LabError(
+            f"{pointer} isn't a checkpoint of this lab ({FORMAT}). Restore it, or start a new run."
+        ) from error
     return dict(facts)
 
 

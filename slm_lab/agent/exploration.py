@@ -15,8 +15,8 @@ ActionPolicy = Literal["default", "random", "epsilon_greedy", "boltzmann"]
 def explore(policy: Distribution, action_policy: ActionPolicy, explore_var: float) -> Distribution:
     """The distribution that acts in place of `policy`, discrete ones only but for "default".
 
-    default: the policy itself · random: uniform · epsilon_greedy: the best action, with probability `explore_var` a uniform one ·
-    boltzmann: logits divided by the temperature `explore_var`.
+    default: the policy itself · random: uniform · epsilon_greedy: the best action, with probability `explore_var` a
+    uniform one · boltzmann: logits divided by the temperature `explore_var`.
     """
     if action_policy == "default":
         return policy

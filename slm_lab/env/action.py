@@ -35,8 +35,7 @@ class ActionUnits:
         low, high = world.low.astype(np.float64), world.high.astype(np.float64)
         self._bounded = np.isfinite(low) & np.isfinite(high)
         self._low, self._high = low, high
-        safe_low, safe_high = np.where(self._bounded, low, -1.0), np.where(self._bounded, high, 1.0)
-        self._middle, self._half = (safe_low + safe_high) / 2, (safe_high - safe_low) / 2
+        self._safe_low, self._safe_high = np.where(self._bounded, low, 0.0), np.where(self._bounded, high, 0.0)
         dtype = world.dtype if np.issubdtype(world.dtype, np.floating) else np.dtype(np.float32)
         policy_low, policy_high = np.where(self._bounded, -1.0, low), np.where(self._bounded, 1.0, high)
         self.space = spaces.Box(policy_low.astype(dtype), policy_high.astype(dtype), dtype=dtype.type)
@@ -55,8 +54,9 @@ class ActionUnits:
     def _stretch(self, action: np.ndarray) -> np.ndarray:
         if not np.isfinite(action).all():
             raise EnvError(f"the policy gave the actions {action.tolist()}: not all finite")
-        action = np.where(self._bounded, np.clip(action.astype(np.float64), -1.0, 1.0), action)
-        # Clipped once more: rounding may leave the world's bounds by one bit, and worlds assert them.
-        action = np.clip(self._middle + action * self._half, self._low, self._high)
+        share = (action.astype(np.float64) + 1.0) / 2.0
+        # In this form -1 and 1 give low and high exactly; what lies beyond them, if by rounding only, is clipped.
+        stretched = self._safe_low * (1.0 - share) + self._safe_high * share
+        action = np.clip(np.where(self._bounded, stretched, action), self._low, self._high)
         dtype = np.dtype(self.world.dtype)
         return (np.rint(action) if dtype.kind in "iu" else action).astype(dtype)

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from slm_lab.env import snapshot
 from slm_lab.env.action import ActionUnits
-from slm_lab.env.base import EnvError, Space, VecEnv, check_finite, first_step, leaf_arrays, leaf_spaces
+from slm_lab.env.base import EnvError, Space, VecEnv, check_finite, first_step, leaf_arrays, leaf_spaces, own
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Step, Tree
 
@@ -96,7 +96,7 @@ class GymVec(VecEnv):
         saved = state["env"]
         if len(saved["ended"]) != self.num_envs:
             raise EnvError(f"the saved state has {len(saved['ended'])} worlds, not {self.num_envs}", "num_envs")
-        self._ended, self._number = np.array(saved["ended"]), int(saved["number"])
+        self._ended, self._number = own(saved["ended"]), int(saved["number"])
         self._restore(saved["worlds"])
 
     @abstractmethod
@@ -187,7 +187,7 @@ class PausedVec(GymVec):
         for vector, saved in zip(self._vectors, worlds, strict=True):
             snapshot.restore(vector, saved["vector"])
         begun = [saved["begun"] for saved in worlds]
-        self._begun = [leaves and {key: np.array(leaf) for key, leaf in leaves.items()} for leaves in begun]
+        self._begun = [leaves and {key: own(leaf) for key, leaf in leaves.items()} for leaves in begun]
 
     def render(self) -> list[Any]:
         return [frame for vector in self._vectors for frame in vector.render() or ()]

@@ -1,4 +1,4 @@
-"""The seam between worlds and agents: a vector of worlds, its flat observation keys, and the checks each step passes."""
+"""The seam between worlds and agents: a vector of worlds, its flat observations, the checks of each step."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class VecEnv(ABC):
 
     @abstractmethod
     def state_dict(self) -> Tree | None:
-        """Everything the future depends on, wrappers and their statistics included; None where a world can't be saved."""
+        """Everything the future depends on, statistics of wrappers included; None where a world can't be saved."""
 
     @abstractmethod
     def load_state_dict(self, state: Tree) -> None:
@@ -82,7 +82,7 @@ class VecEnv(ABC):
 
 
 def leaf_spaces(space: Space, path: str = "") -> dict[str, Space]:
-    """The leaves of `space` by dotted path, in the space's own order. Raises `EnvError` for a kind that isn't supported."""
+    """The leaves of `space` by dotted path, in the space's order. Raises `EnvError` for a kind that isn't supported."""
     if isinstance(space, LEAVES):
         return {path or "obs": space}
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
@@ -132,3 +132,8 @@ def check_finite(name: str, number: int, step: Step) -> Step:
             "finite numbers were expected. Learning from it would spoil every weight: mend the env."
         )
     return step
+
+
+def own(array: Any) -> np.ndarray:
+    """A copy of an array that was saved; a checkpoint may have made a tensor of it."""
+    return np.asarray(array).copy()

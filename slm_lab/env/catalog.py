@@ -41,9 +41,10 @@ def find(name: str) -> GymSpec:
         _import(module, PYPI_NAMES.get(module.split(".")[0], module.split(".")[0]))
     if plain not in gymnasium.registry:
         near = did_you_mean(plain, [*gymnasium.registry, *TASK])
-        hint = (
-            near if near.startswith(" Did") else " For the ids there are: python -m gymnasium, or run_lab.py list task."
+        all_ids = (
+            ' All ids: python -c "import gymnasium; gymnasium.pprint_registry()"; ours: python run_lab.py list task'
         )
+        hint = near if near.startswith(" Did") else all_ids
         raise EnvError(f"unknown env {name!r}.{hint}", "name")
     return gymnasium.registry[plain]
 

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec as GymSpec
 from gymnasium.wrappers.common import PassiveEnvChecker
 
-from slm_lab.env.base import EnvError
+from slm_lab.env.base import EnvError, own
 from slm_lab.lib.types import Tree
 
 # Constant for the life of an env, or known to be for the eye only.
@@ -38,7 +38,7 @@ def capture(env: Any) -> Tree:
 
 
 def restore(env: Any, state: Tree) -> None:
-    """Give `env`, built as the saved one was, the state `capture` found. Raises `EnvError` if it was built otherwise."""
+    """Give `env`, built as the saved one was, the state that `capture` found. Raises `EnvError` if built otherwise."""
     layers = list(_layers(env))
     names = [type(layer).__name__ for layer in layers]
     if names != [saved["layer"] for saved in state["layers"]]:
@@ -62,8 +62,13 @@ def _layers(env: Any) -> Iterator[Any]:
 
 def _capture_layer(layer: Any) -> Tree:
     name = type(layer).__name__
-    if isinstance(layer, PassiveEnvChecker):  # only remembers what it has checked already
-        return {"layer": name, "attributes": {}}
+    if isinstance(
+        layer, PassiveEnvChecker
+    ):  # no part of the world; told that it has looked, as it compares with a reset
+        return {
+            "layer": name,
+            "attributes": dict.fromkeys(("checked_reset", "checked_step", "checked_data_reuse"), True),
+        }
     if callable(getattr(layer, "get_state", None)) and callable(getattr(layer, "set_state", None)):
         return {"layer": name, "own": _Encoder(f"{name}.get_state()").encode(layer.get_state())}
     encoder, attributes = _Encoder(name), {}
@@ -93,7 +98,7 @@ def _picture(value: Any) -> bool:
 class _Encoder:
     """Turns attributes into dict, list, tuple, str, int, float, bool, None and numeric arrays.
 
-    The same list, array or generator under two names would come back as two copies that drift apart: that is opaque too.
+    The same list, array or generator under two names would come back as two copies that drift apart: opaque too.
     """
 
     def __init__(self, path: str) -> None:
@@ -130,7 +135,7 @@ class _Encoder:
         return value
 
     def _scalar(self, value: np.generic) -> Tree:
-        if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
+        if value.dtype.kind not in "biufU" or (value.dtype.kind == "f" and value.dtype.itemsize > 8):
             raise Opaque(f"{self.path} ({value.dtype})")
         return {TAG: "scalar", "dtype": value.dtype.str, "value": value.item()}
 
@@ -167,14 +172,14 @@ def _decode(value: Any, current: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_decode(item, None) for item in value)
     if not isinstance(value, dict):
-        return np.array(value) if hasattr(value, "__array__") else value
+        return own(value) if hasattr(value, "__array__") else value
     kind = value[TAG]
     if kind == "dict":
         return {_decode(key, None): _decode(item, None) for key, item in value["items"]}
     if kind == "scalar":
         return np.dtype(value["dtype"]).type(value["value"])
     if kind == "bytes":
-        return np.frombuffer(np.array(value["data"]).tobytes(), value["dtype"]).reshape(value["shape"]).copy()
+        return np.frombuffer(own(value["data"]).tobytes(), value["dtype"]).reshape(value["shape"]).copy()
     if kind == "generator":
         return _generator(value["state"])
     for space, rng in zip(_with_parts(current), value["rngs"], strict=True):
@@ -192,4 +197,4 @@ def _generator(state: Tree) -> np.random.Generator:
 def _arrays(state: Any) -> Any:
     if isinstance(state, dict):
         return {key: _arrays(value) for key, value in state.items()}
-    return np.array(state) if hasattr(state, "__array__") else state
+    return own(state) if hasattr(state, "__array__") else state

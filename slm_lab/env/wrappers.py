@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from slm_lab.env.base import VecEnv
+from slm_lab.env.base import VecEnv, own
 from slm_lab.env.spec import EnvSpec
 from slm_lab.env.wrapper_base import VecWrapper, add_key, like, with_reward
 from slm_lab.lib.running import RunningMoments
@@ -35,7 +35,7 @@ class ScaleReward(VecWrapper):
 
 
 class NormalizeReward(VecWrapper):
-    """Divides the reward by the running standard deviation of the discounted return (not centred: that would pay for time).
+    """Divides the reward by the running standard deviation of the discounted return (centring it would pay for time).
 
     Source: Engstrom et al. 2020, arXiv 2005.12729, "reward scaling". We differ: each env's sum starts anew with each
     episode, and the reward passes unchanged until returns differ at all.
@@ -66,7 +66,7 @@ class NormalizeReward(VecWrapper):
         return {"returns": self._returns.copy()}
 
     def _load_episode(self, state: Tree) -> None:
-        self._returns = np.array(state["returns"])
+        self._returns = own(state["returns"])
 
 
 class ClipReward(VecWrapper):
@@ -167,11 +167,11 @@ class FrameStack(VecWrapper):
         return {key: frames.copy() for key, frames in self._frames.items()}
 
     def _load_episode(self, state: Tree) -> None:
-        self._frames = {key: np.array(frames) for key, frames in state.items()}
+        self._frames = {key: own(frames) for key, frames in state.items()}
 
 
 class PrevAction(VecWrapper):
-    """Adds the observation "prev_action", in the policy's units: what led to this step; zeros where an episode begins."""
+    """Adds the observation "prev_action", in the policy's units: what led here; zeros where an episode begins."""
 
     key = "prev_action"
 

@@ -37,14 +37,19 @@ class Run:
         """Sessions that broke off."""
         return {int(failure["session"]) for failure in self.failures}
 
+    @property
+    def whole(self) -> list[pd.DataFrame]:
+        """Log rows of the sessions that ran to their end."""
+        return [df for session, df in self.train.items() if session not in self.failed]
+
     def stem(self, session: int | None = None) -> str:
         """What the trial's files (or a session's) begin with."""
         return f"{self.name}_t{self.trial}" + ("" if session is None else f"_s{session}")
 
     def metrics(self) -> Metrics:
         """The trial's metrics, over the sessions that ran to their end."""
-        whole = [session_metrics(df, self.random_return) for s, df in self.train.items() if s not in self.failed]
-        return trial_metrics(whole, num_failed=len(self.failed))
+        sessions = [session_metrics(df, self.random_return) for df in self.whole]
+        return trial_metrics(sessions, num_failed=len(self.failed))
 
 
 def load_run(run_dir: str | Path, trial: int = 0) -> Run:
@@ -77,7 +82,7 @@ def analyze_session(run_dir: str | Path, trial: int, session: int, random_return
 
 
 def analyze_trial(run_dir: str | Path, trial: int = 0) -> Metrics:
-    """Compute a trial's metrics from the log rows; write `info/*_trial_metrics.json` and `.csv` (sessions, then mean)."""
+    """Compute a trial's metrics from the log rows; write `info/*_trial_metrics.json`, `.csv` (sessions, then mean)."""
     run = load_run(run_dir, trial)
     metrics = run.metrics()
     scalars = {s: session_metrics(df, run.random_return)["scalar"] for s, df in run.train.items()}
@@ -87,6 +92,11 @@ def analyze_trial(run_dir: str | Path, trial: int = 0) -> Metrics:
     table = pd.DataFrame([*rows, {"session": "mean", **metrics["scalar"]}])
     write_text(info / f"{run.stem()}_trial_metrics.csv", table.to_csv(index=False))
     return metrics
+
+
+def plural(number: int, thing: str) -> str:
+    """'1 session', '4 sessions'."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -62,14 +62,26 @@ def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list
         env.reset(0)
         env.load_wrapper_state(state["wrappers"])
         env.freeze()
-        console.print(f"{run.path}: session {session}, best at frame {state['frame']:,} with return {state['score']:.2f}", highlight=False)
+        console.print(
+            f"{run.path}: session {session}, best at frame {state['frame']:,} with return {state['score']:.2f}",
+            highlight=False,
+        )
         pictures: list[Any] = []
-        played = play(agent, env, episodes, seed=0, on_step=lambda: pictures.extend(env.render()[:1]) if len(pictures) < GIF_FRAMES else None)
+        played = play(
+            agent,
+            env,
+            episodes,
+            seed=0,
+            on_step=lambda: pictures.extend(env.render()[:1]) if len(pictures) < GIF_FRAMES else None,
+        )
     finally:
         env.close()
     for i, (total, length) in enumerate(zip(played.returns, played.lengths, strict=True)):
         console.print(f"episode {i}: return {total:.2f}, {length} steps", highlight=False)
-    console.print(f"mean return {played.returns.mean():.2f} ± {played.returns.std():.2f} over {len(played.returns)} episodes", highlight=False)
+    console.print(
+        f"mean return {played.returns.mean():.2f} ± {played.returns.std():.2f} over {len(played.returns)} episodes",
+        highlight=False,
+    )
     _write_gif(pictures, run.graph / "enjoy.gif", console)
     return [float(total) for total in played.returns]
 
@@ -91,7 +103,11 @@ def finish(run: RunDir, baseline: float | None, console: Console, png: bool = Tr
     page = write_report(run.path)
     scalar = metrics.get("scalar", {})
     if scalar.get("final_return") is not None:
-        shown = ", ".join(f"{name} {scalar[name]:.2f}" for name in ("final_return", "best_return", "strength") if scalar.get(name) is not None)
+        shown = ", ".join(
+            f"{name} {scalar[name]:.2f}"
+            for name in ("final_return", "best_return", "strength")
+            if scalar.get(name) is not None
+        )
         console.print(f"{shown} (random {baseline:.2f})" if baseline is not None else shown, highlight=False)
     console.print(f"graphs:  {run.graph}\nreport:  {page}", highlight=False, soft_wrap=True)
 
@@ -108,7 +124,10 @@ def stored_spec(run: RunDir) -> LabSpec:
 
 
 def _run_trial(spec: LabSpec, run: RunDir, baseline: float | None, console: Console, check: bool = False) -> RunDir:
-    title = f"{spec.name}: {spec.agent.name} in {spec.env.name}, {spec.meta.max_session} session(s) of {spec.env.max_frame:,} frames → {run.path}"
+    sessions = f"{spec.meta.max_session} session{'s' if spec.meta.max_session > 1 else ''}"
+    title = (
+        f"{spec.name}: {spec.agent.name} in {spec.env.name}, {sessions} of {spec.env.max_frame:,} frames → {run.path}"
+    )
     findings: list[str] = []
     with Display(title, spec.meta.max_session, spec.env.max_frame, console) as display:
         if spec.meta.max_session == 1:
@@ -145,7 +164,9 @@ def _baseline(spec: LabSpec, data: Path) -> float | None:
         data.mkdir(parents=True, exist_ok=True)
         return random_return(spec, data)
     except OSError as error:
-        raise LabError(f"can't write to {data}: {error.strerror or error}. Check its permissions and free space.") from error
+        raise LabError(
+            f"can't write to {data}: {error.strerror or error}. Check its permissions and free space."
+        ) from error
 
 
 def _shortened(spec: LabSpec) -> dict[str, Any]:
@@ -153,7 +174,11 @@ def _shortened(spec: LabSpec) -> dict[str, Any]:
     raw = spec.dump()
     max_frame = min(spec.env.max_frame, spec.meta.dev_max_frame)
     raw["env"]["max_frame"] = max_frame
-    caps = {"log_frequency": max(1, max_frame // 50), "eval_frequency": max(1, max_frame // 10), "checkpoint_frequency": max(1, max_frame // 10)}
+    caps = {
+        "log_frequency": max(1, max_frame // 50),
+        "eval_frequency": max(1, max_frame // 10),
+        "checkpoint_frequency": max(1, max_frame // 10),
+    }
     raw["meta"] |= {"max_session": 1, **{key: min(raw["meta"][key], cap) for key, cap in caps.items()}}
     return raw
 
@@ -161,7 +186,9 @@ def _shortened(spec: LabSpec) -> dict[str, Any]:
 def _best(run: RunDir, sessions: int) -> tuple[int, dict[str, Any]]:
     found = {i: state for i in range(sessions) if (state := checkpoint.load(run.model, f"session{i}_best")) is not None}
     if not found:
-        raise LabError(f"{run.path} has no best checkpoint yet: no episode was finished. Train it on with train@{run.path}.")
+        raise LabError(
+            f"{run.path} has no best checkpoint yet: no episode was finished. Train it on with train@{run.path}."
+        )
     session = max(found, key=lambda i: float(found[i]["score"]))
     return session, found[session]
 

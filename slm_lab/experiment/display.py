@@ -23,17 +23,21 @@ class Display:
     def __init__(self, title: str, sessions: int, max_frame: int, console: Console | None = None) -> None:
         self.title, self.console = title, console or Console()
         self.rows = [Progress(i, 0, max_frame, status="waiting") for i in range(sessions)]
-        self.live = Live(self._table(), console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self.live = (
+            Live(self._table(), console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        )
         self.printed = [0.0] * sessions
 
     def __enter__(self) -> Display:
         if self.live:
             self.live.start()
         else:
-            self.console.print(self.title, highlight=False)
+            self.console.print(self.title, highlight=False, soft_wrap=True)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.live:
             self.live.update(self._table())
             self.live.stop()
@@ -47,13 +51,13 @@ class Display:
         now = time.monotonic()
         if progress.status != "running" or now - self.printed[progress.session] >= LINE_SECONDS:
             self.printed[progress.session] = now
-            self.console.print(self._line(progress), highlight=False, markup=False)
+            self.console.print(self._line(progress), highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, p: Progress) -> str:
         share = p.frame / p.max_frame
         return (
-            f"session {p.session}: {p.status}, frame {p.frame:,} of {p.max_frame:,} ({share:.0%}), {_number(p.fps, 0)} frames/s, "
-            f"return {_number(p.total_reward_ma)}, eta {_eta(p)}"
+            f"session {p.session}: {p.status}, frame {p.frame:,} of {p.max_frame:,} ({share:.0%}), "
+            f"{_number(p.fps, 0)} frames/s, return {_number(p.total_reward_ma)}, eta {_eta(p)}"
         )
 
     def _table(self) -> Table:
@@ -62,7 +66,9 @@ class Display:
             table.add_column(column, justify="left" if column in ("progress", "status") else "right")
         for p in self.rows:
             bar = ProgressBar(total=p.max_frame, completed=p.frame, width=24)
-            table.add_row(str(p.session), bar, f"{p.frame:,}", _number(p.fps, 0), _number(p.total_reward_ma), _eta(p), p.status)
+            table.add_row(
+                str(p.session), bar, f"{p.frame:,}", _number(p.fps, 0), _number(p.total_reward_ma), _eta(p), p.status
+            )
         return table
 
 
@@ -85,4 +91,6 @@ class ConsoleHandler(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(f"{record.levelname.lower()}: {record.getMessage()}", highlight=False, markup=False)
+        self.console.print(
+            f"{record.levelname.lower()}: {record.getMessage()}", highlight=False, markup=False, soft_wrap=True
+        )

@@ -37,8 +37,8 @@ def play(
 ) -> Played:  # fmt: skip
     """Play `episodes` from a seed, equally many in each env (so that short ones are not favoured), without learning.
 
-    `max_frame` bounds the frames for worlds that may never end; an episode that it cuts counts as it stands when none has finished.
-    `on_step` is called after every step, e.g. to film it.
+    `max_frame` bounds the frames for worlds that may never end; an episode that it cuts counts as it stands when none
+    has finished. `on_step` is called after every step, e.g. to film it.
     """
     E = env.num_envs
     quota = -(-episodes // E)
@@ -70,8 +70,12 @@ def world_action(act: ActOut, env: VecEnv) -> np.ndarray:
 
 
 def random_return(spec: LabSpec, data: Path) -> float:
-    """Mean return of uniform random actions in the spec's env: 100 episodes or 20 000 frames, measured once and kept under `data`."""
-    keys = {key: value for key, value in spec.env.model_dump().items() if key not in ("num_envs", "max_frame", "vectorization")}
+    """Mean return of random actions in the spec's env: 100 episodes or 20 000 frames, measured once, kept in `data`."""
+    keys = {
+        key: value
+        for key, value in spec.env.model_dump().items()
+        if key not in ("num_envs", "max_frame", "vectorization")
+    }
     key = json.dumps(keys, sort_keys=True)
     file = data / "random_baseline.json"
     known = _read(file)
@@ -82,7 +86,13 @@ def random_return(spec: LabSpec, data: Path) -> float:
             played = play(agent, env, BASELINE_EPISODES, seed=0, explore=True, max_frame=BASELINE_FRAMES)
         finally:
             env.close()
-        known = _read(file) | {key: {"mean": float(played.returns.mean()), "std": float(played.returns.std()), "episodes": len(played.returns)}}
+        known = _read(file) | {
+            key: {
+                "mean": float(played.returns.mean()),
+                "std": float(played.returns.std()),
+                "episodes": len(played.returns),
+            }
+        }
         write_atomic(file, lambda path: path.write_text(json.dumps(known, indent=1)))
     return float(known[key]["mean"])
 
@@ -94,7 +104,9 @@ def random_agent(env: VecEnv) -> Agent:
     from slm_lab.agent.net.mlp import MLP
     from slm_lab.spec.lab_spec import AgentSpec
 
-    parts = AgentSpec(name="Random", algorithm=Random.Spec(), memory=OnPolicyBatchReplay.Spec(), net=MLP.Spec(hid_layers=[]))
+    parts = AgentSpec(
+        name="Random", algorithm=Random.Spec(), memory=OnPolicyBatchReplay.Spec(), net=MLP.Spec(hid_layers=[])
+    )
     return build_agent(parts, env.obs_space, env.action_space, env.num_envs, seed=0)
 
 

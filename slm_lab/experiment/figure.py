@@ -21,7 +21,7 @@ INK, GREY, GRID = "#222222", "#6B6B6B", "#EBEBEB"
 FONT = "Helvetica, Arial, DejaVu Sans, sans-serif"
 WIDTH, HEIGHT = 800, 480
 PANEL_WIDTH, PANEL_HEIGHT, PANEL_COLUMNS = 300, 190, 3
-TITLE_CHARS = 78  # of the title's size, in WIDTH
+TITLE_CHARS = 66  # of the title's size, in WIDTH
 
 
 def new_figure(title: str, subtitle: str, y_title: str, x_title: str = "frames") -> go.Figure:
@@ -40,7 +40,11 @@ def new_grid(title: str, subtitle: str, names: list[str]) -> go.Figure:
     rows = math.ceil(len(names) / cols)
     top, bottom, inner = 96, 62, rows * PANEL_HEIGHT
     figure = make_subplots(
-        rows, cols, subplot_titles=names, horizontal_spacing=0.22 / cols, vertical_spacing=min(0.9, 62 / inner)
+        rows,
+        cols,
+        subplot_titles=[_short(f"{name}: ", 38).removesuffix(": ") for name in names],
+        horizontal_spacing=0.22 / cols,
+        vertical_spacing=min(0.9, 62 / inner),
     )
     figure.update_annotations(font={"size": 13, "color": INK}, yshift=3)
     figure.update_layout(_layout(title, subtitle, max(WIDTH // 2, cols * PANEL_WIDTH), top + bottom + inner))
@@ -71,7 +75,7 @@ def line(
         x=_numbers(x),
         y=_numbers(y),
         mode="markers" if lone else "lines+markers" if markers else "lines",
-        name=name,
+        name=name and plain(name),
         showlegend=name is not None,
         opacity=opacity,
         line={"color": color, "width": width, "dash": dash},
@@ -118,7 +122,7 @@ def add_baseline(figure: go.Figure, value: float, name: str) -> None:
 def legend_right(figure: go.Figure) -> go.Figure:
     """For a long legend: one name a line, right of the data, in room of its own."""
     names = [str(trace.name) for trace in figure.data if trace.showlegend is not False]
-    room = 60 + 9 * max(map(len, names), default=0)
+    room = 60 + 8 * max(map(len, names), default=0)
     legend = {"orientation": "v", "x": 1.02, "xanchor": "left", "y": 1.0, "yanchor": "top"}
     return figure.update_layout(legend=legend, width=WIDTH + room - 28, margin={"r": room, "t": 80})
 
@@ -145,9 +149,12 @@ def fit_y(values: Array) -> dict[str, Any]:
 
 
 def log_y(figure: go.Figure) -> go.Figure:
-    """A logarithmic y axis with 1, 2, 5 in each decade written out: plotly's own has bare small digits between powers."""
+    """A logarithmic y axis with 1, 2, 5 of each decade written out: plotly's own has bare digits between powers."""
     values = np.concatenate([np.asarray(trace.y, dtype=float) for trace in figure.data])
-    exponents = np.floor(np.log10(values[values > 0])) if (values > 0).any() else np.zeros(1)
+    values = values[values > 0]
+    if not values.size or values.max() < 10 * values.min():  # less than a decade is better seen on a linear axis
+        return figure.update_yaxes(rangemode="tozero")
+    exponents = np.floor(np.log10(values))
     decades = range(int(exponents.min()), int(exponents.max()) + 2)
     steps = (1, 2, 5) if len(decades) <= 4 else (1,)
     at = {}
@@ -161,7 +168,7 @@ def log_y(figure: go.Figure) -> go.Figure:
 def _layout(title: str, subtitle: str, width: int, height: int) -> dict[str, Any]:
     room = TITLE_CHARS * width // WIDTH
     # not title.subtitle: the engine that draws the PNGs is older than that key
-    text = f"<b>{_short(title, room)}</b><br><span style='font-size:13px;color:{GREY}'>{_short(subtitle, room)}</span>"
+    text = f"<b>{_short(title, room)}</b><br><span style='font-size:13px;color:{GREY}'>{plain(subtitle)}</span>"
     return {
         "template": "none",
         "width": width,
@@ -192,11 +199,18 @@ def _axis(size: int = 13) -> dict[str, Any]:
 
 
 def _short(text: str, room: int) -> str:
-    """Text that fits its line; plotly reads <tags>, so what looks like one is defused."""
-    text = text if len(text) <= room else text[: room - 1] + "…"
+    """Text that fits its line; of "name: what" the name is cut."""
+    if len(text) > room:
+        name, colon, what = text.rpartition(": ")
+        text = name[: max(0, room - len(colon + what) - 1)] + "…" + colon + what
+    return plain(text)
+
+
+def plain(text: str) -> str:
+    """Text that plotly, which reads <tags>, shows as it is."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _numbers(values: Array) -> list[float | None]:
-    """Plain lists, with None for a gap: plotly's binary arrays are not read by every engine, and 6 digits are enough."""
+    """Plain lists, None for a gap: not every engine reads plotly's binary arrays, and 6 digits are enough."""
     return [float(f"{v:.6g}") if math.isfinite(v) else None for v in np.asarray(values, dtype=float).tolist()]

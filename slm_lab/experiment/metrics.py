@@ -67,9 +67,9 @@ def calc_stability(strengths: ArrayLike) -> tuple[float, Array]:
 def calc_consistency(strengths: ArrayLike) -> tuple[float, Array]:
     """Consistency: `con = 1 − 2 Σ_i std_s(str_{s,i}) ÷ Σ_i mean_s(str_{s,i})` of strengths [S, N], i up to each [N].
 
-    1: all sessions learn the same curve. std is the sample one (n − 1), as in SLM-Lab. NaN for fewer than 2 sessions and
-    where the means don't sum to more than 0; a checkpoint that fewer than 2 sessions reached is left out of both sums.
-    Differs from SLM-Lab in the local ones, as `calc_stability` does.
+    1: all sessions learn the same curve. std is the sample one (n − 1), as in SLM-Lab. NaN for fewer than 2 sessions
+    and where the means don't sum to more than 0; a checkpoint that fewer than 2 sessions reached is left out of both
+    sums. Differs from SLM-Lab in the local ones, as `calc_stability` does.
     """
     mean, std = mean_std(strengths)
     known = np.isfinite(std)
@@ -78,7 +78,7 @@ def calc_consistency(strengths: ArrayLike) -> tuple[float, Array]:
 
 
 def mean_std(values: ArrayLike) -> tuple[Array, Array]:
-    """Mean and sample std [N] over the sessions of [S, N], NaNs left out; NaN where there is none (std: fewer than 2)."""
+    """Mean and sample std [N] over the sessions of [S, N], NaNs left out; NaN of none (std: of fewer than 2)."""
     table = np.atleast_2d(_floats(values))
     known = np.isfinite(table)
     count = known.sum(axis=0).astype(float)
@@ -178,8 +178,8 @@ def trial_metrics(sessions: Sequence[Metrics], num_failed: int = 0) -> Metrics:
     """Metrics of a trial: means of the scalars over the sessions that have them, and each local metric as [S][N].
 
     Adds `final_return_std` (sample std over sessions), `consistency`, `num_session` and `num_failed`; local
-    `consistencies` [N]. Sessions are aligned by frame. Give it sessions that ran to their end: one that failed midway has
-    no final return.
+    `consistencies` [N]. Sessions are aligned by frame. Give it sessions that ran to their end: one that failed midway
+    has no final return.
     """
     names = sessions[0]["scalar"] if sessions else session_metrics(pd.DataFrame(), None)["scalar"]
     table = np.array([[s["scalar"][name] for name in names] for s in sessions], dtype=float).reshape(-1, len(names))

@@ -14,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from slm_lab.experiment import figure as draw
-from slm_lab.experiment.analysis import Run, list_trials, load_run
+from slm_lab.experiment.analysis import Run, list_trials, load_run, plural
 from slm_lab.experiment.figure import DASHES, PALETTE, add_band, line, new_figure, new_grid
 from slm_lab.experiment.metrics import BASE_COLUMNS, Array, align, mean_std, session_metrics
 from slm_lab.experiment.png import write_pngs
@@ -91,7 +91,7 @@ def _trial_builders(run: Run) -> dict[str, Builder]:
     stem = run.stem()
     builders = {f"{stem}_trial_graph_{metric}_vs_frames": build(metric) for metric in TRIAL_GRAPHS}
     builders[f"{stem}_trial_graph_variables_vs_frames"] = lambda: _variables(
-        f"{run.name}: training variables", _trial_text(run), _whole(run)
+        f"{run.name}: training variables", _trial_text(run), run.whole
     )
     return builders
 
@@ -110,7 +110,7 @@ def _write(builders: dict[str, Builder], folder: Path, png: bool, timeout: float
             figure.write_html(page, include_plotlyjs="directory", include_mathjax=False, div_id=stem, config=config)
             pages.append(page)
             pictures[folder / f"{stem}.png"] = figure.to_json()
-        except Exception as error:  # noqa: BLE001  a graph is never worth a run
+        except Exception as error:  # a graph is never worth a run
             logger.warning("graph %s not drawn: %r", stem, error)
     return [*pages, *(write_pngs(pictures, timeout) if png else [])]
 
@@ -149,17 +149,16 @@ def _trial_metric(run: Run, metric: str, frames: Array, sessions: Array) -> go.F
     mean, std = _mean_of_most(sessions)
     if not np.isfinite(mean).any() and not failed:
         return None
-    if metric in LOG_GRAPHS:
-        sessions = np.where(
-            np.isfinite(mean), sessions, np.nan
-        )  # first values of a few would spread the axis by decades
+    if metric in LOG_GRAPHS or metric in WINDOW:
+        # the first values of a few would spread the axis by decades
+        sessions = np.where(np.isfinite(mean), sessions, np.nan)
     if metric in WINDOW:
         std[mean < WINDOW[metric][0]] = np.nan
     title, y_title = TRIAL_GRAPHS[metric]
     figure = new_figure(f"{run.name}: {title}", _trial_text(run), y_title)
     if len(sessions) > 1:
         for index, session in enumerate(sessions):
-            figure.add_trace(line(frames, session, None if index else "sessions", PALETTE[0], width=1, opacity=0.3))
+            figure.add_trace(line(frames, session, None if index else "sessions", PALETTE[0], width=1, opacity=0.35))
         if metric not in LOG_GRAPHS:
             add_band(figure, frames, mean, std, PALETTE[0], "± 1 std")
     for index, curve in enumerate(failed):
@@ -182,8 +181,8 @@ def _multi_trial(name: str, runs: Sequence[tuple[str, Run]]) -> go.Figure | None
             curves.append((label, run, frames, mean, std))
     if not curves:
         return None
-    counts = sorted({len(_whole(run)) for _, run, *_ in curves})
-    each = _count(counts[0], "session") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} sessions"
+    counts = sorted({len(run.whole) for _, run, *_ in curves})
+    each = plural(counts[0], "session") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} sessions"
     figure = new_figure(f"{name}: training return", f"mean ± 1 std, {each} each", RETURN_MA)
     for index, (_, _, frames, mean, std) in enumerate(curves):
         add_band(figure, frames, mean, std, PALETTE[index % len(PALETTE)], None)
@@ -191,9 +190,7 @@ def _multi_trial(name: str, runs: Sequence[tuple[str, Run]]) -> go.Figure | None
         dash = DASHES[index // len(PALETTE) % len(DASHES)]
         figure.add_trace(line(frames, mean, label, PALETTE[index % len(PALETTE)], dash=dash))
     baselines = {run.random_return for _, run, *_ in curves}
-    _finish(
-        figure, [df for _, run, *_ in curves for df in _whole(run)], baselines.pop() if len(baselines) == 1 else None
-    )
+    _finish(figure, [df for _, run, *_ in curves for df in run.whole], baselines.pop() if len(baselines) == 1 else None)
     return draw.legend_right(figure)
 
 
@@ -204,7 +201,7 @@ def _variables(title: str, subtitle: str, sessions: list[pd.DataFrame]) -> go.Fi
     if not names:
         return None
     window = max(1, max(map(len, sessions)) // 20)
-    smooth = f"centred moving average of {_count(window, 'log point')}"
+    smooth = f"centred moving average of {plural(window, 'log point')}"
     how = f"bold: {smooth}" if len(sessions) == 1 else f"mean ± 1 std, {smooth}"
     figure = new_grid(title, f"{subtitle}; {how}" if window > 1 else subtitle, [n.replace("_", " ") for n in names])
     draw.fit_x(figure, max(float(df["frame"].max()) for df in sessions))
@@ -258,10 +255,17 @@ def _focus(figure: go.Figure, metric: str, sessions: Array) -> go.Figure:
 
 
 def _mean_of_most(sessions: Array) -> tuple[Array, Array]:
-    """Mean and std [N] where at least half of the sessions [S, N] have a value: fewer would make it jump."""
+    """Mean and std [N] where more than half of the sessions [S, N] have a value: with fewer it would jump.
+
+    A point between two gaps goes too, unless it is all there is: a line doesn't show it, yet the axis would reach to
+    it.
+    """
     mean, std = mean_std(sessions)
-    few = 2 * np.isfinite(sessions).sum(axis=0) < len(sessions)
-    mean[few] = std[few] = np.nan
+    known = 2 * np.isfinite(sessions).sum(axis=0) > len(sessions)
+    beside = np.append(known[1:], False) | np.insert(known[:-1], 0, False)
+    if (known & beside).any():
+        known &= beside
+    mean[~known] = std[~known] = np.nan
     return mean, std
 
 
@@ -279,19 +283,10 @@ def _known(df: pd.DataFrame, column: str) -> Curve:
     return known["frame"].to_numpy(), known.get(column, known["frame"]).to_numpy()
 
 
-def _whole(run: Run) -> list[pd.DataFrame]:
-    """Log rows of the sessions that ran to their end."""
-    return [df for session, df in run.train.items() if session not in run.failed]
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
 def _session_text(run: Run, session: int) -> str:
     return f"trial {run.trial}, session {session}" + (" (failed)" if session in run.failed else "")
 
 
 def _trial_text(run: Run) -> str:
     failed = f", {len(run.failed)} failed" if run.failed else ""
-    return f"trial {run.trial}, {_count(len(run.train.keys() | run.failed), 'session')}{failed}"
+    return f"trial {run.trial}, {plural(len(run.train.keys() | run.failed), 'session')}{failed}"

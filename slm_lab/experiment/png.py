@@ -1,7 +1,7 @@
 """Pictures of plotly figures, drawn in a child process that is bounded in time.
 
-The drawing engine (kaleido 0.2.1, which needs no browser) has been seen to hang. So it never runs inside a run of the lab:
-one child draws all pictures of a call, and when its time is over it is killed with everything it started.
+The drawing engine (kaleido 0.2.1, which needs no browser) has been seen to hang. So it never runs inside a run of the
+lab: one child draws all pictures of a call, and when its time is over it is killed with everything it started.
 
 The child: `python -m slm_lab.experiment.png MANIFEST`, where MANIFEST is a JSON list of [figure JSON file, PNG file].
 """
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -34,21 +35,28 @@ def write_pngs(figures: Mapping[Path, str], timeout: float = 120.0, child: Seque
     """
     if not figures:
         return []
-    for path in figures:
-        path.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="slm_lab_png_") as folder:
-        manifest = []
-        for index, (path, figure) in enumerate(figures.items()):
-            source = Path(folder, f"{index}.json")
-            source.write_text(figure, encoding="utf-8")
-            manifest.append([str(source), str(path.resolve())])
-        Path(folder, "manifest.json").write_text(json.dumps(manifest))
-        with Path(folder, "stderr").open("w+") as stderr:
-            reason = _run_bounded([*child, str(Path(folder, "manifest.json"))], timeout, stderr)
+    try:
+        for path in figures:
+            path.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix="slm_lab_png_") as folder:
+            reason = _draw_in_child(figures, Path(folder), timeout, child)
+    except OSError as error:  # a full disk, no more processes
+        reason = str(error)
     missing = [path.name for path in figures if not path.exists()]
     if missing:
         logger.warning("PNG not drawn (%s), its .html is there: %s", reason or "unknown", ", ".join(missing))
     return [path for path in figures if path.exists()]
+
+
+def _draw_in_child(figures: Mapping[Path, str], folder: Path, timeout: float, child: Sequence[str]) -> str:
+    manifest = []
+    for index, (path, figure) in enumerate(figures.items()):
+        source = folder / f"{index}.json"
+        source.write_text(figure, encoding="utf-8")
+        manifest.append([str(source), str(path.resolve())])
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with (folder / "stderr").open("w+") as stderr:
+        return _run_bounded([*child, str(folder / "manifest.json")], timeout, stderr)
 
 
 def _run_bounded(command: Sequence[str], timeout: float, stderr: IO[str]) -> str:
@@ -67,10 +75,8 @@ def _run_bounded(command: Sequence[str], timeout: float, stderr: IO[str]) -> str
     except subprocess.TimeoutExpired:
         return f"over its time of {timeout:g} s"
     finally:
-        try:
+        with suppress(ProcessLookupError):  # all of the group has ended by itself
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # all of the group has ended by itself
         process.wait()
     stderr.seek(0)
     lines = stderr.read().strip().splitlines()
@@ -94,7 +100,7 @@ def draw(manifest: Path) -> None:
             part = Path(f"{target}.part")
             part.write_bytes(pio.to_image(figure, format="png", scale=SCALE))
             part.replace(target)
-        except Exception as error:  # noqa: BLE001  whatever the engine raises, the next picture may be fine
+        except Exception as error:  # whatever the engine raises, the next picture may be fine
             print(f"{Path(target).name}: {error!r}".replace("\n", " ")[:500], file=sys.stderr)
 
 

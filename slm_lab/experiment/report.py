@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from slm_lab.experiment.analysis import Run, load_run, write_text
+from slm_lab.experiment.analysis import Run, load_run, plural, write_text
 from slm_lab.experiment.metrics import BASE_COLUMNS, session_metrics
 
 Scalars = dict[str, float]
@@ -28,9 +28,9 @@ METRICS = {  # in the order of the tables: name -> what it is
     "consistency": "1: all sessions learn the same curve",
     "total_reward_ma": "mean return of the last 100 log points",
     "frame": "frames played",
-    "opt_step": "optimiser steps",
+    "opt_step": "",
     "wall_t": "seconds",
-    "fps": "frames a second",
+    "fps": "",
 }
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #646a73; --line: #dfe2e6; --card: #f6f7f9; --page: #fff;
@@ -44,16 +44,20 @@ h1 { font-size: 26px; margin: 0; overflow-wrap: anywhere } h2 { font-size: 18px;
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(155px, 1fr)); gap: 12px }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px }
 .card b { display: block; font-size: 21px; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap }
-.card span { color: var(--soft); font-size: 13px } .card.main b { color: var(--mark) } .card.bad b { color: var(--bad) }
+.card span { color: var(--soft); font-size: 13px } .card.main { grid-column: span 2 }
+.card.main b { color: var(--mark) } .card.bad b { color: var(--bad) }
 figure { margin: 14px 0 } img { max-width: 100%; height: auto; background: #fff; border-radius: 8px;
   border: 1px solid var(--line); display: block } figcaption { font-size: 13px }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 0 16px; align-items: start }
+.pair .full { grid-column: 1 / -1 }
 .wide { overflow-x: auto } table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px }
 th, td { padding: 5px 14px 5px 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap }
-th { font-weight: 600 } th:first-child, td:first-child, td.text { text-align: left } td.text { color: var(--soft) }
+th { font-weight: 600; white-space: normal; vertical-align: bottom }
+th:first-child, td:first-child, td.text { text-align: left } td.text { color: var(--soft) }
 details { border: 1px solid var(--line); border-radius: 8px; padding: 8px 14px; margin: 10px 0 }
 summary { cursor: pointer; font-weight: 600 } a { color: var(--mark) }
-pre { background: var(--card); border-radius: 8px; padding: 12px 14px; overflow-x: auto; font-size: 13px; line-height: 1.45 }
+pre { background: var(--card); border-radius: 8px; padding: 12px 14px; overflow-x: auto; font-size: 13px;
+  line-height: 1.45 }
 """
 
 
@@ -69,7 +73,7 @@ def write_report(run_dir: str | Path, trial: int = 0) -> Path:
     parts = [
         _header(run),
         _cards(run, scalar),
-        _graphs(run, f"{run.stem()}_trial_graph_mean_returns_ma*", f"{run.stem()}_trial_graph_mean_returns_vs*"),
+        _graphs(run, f"{run.stem()}_trial_graph_mean_returns_ma_vs*"),
         "<h2>Metrics of the trial</h2>" + _trial_table(scalar),
         "<h2>Sessions</h2>" + _session_table(run, sessions),
         _section("Tracked variables", _graphs(run, f"{run.stem()}_trial_graph_variables*") + _last_table(run)),
@@ -107,11 +111,9 @@ def _header(run: Run) -> str:
 
 
 def _cards(run: Run, scalar: Scalars) -> str:
-    std = scalar["final_return_std"]
-    spread = f" ± {_number(std)}" if math.isfinite(std) else ""
     count = int(scalar["num_session"])
     cards = [
-        ("main", _number(scalar["final_return"]) + spread, f"final return, {_plural(count, 'session')}"),
+        ("main", _final_return(scalar), f"final return, mean of {plural(count, 'session')}"),
         ("", _number(scalar["best_return"]), "best return"),
         ("", _number(run.random_return), "random baseline"),
         ("", _number(scalar["frame"]), "frames a session"),
@@ -133,10 +135,8 @@ def _cards(run: Run, scalar: Scalars) -> str:
 def _trial_table(scalar: Scalars) -> str:
     rows = []
     for name, meaning in METRICS.items():
-        value = _number(scalar[name])
-        if name == "final_return" and math.isfinite(scalar["final_return_std"]):
-            value += f" ± {_number(scalar['final_return_std'])}"
-        rows.append([name.replace("_", " "), value, meaning])
+        value = _final_return(scalar) if name == "final_return" else _number(scalar[name])
+        rows.append([_label(name), value, meaning])
     return _table(["metric", "mean over sessions", ""], rows, text_column=2)
 
 
@@ -147,7 +147,7 @@ def _session_table(run: Run, sessions: dict[int, Scalars]) -> str:
         for s, scalar in sessions.items()
     ]
     rows += [[f"{s} (failed)", *["–"] * len(names)] for s in sorted(run.failed - sessions.keys())]
-    return _table(["session", *(name.replace("_", " ") for name in names)], rows) if rows else "<p>No log rows.</p>"
+    return _table(["session", *map(_label, names)], rows) if rows else "<p>No log rows.</p>"
 
 
 def _last_table(run: Run) -> str:
@@ -159,10 +159,13 @@ def _last_table(run: Run) -> str:
 
 
 def _more_graphs(run: Run) -> str:
-    rest = ("strengths", "sample_efficiencies", "training_efficiencies", "stabilities", "consistencies")
-    blocks = [("Trial metrics", [f"{run.stem()}_trial_graph_{name}_vs*" for name in rest])]
+    rest = ("mean_returns", "strengths", "sample_efficiencies", "training_efficiencies", "stabilities", "consistencies")
+    blocks = [("Trial", [f"{run.stem()}_trial_graph_{name}_vs*" for name in rest])]
     for session in run.train:
-        kinds = ("train_mean_returns_vs", "eval_mean_returns_vs", "train_variables_vs")
+        # of a lone session the trial's graph of the variables is the same
+        kinds = ("train_mean_returns_vs", "eval_mean_returns_vs", "train_variables_vs")[
+            : 3 if len(run.train) > 1 else 2
+        ]
         blocks.append((f"Session {session}", [f"{run.stem(session)}_session_graph_{kind}*" for kind in kinds]))
     drawn = ((title, _graphs(run, *patterns)) for title, patterns in blocks)
     return "".join(_details(title, graphs) for title, graphs in drawn if graphs)
@@ -179,10 +182,9 @@ def _failures(run: Run) -> str:
 
 def _commands(run: Run) -> str:
     where = Path(run.path.resolve().parent.name, run.path.resolve().name).as_posix()
-    spec = f"{where}/spec.json"
     lines = [
-        f"python run_lab.py {spec} train@{where}   # train on, from the last checkpoint",
-        f"python run_lab.py {spec} enjoy@{where}   # watch it play",
+        f"python run_lab.py train@{where}   # train on, from the last checkpoint",
+        f"python run_lab.py enjoy@{where}   # watch it play",
         f"python run_lab.py plot {where}   # draw the graphs again",
     ]
     return "<pre>" + escape("\n".join(lines)) + "</pre>"
@@ -205,7 +207,10 @@ def _graph(stem: Path) -> str:
     if not png.exists():
         return f"<figure><figcaption>{name}: {link}</figcaption></figure>"
     data = base64.b64encode(png.read_bytes()).decode()
-    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{link}</figcaption></figure>'
+    kind = ' class="full"' if "variables" in name else ""  # a grid of panels needs the width
+    return (
+        f'<figure{kind}><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{link}</figcaption></figure>'
+    )
 
 
 def _glob(folder: Path, pattern: str) -> Iterable[Path]:
@@ -238,16 +243,21 @@ def _number(value: float | None) -> str:
     return f"{value:.3g}".replace("-", "−")
 
 
+def _final_return(scalar: Scalars) -> str:
+    std = scalar["final_return_std"]
+    return _number(scalar["final_return"]) + (f" ± {_number(float(f'{std:.2g}'))}" if math.isfinite(std) else "")
+
+
+def _label(name: str) -> str:
+    return {"wall_t": "wall time", "fps": "frames/s", "opt_step": "optimiser steps"}.get(name, name.replace("_", " "))
+
+
 def _duration(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "–"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.3g} s"
-
-
-def _plural(number: int, thing: str) -> str:
-    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _last(df: pd.DataFrame, name: str) -> float | None:

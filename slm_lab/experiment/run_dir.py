@@ -1,4 +1,4 @@
-"""Where a run lies on disk: `data/{spec_name}_{YYYY_MM_DD_HHMMSS}/` with spec.json, info, graph, log, model, report.html."""
+"""Where a run lies on disk: `data/{spec_name}_{time}/` with spec.json, info/, graph/, log/, model/, report.html."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RunDir:
 
     @staticmethod
     def create(data: Path, name: str, resolved: dict[str, Any], mode: str) -> RunDir:
-        """A new folder for a run; the resolved spec is saved with seed, versions and git SHA. Raises `LabError` if it can't be written."""
+        """A new folder, with the resolved spec, seeds, versions, git SHA. Raises `LabError` if it can't be written."""
         stamp = time.strftime("%Y_%m_%d_%H%M%S")
         try:
             path = _unused(data / f"{name}_{stamp}")
@@ -40,7 +40,10 @@ class RunDir:
             content = {**resolved, "run": _provenance(mode, resolved["meta"])}
             write_atomic(run.spec_file, lambda file: file.write_text(json.dumps(content, indent=2)))
         except OSError as error:
-            raise LabError(f"can't write the run folder under {data}: {error.strerror or error}. Check its permissions and free space.") from error
+            raise LabError(
+                f"can't write the run folder under {data}: {error.strerror or error}. "
+                "Check its permissions and free space."
+            ) from error
         return run
 
     @staticmethod
@@ -49,11 +52,19 @@ class RunDir:
         if which != "latest":
             run = RunDir(Path(which))
             if not run.spec_file.is_file():
-                raise LabError(f"{which} isn't a run folder: it holds no spec.json. Give a folder under {data}, or 'latest'.")
+                raise LabError(
+                    f"{which} isn't a run folder: it holds no spec.json. Give a folder under {data}, or 'latest'."
+                )
             return run
-        runs = sorted(path for path in data.glob("*/spec.json") if name is None or path.parent.name[: -len("_YYYY_MM_DD_HHMMSS")] == name)
+        runs = sorted(
+            path
+            for path in data.glob("*/spec.json")
+            if name is None or path.parent.name[: -len("_YYYY_MM_DD_HHMMSS")] == name
+        )
         if not runs:
-            raise LabError(f"there is no run{f' of {name}' if name else ''} under {data}. Start one with mode 'train' or 'dev'.")
+            raise LabError(
+                f"there is no run{f' of {name}' if name else ''} under {data}. Start one with mode 'train' or 'dev'."
+            )
         return RunDir(max(runs, key=lambda path: path.parent.name[-len("YYYY_MM_DD_HHMMSS") :]).parent)
 
     def read_spec(self) -> dict[str, Any]:
@@ -62,7 +73,9 @@ class RunDir:
             content = json.loads(self.spec_file.read_text())
             assert {"name", "agent", "env", "meta", "run"} <= content.keys()
         except (OSError, ValueError, AttributeError, AssertionError) as error:
-            raise LabError(f"{self.spec_file} isn't the resolved spec of a run: {error or 'sections are missing'}") from error
+            raise LabError(
+                f"{self.spec_file} isn't the resolved spec of a run: {error or 'sections are missing'}"
+            ) from error
         return dict(content)
 
     def session_file(self, session: int, what: str) -> Path:
@@ -77,7 +90,10 @@ class RunDir:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                raise LabError(f"session {session} of {self.path} is being trained by process {file.read().strip() or '?'}. Stop it first.") from error
+                owner = f"process {file.read().strip() or '?'}"
+                raise LabError(
+                    f"session {session} of {self.path} is being trained by {owner}. Stop it first."
+                ) from error
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -95,17 +111,21 @@ def _unused(path: Path) -> Path:
 def _provenance(mode: str, meta: dict[str, Any]) -> dict[str, Any]:
     from importlib.metadata import version
 
-    packages = ("torch", "numpy", "gymnasium", "pydantic")
-    seeds = [meta["seed"] + i for i in range(meta["max_session"])]
+    packages = {name: version(name) for name in ("torch", "numpy", "gymnasium", "pydantic")}
     return {
-        "mode": mode, "created": time.strftime("%Y-%m-%d %H:%M:%S"), "git_sha": _git_sha(), "seeds": seeds,
-        "versions": {"slm_lab": __version__, "python": platform.python_version(), **{name: version(name) for name in packages}},
-    }  # fmt: skip
+        "mode": mode,
+        "created": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "git_sha": _git_sha(),
+        "seeds": [meta["seed"] + i for i in range(meta["max_session"])],
+        "versions": {"slm_lab": __version__, "python": platform.python_version(), **packages},
+    }
 
 
 def _git_sha() -> str | None:
     try:
         command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+        return subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

@@ -52,8 +52,8 @@ Report = Callable[[Progress], None]
 class Session:
     """The control loop: act, step, remember, learn; log, evaluate and save at their frequencies.
 
-    Everything that the future depends on is in the checkpoint, so a session killed at any moment and run again gives the numbers of one
-    that was never stopped.
+    Everything that the future depends on is in the checkpoint, so a session killed at any moment and run again gives
+    the numbers of one that was never stopped.
     """
 
     def __init__(self, spec: LabSpec, run: RunDir, index: int, report: Report, check: bool = False) -> None:
@@ -70,9 +70,13 @@ class Session:
         if spec.meta.rigorous_eval:
             self.eval_env = make_env(spec.env, num_envs=min(spec.env.num_envs, spec.meta.rigorous_eval), gamma=gamma)
         self.best = -math.inf
-        self.due = {"log": spec.meta.log_frequency, "eval": spec.meta.eval_frequency, "checkpoint": spec.meta.checkpoint_frequency}
+        every = {name: getattr(spec.meta, f"{name}_frequency") for name in ("log", "eval", "checkpoint")}
+        self.every: dict[str, int] = every  # frames between
+        self.due = dict(every)  # frame at which the next one is owed
         self.stop = False
-        self.first_weights = {name: p.detach().clone() for name, p in self.agent.algorithm.net.named_parameters()} if check else None
+        self.first_weights = (
+            {name: p.detach().clone() for name, p in self.agent.algorithm.net.named_parameters()} if check else None
+        )
         if check:
             self.agent.algorithm.optim.watch()
         self.board: Any = None
@@ -111,18 +115,18 @@ class Session:
         metrics = self.agent.update(self.step, self.carry, act, next_step)
         self.tracker.update(next_step, metrics)
         self.step, self.carry = next_step, act.carry
-        if self._is_due("log", self.spec.meta.log_frequency):
+        if self._is_due("log"):
             self._log()
-        if self.eval_env is not None and self._is_due("eval", self.spec.meta.eval_frequency):
+        if self.eval_env is not None and self._is_due("eval"):
             self._evaluate()
-        if self._is_due("checkpoint", self.spec.meta.checkpoint_frequency):
+        if self._is_due("checkpoint"):
             self._save()
 
-    def _is_due(self, what: str, frequency: int) -> bool:
-        """True once for each multiple of the frequency that the frames have reached (several envs may step over it)."""
+    def _is_due(self, what: str) -> bool:
+        """True once for each multiple of its frequency that the frames have reached (several envs may step over it)."""
         if self.frame < self.due[what]:
             return False
-        self.due[what] = (self.frame // frequency + 1) * frequency
+        self.due[what] = (self.frame // self.every[what] + 1) * self.every[what]
         return True
 
     def _log(self) -> None:
@@ -140,10 +144,14 @@ class Session:
         self.eval_env.freeze()
         played: Played = play(self.agent, self.eval_env, self.spec.meta.rigorous_eval, EVAL_SEED + self.seed)
         row = {
-            "epi": len(played.returns), "frame": self.frame, "opt_step": self.agent.algorithm.optim.opt_step, "wall_t": self._wall_t(),
-            "total_reward": float(played.returns.mean()), "total_reward_std": float(played.returns.std()),
+            "epi": len(played.returns),
+            "frame": self.frame,
+            "opt_step": self.agent.algorithm.optim.opt_step,
+            "wall_t": self._wall_t(),
+            "total_reward": float(played.returns.mean()),
+            "total_reward_std": float(played.returns.std()),
             "episode_length": float(played.lengths.mean()),
-        }  # fmt: skip
+        }
         self.eval_rows.append(row)
         if self.board is not None:
             self.board.add_scalar("eval/total_reward", row["total_reward"], self.frame)
@@ -152,7 +160,12 @@ class Session:
     def _keep_best(self, score: float) -> None:
         if score > self.best:
             self.best = score
-            state = {"algorithm": self.agent.algorithm.state_dict(), "wrappers": self.env.wrapper_state(), "score": score, "frame": self.frame}
+            state = {
+                "algorithm": self.agent.algorithm.state_dict(),
+                "wrappers": self.env.wrapper_state(),
+                "score": score,
+                "frame": self.frame,
+            }
             checkpoint.save(self.run_dir.model, f"session{self.index}_best", state, self.frame)
 
     def _save(self) -> None:
@@ -168,7 +181,11 @@ class Session:
         status = "stopped" if self.frame < self.max_frame else "done"
         if status == "done" and (not self.tracker.rows or self.tracker.rows[-1]["frame"] < self.frame):
             self._log()
-        if status == "done" and self.eval_env is not None and (not self.eval_rows or self.eval_rows[-1]["frame"] < self.frame):
+        if (
+            status == "done"
+            and self.eval_env is not None
+            and (not self.eval_rows or self.eval_rows[-1]["frame"] < self.frame)
+        ):
             self._evaluate()
         self._save()
         self.env.close()
@@ -191,7 +208,7 @@ class Session:
         assert self.first_weights is not None
         untrained = self.agent.algorithm.optim.untrained or set()
         if self.agent.algorithm.optim.opt_step == 0:
-            return ["no gradient step was taken: raise meta.dev_max_frame, or lower the algorithm's training_frequency or time_horizon"]
+            return ["no gradient step was taken: raise meta.dev_max_frame, or train more often"]
         same = {n for n, p in self.agent.algorithm.net.named_parameters() if torch.equal(p, self.first_weights[n])}
         found = [f"{name}: no gradient ever reached it" for name in sorted(untrained)]
         return found + [f"{name}: its weights did not move" for name in sorted(same - untrained)]
@@ -204,7 +221,9 @@ class Session:
             return None
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self.run_dir.log / f"session{self.index}"), purge_step=self.frame + 1 if self.frame else None)
+        return SummaryWriter(
+            str(self.run_dir.log / f"session{self.index}"), purge_step=self.frame + 1 if self.frame else None
+        )
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -228,9 +247,16 @@ class Session:
         tracker = self.tracker.state_dict() | {"wall_t": self._wall_t()}
         step = {name: getattr(self.step, name) for name in self.step.__dataclass_fields__}
         return {
-            "agent": self.agent.state_dict(), "env": self.env.state_dict(), "wrappers": self.env.wrapper_state(), "step": step,
-            "carry": self.carry, "tracker": tracker, "eval_rows": self.eval_rows, "best": self.best, "due": self.due,
-        }  # fmt: skip
+            "agent": self.agent.state_dict(),
+            "env": self.env.state_dict(),
+            "wrappers": self.env.wrapper_state(),
+            "step": step,
+            "carry": self.carry,
+            "tracker": tracker,
+            "eval_rows": self.eval_rows,
+            "best": self.best,
+            "due": self.due,
+        }
 
     def load_state_dict(self, state: Tree) -> None:
         """Go on from a checkpoint. Where the env could not be saved, from new episodes, and says so."""
@@ -241,7 +267,11 @@ class Session:
             self.env.load_state_dict(state["env"])
             self.step, self.carry = Step(**state["step"]), to_torch(state["carry"], self.agent.algorithm.net.device)
             return
-        logger.warning("session %d: this env can't be saved (%s), so the run goes on from new episodes: not exact to the bit", self.index, self.env.opaque)
+        logger.warning(
+            "session %d: this env can't be saved (%s), so the run goes on from new episodes: not exact to the bit",
+            self.index,
+            self.env.opaque,
+        )
         self.agent.memory.reset()
         self.step, self.carry = self.env.reset(self.seed + self.frame), self.agent.initial(self.env.num_envs)
         self.env.load_wrapper_state(state["wrappers"])

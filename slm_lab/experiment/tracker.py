@@ -21,8 +21,9 @@ WALL = ("wall_t", "fps")  # the only columns that depend on the clock
 class Tracker:
     """Returns and lengths per env, from rewards as the world gave them, and the rows of the session's table.
 
-    Columns: `epi` episodes ended, `frame`, `opt_step`, `wall_t` [s], `fps`, `total_reward` (mean over envs of their last episode's
-    return), `total_reward_ma` (mean of the last 100 returns), `episode_length`, and the mean of every metric since the row before.
+    Columns: `epi` episodes ended, `frame`, `opt_step`, `wall_t` [s], `fps`, `total_reward` (mean over envs of their
+    last episode's return), `total_reward_ma` (mean of the last 100 returns), `episode_length`, and the mean of every
+    metric since the row before.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -60,9 +61,15 @@ class Tracker:
         before = self.rows[-1] if self.rows else {"frame": 0, "wall_t": 0.0}
         seconds = max(wall_t - before["wall_t"], 1e-9)
         row = {
-            "epi": self.epi, "frame": frame, "opt_step": opt_step, "wall_t": wall_t, "fps": (frame - before["frame"]) / seconds,
-            "total_reward": _mean(self.last_return), "total_reward_ma": self.total_reward_ma, "episode_length": _mean(self.last_length),
-        }  # fmt: skip
+            "epi": self.epi,
+            "frame": frame,
+            "opt_step": opt_step,
+            "wall_t": wall_t,
+            "fps": (frame - before["frame"]) / seconds,
+            "total_reward": _mean(self.last_return),
+            "total_reward_ma": self.total_reward_ma,
+            "episode_length": _mean(self.last_length),
+        }
         row |= {name: float(np.mean(values)) for name, values in self.pending.items()}
         self.pending = {}
         self.rows.append(row)

@@ -27,8 +27,8 @@ logger = logging.getLogger("slm_lab")
 def run_sessions(spec: LabSpec, run: RunDir, report: Report, workers: int | None = None) -> list[Progress]:
     """All sessions of a spec, at most `workers` (default: the cores) at a time; the last word of each.
 
-    A session that raises or dies is reported as failed with its traceback, and the others finish. Ctrl-C stops them all after the step
-    at hand.
+    A session that raises or dies is reported as failed with its traceback, and the others finish. Ctrl-C stops them
+    all after the step at hand.
     """
     pool = _Pool(spec, run, report, workers or len(os.sched_getaffinity(0)))
     last = pool.run()
@@ -76,7 +76,9 @@ class _Pool:
 
     def _start(self, index: int) -> None:
         here, there = self.context.Pipe(duplex=False)
-        process = self.context.Process(target=_session_process, args=(self.spec.dump(), self.spec.name, self.run_dir.path, index, there))
+        process = self.context.Process(
+            target=_session_process, args=(self.spec.dump(), self.spec.name, self.run_dir.path, index, there)
+        )
         process.start()
         there.close()
         self.running[here] = (index, process)
@@ -91,7 +93,13 @@ class _Pool:
             if self.last[index].status in ("waiting", "running"):
                 code = process.exitcode
                 how = f"killed by {signal.Signals(-code).name}" if code and code < 0 else f"ended with exit code {code}"
-                progress = Progress(index, self.last[index].frame, self.spec.env.max_frame, status="failed", message=f"the process was {how}")
+                progress = Progress(
+                    index,
+                    self.last[index].frame,
+                    self.spec.env.max_frame,
+                    status="failed",
+                    message=f"the process was {how}",
+                )
             else:
                 return
         self.last[index] = progress
@@ -133,5 +141,3 @@ def _die_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-

@@ -20,7 +20,9 @@ def reduce_losses(
     count = mask.sum().clamp(min=1)
     means = {}
     for name, term in losses.items():
-        assert term.shape == mask.shape, f"loss '{name}' has shape {tuple(term.shape)}, expected [B, T] = {tuple(mask.shape)}"
+        assert term.shape == mask.shape, (
+            f"loss '{name}' has shape {tuple(term.shape)}, expected [B, T] = {tuple(mask.shape)}"
+        )
         means[name] = (term * rows).sum() / count
     total = sum((scales or {}).get(name, 1.0) * mean for name, mean in means.items())
     assert isinstance(total, Tensor), "no loss terms"

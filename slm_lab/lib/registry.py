@@ -10,7 +10,6 @@ from typing import Any
 
 from slm_lab.lib.errors import LabError, did_you_mean
 
-
 SOURCES = Path(__file__).parents[2]
 
 

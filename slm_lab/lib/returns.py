@@ -1,7 +1,7 @@
 """Returns and advantages, typed once for the whole lab: pure functions over `[B, T]` tensors.
 
-Conventions: `value[:, t]` belongs to `obs[:, t]`, so it has T+1 columns. A masked row (autoreset, padding) always follows
-the end of an episode, so cutting the recursion at `terminated | truncated` also keeps masked rows out.
+Conventions: `value[:, t]` belongs to `obs[:, t]`, so it has T+1 columns. A masked row (autoreset, padding) always
+follows the end of an episode, so cutting the recursion at `terminated | truncated` also keeps masked rows out.
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def gae(
 def n_step_returns(
     reward: Tensor, value: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor, gamma: float, n: int
 ) -> Tensor:
-    """n-step returns `[B, T]`: `Σ_{k<n} γ^k r_{t+k} + γ^n V(o_{t+n})`, shorter at episode and window ends; 0 on masked rows.
+    """n-step returns `[B, T]`: `Σ_{k<n} γ^k r_{t+k} + γ^n V(o_{t+n})`, shorter at ends; 0 on masked rows.
 
-    `G⁰_t = V(o_t)`; `Gᵐ_t = r_t + γ (1 − terminated_t) · (V(o_{t+1}) if the episode or window ends at t else Gᵐ⁻¹_{t+1})`.
+    `G⁰_t = V(o_t)`; `Gᵐ_t = r_t + γ (1 − terminated_t) · (V(o_{t+1}) if the episode or window ends at t else
+    Gᵐ⁻¹_{t+1})`.
 
     Source: Sutton & Barto 2018, eq. 7.1.
     """
@@ -60,6 +61,6 @@ def n_step_returns(
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:
-    """`1 − Var(target − value) / Var(target)` over flat tensors: 1 is perfect, 0 is no better than the mean; NaN when constant."""
+    """`1 − Var(target − value) / Var(target)`, flat: 1 is perfect, 0 no better than the mean; NaN when constant."""
     variance = target.var(unbiased=False)
     return torch.where(variance > 0, 1 - (target - value).var(unbiased=False) / variance, torch.nan)

@@ -20,7 +20,7 @@ def scheduled(name: str, start_val: float, end_val: float, start_step: int, end_
     if name == "linear_decay":
         return start_val - span * progress
     if name == "rate_decay":  # 20 compounding steps of 0.9
-        return max(start_val * 0.9 ** (20 * progress), end_val)
+        return max(start_val * float(0.9 ** (20 * progress)), end_val)
     if name == "periodic_decay":  # a falling sinusoid
         return end_val + 0.5 * span * (1 + math.cos(60 * progress)) * (1 - progress)
     raise ValueError(f"unknown schedule {name!r}")

@@ -20,7 +20,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the value at dotted path `key`. Tried in this order; maps go from value (or ANY, GIVEN) to text or value.
+    """What becomes of the value at dotted path `key`. Tried in this order; maps go from a value, ANY or GIVEN.
 
     only     rule applies where other keys of the original spec have these values, {path: value, ANY or GIVEN}
     refuse   values without a counterpart: why, and what to use instead

@@ -223,7 +223,7 @@ def pick(specs: Mapping[str, dict[str, Any]], name: str | None, path: str | Path
 
 
 def apply_overrides(raw: Mapping[str, Any], items: Iterable[str]) -> dict[str, Any]:
-    """A copy of the spec with each `dotted.path=value` set; `name=value` gives a value to `${name}`. Raises `LabError`."""
+    """A copy with each `dotted.path=value` set; `name=value` gives a value to `${name}`. Raises `LabError`."""
     spec = copy.deepcopy(dict(raw))
     for item in items:
         key, equals, text = item.partition("=")

@@ -41,7 +41,7 @@ class ScheduleSpec(SpecModel):
     @model_validator(mode="after")
     def _ordered(self) -> ScheduleSpec:
         if self.name != "no_decay" and self.end_step <= self.start_step:
-            raise ValueError(f"end_step ({self.end_step}) must lie after start_step ({self.start_step}) for {self.name}")
+            raise ValueError(f"{self.name} needs end_step ({self.end_step}) after start_step ({self.start_step})")
         if self.name != "no_decay" and self.end_val is None:
             raise ValueError(f"{self.name} needs an end_val")
         return self

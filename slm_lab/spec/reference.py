@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slm_lab.lib.registry import Registry
 from slm_lab.spec.explain import Schema, describe
 from slm_lab.spec.lab_spec import ENV, MetaSpec
 from slm_lab.spec.parts import CORE
-from slm_lab.spec.validate import FAMILIES, loadable
+from slm_lab.spec.validate import FAMILIES, loadable, summary
 
 PATH = Path(__file__).parents[2] / "docs" / "spec-reference.md"
 HEAD = """# Keys of a spec
@@ -39,7 +38,7 @@ def render() -> str:
     sections = [HEAD]
     for family, registry in {**FAMILIES, "net.core": CORE}.items():
         sections.append(f"## agent.{family}\n")
-        sections += [_part(registry, name, cls.Spec) for name, cls in loadable(registry).items()]
+        sections += [f"### {name}\n\n{summary(cls)}\n\n{_table(cls.Spec)}" for name, cls in loadable(registry).items()]
     if "EnvSpec" in (env := loadable(ENV)):
         sections.append(f"## env\n\nOther keys are arguments of the world's constructor.\n\n{_table(env['EnvSpec'])}")
     sections.append(f"## meta\n\n{_table(MetaSpec)}")
@@ -47,10 +46,6 @@ def render() -> str:
     sections += ["## Values with keys of their own\n"]
     sections += [f"### {title}\n\n{_rows(schema, root)}" for title, (schema, root) in sorted(inner.items())]
     return "\n".join(sections)
-
-
-def _part(registry: Registry, name: str, model: Any) -> str:
-    return f"### {name}\n\n{registry.summary(name)}\n\n{_table(model)}"
 
 
 def _models() -> Iterator[Any]:

@@ -13,7 +13,7 @@ from slm_lab.lib.registry import Registry
 from slm_lab.spec.explain import Schema
 from slm_lab.spec.lab_spec import ENV, MetaSpec
 from slm_lab.spec.parts import CORE
-from slm_lab.spec.validate import FAMILIES, loadable
+from slm_lab.spec.validate import FAMILIES, loadable, summary
 
 PATH = Path(__file__).parents[2] / "specs" / "schema.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -26,39 +26,32 @@ def build_schema() -> Schema:
     for registry in (*FAMILIES.values(), CORE):
         _add_family(registry, defs)
     _add_model(MetaSpec, "meta", defs)
-    for model in loadable(ENV).items():
-        if model[0] == "EnvSpec":
-            _add_model(model[1], "env", defs)
-    agent = {family: _ref(family, defs) for family in FAMILIES}
-    agent["name"] = {"type": "string", "description": "what the agent is called"}
-    defs["agent"] = {
-        "type": "object",
-        "properties": agent,
-        "additionalProperties": False,
-        "required": ["algorithm", "memory"],
+    defs["env"] = {"type": "object"}
+    if "EnvSpec" in (env := loadable(ENV)):
+        _add_model(env["EnvSpec"], "env", defs)
+    name = {"type": "string", "description": "what the agent is called"}
+    defs["agent"] = _mapping({"name": name} | {family: _ref(family) for family in FAMILIES}, ["algorithm", "memory"])
+    sections = {section: _ref(section) for section in ("agent", "env", "meta")} | {
+        "search": {"type": "object", "description": "ranges of a search, by path of the key"},
+        "vars": {"type": "object", "description": "values of ${name} in this spec"},
     }
-    mapping = {"type": "object"}
-    sections = {
-        "agent": _ref("agent", defs),
-        "env": _ref("env", defs),
-        "meta": _ref("meta", defs),
-        "search": {**mapping, "description": "ranges of a search, by path of the key"},
-        "vars": {**mapping, "description": "values of ${name} in this spec"},
-    }
-    spec = {"type": "object", "properties": sections, "additionalProperties": False, "required": ["agent", "env"]}
     return {
         "$schema": DIALECT,
         "title": "spec file of the lab",
         "description": "a mapping of spec names to specs",
         "type": "object",
         "properties": {"$schema": {"type": "string"}},
-        "additionalProperties": spec,
+        "additionalProperties": _mapping(sections, ["agent", "env"]),
         "$defs": defs,
     }
 
 
-def _ref(name: str, defs: dict[str, Schema]) -> Schema:
-    return {"$ref": f"#/$defs/{name}"} if name in defs else {"type": "object"}
+def _mapping(properties: Schema, required: list[str]) -> Schema:
+    return {"type": "object", "properties": properties, "additionalProperties": False, "required": required}
+
+
+def _ref(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{name}"}
 
 
 def _add_family(registry: Registry, defs: dict[str, Schema]) -> None:
@@ -66,29 +59,24 @@ def _add_family(registry: Registry, defs: dict[str, Schema]) -> None:
     names = {}
     for name, cls in loadable(registry).items():
         names[name] = f"{registry.family}.{name}"
-        _add_model(cls.Spec, names[name], defs, registry.summary(name))
+        _add_model(cls.Spec, names[name], defs, summary(cls))
         properties = defs[names[name]]["properties"]
         properties["name"] = {**properties["name"], "const": name}
         if "core" in properties:
-            properties["core"] = {**_ref_later(CORE.family), "description": properties["core"].get("description", "")}
+            properties["core"] = {"anyOf": [_ref(CORE.family), _VARIABLE], "default": {"name": "none"}}
         # a part is always named, though its model has the name for a default
         defs[names[name]]["required"] = sorted({"name", *defs[names[name]].get("required", [])})
-    if names:
-        defs[registry.family] = {"oneOf": [_ref_later(key) for key in names.values()]}
+    defs[registry.family] = {"oneOf": [_ref(key) for key in names.values()]} if names else {"type": "object"}
 
 
-def _ref_later(name: str) -> Schema:
-    return {"$ref": f"#/$defs/{name}"}
-
-
-def _add_model(model: Any, name: str, defs: dict[str, Schema], summary: str = "") -> None:
+def _add_model(model: Any, name: str, defs: dict[str, Schema], description: str = "") -> None:
     """The model's schema under `name`, its own definitions beside it under `name.Definition`."""
     schema = model.model_json_schema(ref_template=f"#/$defs/{name}.{{model}}")
     for inner, definition in schema.pop("$defs", {}).items():
         defs[f"{name}.{inner}"] = _with_variables(definition)
     schema["title"] = name
-    if summary:
-        schema["description"] = summary
+    if description:
+        schema["description"] = description
     defs[name] = _with_variables(schema)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,8 +64,9 @@ def resolve(raw: Mapping[str, Any], name: str = "spec", check_env: bool = True) 
     found.add(problems)
     _finish(found, name)
 
-    search = translation.spec.get("search")
-    spec = LabSpec(name, agent, env, meta.filled(env.max_frame), search, tuple(translation.notes))  # type: ignore[union-attr]
+    assert env is not None and meta is not None  # else they had problems
+    meta = meta.filled(env.max_frame)
+    spec = LabSpec(name, agent, env, meta, translation.spec.get("search"), tuple(translation.notes))
     found.add(_fit_problems(classes))
     if check_env:
         found.add(_env_problems(spec, classes))
@@ -157,8 +159,13 @@ def loadable(registry: Registry) -> dict[str, Any]:
     return classes
 
 
+def summary(cls: Any) -> str:
+    """First line of a part's docstring."""
+    return (inspect.getdoc(cls) or "").split("\n")[0]
+
+
 def _fit_problems(classes: Mapping[str, Any]) -> list[Problem]:
-    """An algorithm that learns on-policy needs a memory that forgets what older policies did, and the other way round."""
+    """An algorithm that learns on-policy needs a memory that forgets what older policies did, and vice versa."""
     algorithm, memory = classes["agent.algorithm"], classes["agent.memory"]
     wanted = getattr(algorithm, "on_policy", None)
     given = getattr(memory, "on_policy", None)

@@ -109,11 +109,14 @@ class TextEnv(Walk):
 class Reused(VectorEnv):
     """Counts to 3 and resets in the same step; its arrays are reused at every call and final_obs is a plain batch."""
 
+    mode = AutoresetMode.SAME_STEP
+
     def __init__(self, num_envs=1, max_episode_steps=None):
         self.num_envs = num_envs
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.metadata = {"autoreset_mode": self.mode}
         self.single_observation_space, self.single_action_space = spaces.Box(0, 9, (1,), np.float32), spaces.Discrete(2)
         self.obs, self.ends = np.zeros((num_envs, 1), np.float32), np.zeros(num_envs, bool)
+        self.reward = np.zeros(num_envs)
 
     def reset(self, *, seed=None, options=None):
         self.obs[:] = 0
@@ -125,6 +128,18 @@ class Reused(VectorEnv):
         info = {"final_obs": self.obs.copy()} if self.ends.any() else {}
         self.obs[self.ends] = 0
         return self.obs, np.ones(self.num_envs), self.ends, np.zeros(self.num_envs, bool), info
+
+
+class ReusedNext(Reused):
+    """The same, with NEXT_STEP autoreset."""
+
+    mode = AutoresetMode.NEXT_STEP
+
+    def step(self, action):
+        self.obs[:] = np.where(self.ends[:, None], 0, self.obs + 1)
+        self.reward[:] = ~self.ends * self.obs[:, 0]
+        self.ends[:] = self.obs[:, 0] == 3
+        return self.obs, self.reward, self.ends, np.zeros(self.num_envs, bool), {}
 
 
 class Engine:
@@ -148,6 +163,7 @@ for mode in AutoresetMode:
     for scalar in (Walk, Nested):
         gymnasium.register(f"test/{scalar.__name__}{mode.value}-v0", vector_entry_point=vector_of(scalar, mode))
 gymnasium.register("test/Reused-v0", vector_entry_point=Reused)
+gymnasium.register("test/ReusedNext-v0", vector_entry_point=ReusedNext)
 
 
 @pytest.fixture

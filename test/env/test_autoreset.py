@@ -6,6 +6,8 @@ import gymnasium
 import numpy as np
 import pytest
 
+from slm_lab.spec.parts import TASK
+
 T = 60
 
 
@@ -33,12 +35,15 @@ def play(env, seed, actions):
 def same(step, world, row):
     obs, reward, terminated, truncated, is_first = row
     np.testing.assert_array_equal(step.obs["obs"][world], obs)
-    assert step.raw_reward[world] == reward and step.reward[world] == np.float32(reward)
+    assert step.raw_reward[world] == reward
+    assert step.reward[world] == np.float32(reward)
     assert (step.terminated[world], step.truncated[world], step.is_first[world]) == (terminated, truncated, is_first)
 
 
 @pytest.mark.parametrize("num_envs", [1, 4, 16])
-@pytest.mark.parametrize("name", ["test/Walk-v0", "test/WalkNextStep-v0", "test/WalkSameStep-v0", "test/WalkDisabled-v0"])
+@pytest.mark.parametrize(
+    "name", ["test/Walk-v0", "test/WalkNextStep-v0", "test/WalkSameStep-v0", "test/WalkDisabled-v0"]
+)
 def test_stored_sequence_equals_the_scalar_envs(build, name, num_envs):
     actions = np.random.default_rng(0).integers(3, size=(T, num_envs))
     steps = play(build(name, num_envs), 5, actions)
@@ -76,30 +81,33 @@ def test_nested_observations_keep_their_true_last_value(build, mode):
 
 
 @pytest.mark.parametrize("num_envs", [1, 3])
-def test_a_vector_that_reuses_its_arrays(build, num_envs):
-    steps = play(build("test/Reused-v0", num_envs), 0, np.zeros((8, num_envs), int))
+@pytest.mark.parametrize("name", ["test/Reused-v0", "test/ReusedNext-v0"])
+def test_a_vector_that_reuses_its_arrays(build, name, num_envs):
+    steps = play(build(name, num_envs), 0, np.zeros((8, num_envs), int))
     shown = [step.obs["obs"][:, 0].tolist() for step in steps]
     assert shown == [[value] * num_envs for value in (0, 1, 2, 3, 0, 1, 2, 3, 0)]
     assert [step.is_first.all() for step in steps] == [True, False, False, False, True, False, False, False, True]
     assert [step.terminated.any() for step in steps] == [False, False, False, True, False, False, False, True, False]
 
 
-@pytest.mark.parametrize("name", ["test/Walk-v0", "test/WalkSameStep-v0", "MemoryTask", "CartPole-v1"])
+@pytest.mark.parametrize("name", ["test/Walk-v0", "test/WalkSameStep-v0", "test/ReusedNext-v0", *TASK])
 def test_arrays_are_fresh_and_stay_as_they_were(build, name):
     env = build(name, 3)
     steps, copies = [], []
     step = env.reset(0)
     for _ in range(40):
         steps.append(step)
-        copies.append([np.array(a) for a in arrays(step)])
+        steps[-1] = steps[-1], env.target(), env.cue_steps()
+        copies.append([np.array(a) for a in arrays(*steps[-1])])
         step = env.step(np.ones(3, int))
     for step, copy in zip(steps, copies, strict=True):
-        for array, before in zip(arrays(step), copy, strict=True):
+        for array, before in zip(arrays(*step), copy, strict=True):
             np.testing.assert_array_equal(array, before)
 
 
-def arrays(step):
-    return [*step.obs.values(), step.reward, step.is_first, step.terminated, step.truncated, step.raw_reward]
+def arrays(step, *answers):
+    shown = [*step.obs.values(), step.reward, step.is_first, step.terminated, step.truncated, step.raw_reward]
+    return shown + [answer for answer in answers if answer is not None]
 
 
 def test_max_t_truncates_and_the_last_observation_is_true(build):
@@ -107,7 +115,9 @@ def test_max_t_truncates_and_the_last_observation_is_true(build):
         steps = play(build(name, 2, max_t=5, **keys), 0, np.tile([0, 1], (12, 1))[:, :2])
         truncated = np.array([step.truncated for step in steps])
         is_first = np.array([step.is_first for step in steps])
-        assert truncated[5].all() and is_first[6].all() and truncated.sum() == 4
+        assert truncated[5].all()
+        assert is_first[6].all()
+        assert truncated.sum() == 4
         assert steps[5].obs["obs"].tolist() != steps[6].obs["obs"].tolist()
 
 

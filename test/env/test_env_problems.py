@@ -24,12 +24,20 @@ from slm_lab.env.vec import EnvError, EnvSpec, env_problems
         ({"name": "MemoryTask", "difficulty": True}, "env.difficulty", ["from 0 to 1"]),
         ({"name": "RepeatPrevious", "k": 60}, "env.k", ["from 1 to 51"]),
         ({"name": "MultiCueRecall", "length": 5}, "env.length", ["too short for 3 cues"]),
-        ({"name": "FrozenLake-v1", "map_name": "x"}, "env", ["FrozenLake-v1 can't be built", "'map_name': 'x'", "KeyError"]),
+        (
+            {"name": "FrozenLake-v1", "map_name": "x"},
+            "env",
+            ["FrozenLake-v1 can't be built", "'map_name': 'x'", "KeyError"],
+        ),
         ({"name": "Pendulum-v1", "vectorization": "native"}, "env.vectorization", ["no vector of its own"]),
         ({"name": "FrozenLake-v1", "frame_stack": 3}, "env.frame_stack", ["needs a Box observation", "Discrete(16)"]),
         ({"name": "FrozenLake-v1", "normalize_obs": True}, "env.normalize_obs", ["needs a float Box observation"]),
         ({"name": "test/Text-v0"}, "env", ["Text aren't supported", "Box, Discrete, MultiDiscrete, MultiBinary"]),
-        ({"name": "test/Echo-v0", "kind": "bits"}, "env", ["MultiBinary aren't supported", "Discrete, MultiDiscrete and Box"]),
+        (
+            {"name": "test/Echo-v0", "kind": "bits"},
+            "env",
+            ["MultiBinary aren't supported", "Discrete, MultiDiscrete and Box"],
+        ),
     ],
 )
 def test_a_problem_has_a_path_and_a_cure(keys, path, words):
@@ -52,7 +60,8 @@ def test_a_missing_package_is_named_with_the_command(name, package, command):
         __import__(package)
     except ImportError:
         (problem,) = env_problems(EnvSpec(name=name, max_frame=1))
-        assert problem.path == "env.name" and command in problem.message
+        assert problem.path == "env.name"
+        assert command in problem.message
     else:
         pytest.skip(f"{package} is installed here")
 
@@ -65,7 +74,13 @@ def test_all_wrappers_that_do_not_fit_are_told_at_once():
 @pytest.mark.parametrize(
     "keys",
     [
-        {"name": "CartPole-v1", "sutton_barto_reward": True, "frame_stack": 4, "prev_action": True, "prev_reward": True},
+        {
+            "name": "CartPole-v1",
+            "sutton_barto_reward": True,
+            "frame_stack": 4,
+            "prev_action": True,
+            "prev_reward": True,
+        },
         {"name": "CartPole-v1", "vectorization": "native"},
         {"name": "slm_lab/MemoryTask-v0"},
         {"name": "slm_lab.env.tasks:slm_lab/MemoryTask-v0"},
@@ -89,7 +104,9 @@ def test_a_world_that_raises_is_named_with_its_step_and_cause(build):
     env = build("test/Faulty-v0", 3)
     env.reset(0)
     env.step(np.zeros(3, int)), env.step(np.zeros(3, int))
-    with pytest.raises(EnvError, match=r"test/Faulty-v0: world 0 raised RuntimeError at step 3 .* a wheel came off") as caught:
+    with pytest.raises(
+        EnvError, match=r"test/Faulty-v0: world 0 raised RuntimeError at step 3 .* a wheel came off"
+    ) as caught:
         env.step(np.zeros(3, int))
     assert isinstance(caught.value.__cause__, RuntimeError)
     with pytest.raises(EnvError, match="RuntimeError in reset: no floor"):

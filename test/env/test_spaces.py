@@ -19,15 +19,18 @@ def test_nested_spaces_become_dotted_keys(build):
     env.reset(0)
     step = env.step(np.array([1, 1]))
     for key, dtype in dtypes.items():
-        assert step.obs[key].dtype == dtype and step.obs[key].shape == (2, *env.obs_space[key].shape)
+        assert step.obs[key].dtype == dtype
+        assert step.obs[key].shape == (2, *env.obs_space[key].shape)
         assert all(env.obs_space[key].contains(value) for value in step.obs[key])
-    assert step.obs["eye.0"][0, 0, 0, 0] == 101 and step.obs["eye.1"].tolist() == [0, 0]
+    assert step.obs["eye.0"][0, 0, 0, 0] == 101
+    assert step.obs["eye.1"].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["FrozenLake-v1", "RepeatFirst"])
 def test_discrete_observations_given_as_python_ints(build, name):
     step = build(name, 3).reset(0)
-    assert step.obs["obs"].shape == (3,) and step.obs["obs"].dtype == np.int64
+    assert step.obs["obs"].shape == (3,)
+    assert step.obs["obs"].dtype == np.int64
 
 
 def test_large_numbers_keep_their_dtype():
@@ -67,7 +70,9 @@ def test_discrete_actions_count_from_zero(build):
 
 def test_the_policys_space_is_what_step_takes(build):
     box = build("test/Echo-v0", kind="box").action_space
-    assert box.low.tolist() == [-1, -np.inf, -1] and box.high.tolist() == [1, np.inf, 1] and box.dtype == np.float32
+    assert box.low.tolist() == [-1, -np.inf, -1]
+    assert box.high.tolist() == [1, np.inf, 1]
+    assert box.dtype == np.float32
     assert build("test/Echo-v0", kind="discrete").action_space == spaces.Discrete(4)
     assert build("test/Echo-v0", kind="multi").action_space == spaces.MultiDiscrete([2, 3, 4])
 

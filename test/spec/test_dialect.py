@@ -68,15 +68,21 @@ def test_nets(given, expected):
     ("given", "expected"),
     [
         ({"name": "Reinforce"}, {"name": "REINFORCE", "normalize_return": True}),
-        ({"name": "PPO", "clip_val_loss": False, "val_loss_coef": 0.5, "training_frequency": 1}, {"name": "PPO", "clip_vloss": False, "val_loss_coef": 0.5}),
-        ({"name": "PPO", "normalize_advantages": "standardize", "symlog": False}, {"name": "PPO", "normalize_advantages": True, "val_loss_coef": 1.0}),
+        (
+            {"name": "PPO", "clip_val_loss": False, "val_loss_coef": 0.5, "training_frequency": 1},
+            {"name": "PPO", "clip_vloss": False, "val_loss_coef": 0.5},
+        ),
+        (
+            {"name": "PPO", "normalize_advantages": "standardize", "symlog": False},
+            {"name": "PPO", "normalize_advantages": True, "val_loss_coef": 1.0},
+        ),
         (
             {"name": "ActorCritic", "lam": None, "num_step_returns": 5, "training_frequency": 1},
             {"name": "A2C", "lam": None, "num_step_returns": 5, "training_frequency": 5, "val_loss_coef": 1.0},
         ),
         ({"name": "ActorCritic", "lam": 0.9, "num_step_returns": 5}, {"name": "A2C", "lam": 0.9, "val_loss_coef": 1.0}),
     ],
-)  # fmt: skip
+)
 def test_algorithms(given, expected):
     spec, _, problems, _ = translate({"agent": {"algorithm": given, "net": {"type": "MLPNet"}}})
     assert spec["agent"]["algorithm"] == expected and not problems

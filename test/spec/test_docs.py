@@ -23,7 +23,7 @@ def test_the_schema_knows_each_part(fakes):
     assert defs["memory.Replay"]["required"] == ["name"]
     assert defs["memory.Replay"]["properties"]["name"]["const"] == "Replay"
     assert defs["memory.Replay"]["description"] == "Fake off-policy memory."
-    assert defs["net.MLP"]["properties"]["core"]["$ref"] == "#/$defs/core"
+    assert defs["net.MLP"]["properties"]["core"]["anyOf"][0] == {"$ref": "#/$defs/core"}
     assert defs["env"]["additionalProperties"] is True and defs["env"]["required"] == ["name", "max_frame"]
 
 

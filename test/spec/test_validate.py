@@ -75,7 +75,8 @@ BAD = [
     ("agent.algorithm.lam=-1", "agent.algorithm.lam: -1 is below 0 (expected: number from 0 to 1 | null)"),
     (
         "agent.algorithm.time_horizon=2.5",
-        "agent.algorithm.time_horizon: 2.5 isn't a whole number (expected: whole number >= 1; steps per env between updates)",
+        "agent.algorithm.time_horizon: 2.5 isn't a whole number "
+        "(expected: whole number >= 1; steps per env between updates)",
     ),
     ("env.max_frame=null", "env.max_frame: null is no value (expected: whole number >= 1; frames of a session)"),
     ("env.max_frame='2e5'", "env.max_frame: '2e5' is text. YAML reads 2e5 as text: write 200000 or 2.0e+5"),
@@ -92,7 +93,8 @@ BAD = [
     ),
     (
         "agent.net.optim_spec=Adam",
-        "agent.net.optim_spec: 'Adam' is text (expected: mapping with name, lr, eps, weight_decay, alpha, momentum, betas; An optimiser of torch.optim.)",
+        "agent.net.optim_spec: 'Adam' is text "
+        "(expected: mapping with name, lr, eps, weight_decay, alpha, momentum, betas; An optimiser of torch.optim.)",
     ),
     (
         "agent.net.optim_spec.betas=[0.9]",
@@ -110,7 +112,8 @@ BAD = [
     ("agent.name=[1]", "agent.name: [1] is no name (expected: text)"),
     (
         "agent.memory.name=Replay",
-        "agent.memory.name: Replay doesn't fit: PPO learns on-policy and needs an on-policy memory: use OnPolicyBatchReplay",
+        "agent.memory.name: Replay doesn't fit: "
+        "PPO learns on-policy and needs an on-policy memory: use OnPolicyBatchReplay",
     ),
     ("env.name=NoSuchEnv-v0", "env.name: no such env"),
     ("env.name=Strange-v0", "agent.algorithm.name: no such actions"),
@@ -215,7 +218,22 @@ JUNK = st.recursive(
     ),
     max_leaves=8,
 )
-PLACES = ["agent", "env", "meta", "search", "vars", "agent.algorithm", "agent.net", "agent.net.type", "agent.net.core", "agent.memory", "agent.algorithm.name", "agent.algorithm.clip_eps_spec", "agent.net.hid_layers", "env.max_frame"]  # fmt: skip
+PLACES = [
+    "agent",
+    "env",
+    "meta",
+    "search",
+    "vars",
+    "agent.algorithm",
+    "agent.net",
+    "agent.net.type",
+    "agent.net.core",
+    "agent.memory",
+    "agent.algorithm.name",
+    "agent.algorithm.clip_eps_spec",
+    "agent.net.hid_layers",
+    "env.max_frame",
+]
 
 
 @quick
@@ -239,5 +257,6 @@ def test_what_is_no_mapping_is_no_spec(raw):
 
 
 def test_reading_specs_needs_no_torch():
-    code = "import sys, slm_lab.spec.load, slm_lab.spec.validate, slm_lab.spec.schema, slm_lab.spec.reference; assert 'torch' not in sys.modules"
+    modules = ", ".join(f"slm_lab.spec.{name}" for name in ("load", "validate", "schema", "reference"))
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -29,7 +29,9 @@ class ActorCriticSpec(PolicyGradientSpec):
     lam: Unit | None = Field(0.95, description="λ of the generalised advantage estimate")
     val_loss_coef: float = Field(0.5, ge=0, description="weight of the value loss")
     normalize_advantages: bool = Field(True, description="standardise advantages over the batch")
-    normalize_v_targets: bool = Field(False, description="train the critic on targets scaled by their running mean and deviation")
+    normalize_v_targets: bool = Field(
+        False, description="train the critic on targets scaled by their running mean and deviation"
+    )
 
 
 class ActorCritic(PolicyGradient):
@@ -57,7 +59,12 @@ class ActorCritic(PolicyGradient):
             advantage = standardize(advantage, batch.mask)
         if self.spec.normalize_v_targets:
             self.v_moments.update(target[batch.mask].cpu().numpy())
-        extras = {**batch.extras, "advantage": advantage, "value": self._scale(value[:, :-1]), "v_target": self._scale(target)}
+        extras = {
+            **batch.extras,
+            "advantage": advantage,
+            "value": self._scale(value[:, :-1]),
+            "v_target": self._scale(target),
+        }
         return batch.replace(extras=extras), {"explained_variance": float(variance)}
 
     def estimate(self, batch: Batch, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,10 +87,16 @@ class ActorCritic(PolicyGradient):
         return {**super().scales(frame), "value_loss": self.spec.val_loss_coef}
 
     def _scale(self, value: Tensor) -> Tensor:
-        return (value - float(self.v_moments.mean)) / float(self.v_moments.std()) if self.spec.normalize_v_targets else value
+        return (
+            (value - float(self.v_moments.mean)) / float(self.v_moments.std())
+            if self.spec.normalize_v_targets
+            else value
+        )
 
     def _unscale(self, value: Tensor) -> Tensor:
-        return value * float(self.v_moments.std()) + float(self.v_moments.mean) if self.spec.normalize_v_targets else value
+        return (
+            value * float(self.v_moments.std()) + float(self.v_moments.mean) if self.spec.normalize_v_targets else value
+        )
 
     def state_dict(self) -> Tree:
         return {**super().state_dict(), "v_moments": self.v_moments.state_dict()}
@@ -105,20 +118,27 @@ class A2C(ActorCritic):
 
     class Spec(ActorCriticSpec):
         name: Literal["A2C"] = "A2C"
-        training_frequency: PositiveInt = Field(32, description="steps per env (OnPolicyReplay: episodes) between updates")
+        training_frequency: PositiveInt = Field(
+            32, description="steps per env (OnPolicyReplay: episodes) between updates"
+        )
         num_step_returns: PositiveInt | None = Field(None, description="n of n-step returns, in place of lam")
 
         @property
         def frequency(self) -> int:
             return self.training_frequency
 
+        @model_validator(mode="before")
+        @classmethod
+        def _n_instead_of_lam(cls, keys: Any) -> Any:
+            """n-step returns alone mean that λ is out of use."""
+            if isinstance(keys, dict) and keys.get("num_step_returns") is not None and "lam" not in keys:
+                return {**keys, "lam": None}
+            return keys
+
         @model_validator(mode="after")
         def _one_estimate(self) -> A2C.Spec:
-            explicit = "lam" in self.model_fields_set and self.lam is not None
-            if self.num_step_returns is not None and explicit:
+            if (self.lam is None) == (self.num_step_returns is None):
                 raise ValueError("give lam or num_step_returns, the other null")
-            if self.num_step_returns is None and self.lam is None:
-                raise ValueError("lam and num_step_returns are both null: give one of them")
             return self
 
     def estimate(self, batch: Batch, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class Algorithm:
         return {}
 
     def update(self, batch: Batch, frame: int) -> Metrics:
-        """Learn from one batch; returns the mean of everything worth showing. Raises `LabError` on a loss that isn't finite."""
+        """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite."""
         batch, prepared = self.prepare(batch)
         scales = self.scales(frame)
         shown: list[Metrics] = []
@@ -94,6 +94,6 @@ def _check_finite(metrics: Metrics, terms: dict[str, Tensor], frame: int) -> Non
     if not torch.isfinite(torch.tensor(metrics["loss"])):
         bad = [name for name in terms if not torch.isfinite(torch.tensor(metrics[name]))]
         raise LabError(
-            f"the loss is {metrics['loss']} at frame {frame} (terms: {', '.join(bad)}). Try a smaller lr, clip_grad_val, "
-            "or env.normalize_obs and env.normalize_reward."
+            f"the loss is {metrics['loss']} at frame {frame} (terms: {', '.join(bad)}). "
+            "Try a smaller lr, clip_grad_val, or env.normalize_obs and env.normalize_reward."
         )

@@ -40,7 +40,8 @@ class PolicyGradientSpec(AlgorithmSpec):
 class PolicyGradient(Algorithm):
     """Ascends `E[∇ log π(a_t|o_t) A_t]`; subclasses say what the advantage is.
 
-    `prepare` leaves `advantage` [B, T] in the batch's extras and cuts the last observation off, which only targets need.
+    `prepare` leaves `advantage` [B, T] in the batch's extras and cuts the last observation off, which only targets
+    need.
     """
 
     on_policy = True
@@ -63,7 +64,9 @@ class PolicyGradient(Algorithm):
 
     def _behaviour(self, out: NetOut, frame: int) -> Distribution:
         spec = self.spec
-        return explore(out.heads["policy"], spec.action_policy, spec.explore_var_spec.at(frame) if spec.explore_var_spec else 0.0)
+        return explore(
+            out.heads["policy"], spec.action_policy, spec.explore_var_spec.at(frame) if spec.explore_var_spec else 0.0
+        )
 
     def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
         """The batch with `advantage` [B, T] (and what else the losses need) in its extras."""
@@ -104,17 +107,33 @@ class PolicyGradient(Algorithm):
         algorithm, fitting = spec.agent.algorithm, fitting_pds(action_space)
         found = []
         if not fitting:
-            found.append(Problem("agent.algorithm.name", f"can't act in {action_space}; it can in Discrete, MultiDiscrete and Box spaces"))
+            found.append(
+                Problem(
+                    "agent.algorithm.name",
+                    f"can't act in {action_space}; it can in Discrete, MultiDiscrete and Box spaces",
+                )
+            )
         elif algorithm.action_pdtype not in ("default", *fitting):
             found.append(
-                Problem("agent.algorithm.action_pdtype", f"'{algorithm.action_pdtype}' doesn't fit {action_space}. Use {' or '.join(fitting)}.")
+                Problem(
+                    "agent.algorithm.action_pdtype",
+                    f"'{algorithm.action_pdtype}' doesn't fit {action_space}. Use {' or '.join(fitting)}.",
+                )
             )
         if algorithm.action_policy != "default" and isinstance(action_space, spaces.Box):
             found.append(
-                Problem("agent.algorithm.action_policy", f"'{algorithm.action_policy}' is for discrete actions; {action_space} takes 'default'")
+                Problem(
+                    "agent.algorithm.action_policy",
+                    f"'{algorithm.action_policy}' is for discrete actions; {action_space} takes 'default'",
+                )
             )
         if algorithm.action_policy in ("epsilon_greedy", "boltzmann") and algorithm.explore_var_spec is None:
-            found.append(Problem("agent.algorithm.explore_var_spec", f"missing: '{algorithm.action_policy}' needs its epsilon or temperature"))
+            found.append(
+                Problem(
+                    "agent.algorithm.explore_var_spec",
+                    f"missing: '{algorithm.action_policy}' needs its epsilon or temperature",
+                )
+            )
         return found
 
 

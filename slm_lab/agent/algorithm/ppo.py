@@ -19,14 +19,16 @@ from slm_lab.spec.model import PositiveInt, ScheduleSpec
 class PPO(ActorCritic):
     """Proximal policy optimisation with a clipped ratio.
 
-    `L = −min(ρ A, clip(ρ, 1 ± ε) A)`, `ρ = π(a|o) / π_old(a|o)`, over `training_epoch` passes of shuffled minibatches. A memoryless net is
-    trained on single steps, `minibatch_size` at a time; a net with a working memory on whole windows of `time_horizon` steps from
-    the carry they were acted with, as many as come nearest to `minibatch_size` steps (at least one).
+    `L = −min(ρ A, clip(ρ, 1 ± ε) A)`, `ρ = π(a|o) / π_old(a|o)`, over `training_epoch` passes of shuffled minibatches.
+    A memoryless net is trained on single steps, `minibatch_size` at a time; a net with a working memory on whole
+    windows of `time_horizon` steps from the carry they were acted with, as many as come nearest to `minibatch_size`
+    steps (at least one).
 
-    Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; advantages standardised and values clipped after its reference code.
+    Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; advantages standardised and values clipped after its
+    reference code.
 
-    Sample spec: `"algorithm": {"name": "PPO", "gamma": 0.99, "lam": 0.95, "clip_eps_spec": {"name": "no_decay", "start_val": 0.2},
-    "time_horizon": 128, "minibatch_size": 64, "training_epoch": 4}`
+    Sample spec: `"algorithm": {"name": "PPO", "gamma": 0.99, "lam": 0.95, "clip_eps_spec": {"name": "no_decay",
+    "start_val": 0.2}, "time_horizon": 128, "minibatch_size": 64, "training_epoch": 4}`
     """
 
     class Spec(ActorCriticSpec):
@@ -42,7 +44,7 @@ class PPO(ActorCritic):
             return self.time_horizon
 
     def minibatches(self, batch: Batch) -> Iterator[Batch]:
-        B, T = batch.mask.shape
+        T = batch.mask.shape[1]
         if self.net.stateless:
             batch, per_minibatch = single_steps(batch), self.spec.minibatch_size
         else:
@@ -50,7 +52,7 @@ class PPO(ActorCritic):
         count = len(batch.reward)
         for _ in range(self.spec.training_epoch):
             order = torch.randperm(count, generator=self.rng.torch).to(batch.reward.device)
-            for index in order.split(per_minibatch):
+            for index in torch.split(order, per_minibatch):
                 chosen = take(batch, index)
                 if chosen.mask.any():
                     yield chosen

@@ -57,4 +57,8 @@ class Random(Algorithm):
     def problems(spec: LabSpec, obs_space: ObsSpace, action_space: spaces.Space) -> list[Problem]:
         if fitting_pds(action_space):
             return []
-        return [Problem("agent.algorithm.name", f"can't act in {action_space}; it can in Discrete, MultiDiscrete and Box spaces")]
+        return [
+            Problem(
+                "agent.algorithm.name", f"can't act in {action_space}; it can in Discrete, MultiDiscrete and Box spaces"
+            )
+        ]

@@ -17,10 +17,10 @@ from slm_lab.spec.model import PositiveInt
 class REINFORCE(PolicyGradient):
     """REINFORCE: the policy gradient by whole returns, no critic.
 
-    `A_t = G_t = Σ_k γ^k r_{t+k}` to the end of the episode, less the batch's mean with `center_return`, over its deviation with
-    `normalize_return`. Use it with OnPolicyReplay: a return needs its episode's end. With OnPolicyBatchReplay (as in SLM-Lab's specs)
-    returns are cut at the horizon and so too small there. A truncated episode's return is what was earned, since nothing
-    estimates the rest.
+    `A_t = G_t = Σ_k γ^k r_{t+k}` to the end of the episode, less the batch's mean with `center_return`, over its
+    deviation with `normalize_return`. Use it with OnPolicyReplay: a return needs its episode's end. With
+    OnPolicyBatchReplay (as in SLM-Lab's specs) returns are cut at the horizon and so too small there. A truncated
+    episode's return is what was earned, since nothing estimates the rest.
 
     Source: Williams 1992. Differs: the factor γ^t of the discounted objective is left out, as everywhere.
 
@@ -29,7 +29,9 @@ class REINFORCE(PolicyGradient):
 
     class Spec(PolicyGradientSpec):
         name: Literal["REINFORCE"] = "REINFORCE"
-        training_frequency: PositiveInt = Field(1, description="episodes (OnPolicyReplay) or steps per env between updates")
+        training_frequency: PositiveInt = Field(
+            1, description="episodes (OnPolicyReplay) or steps per env between updates"
+        )
         center_return: bool = Field(False, description="subtract the batch's mean return")
         normalize_return: bool = Field(False, description="divide centred returns by their deviation")
 

@@ -12,8 +12,8 @@ from slm_lab.spec.model import SpecModel
 class Memory:
     """What an agent has lived through, and when it is time to learn from it.
 
-    The memory owns the gate: `to_train` rises when an update is owed and falls when `sample` is called. Nobody else writes it. A memory
-    knows neither its agent nor its algorithm, only how often to raise the gate.
+    The memory owns the gate: `to_train` rises when an update is owed and falls when `sample` is called. Nobody else
+    writes it. A memory knows neither its agent nor its algorithm, only how often to raise the gate.
     """
 
     Spec: ClassVar[type[SpecModel]]

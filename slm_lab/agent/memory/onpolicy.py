@@ -16,8 +16,9 @@ from slm_lab.spec.model import SpecModel
 class OnPolicyBatchReplay(Memory):
     """A fixed horizon of steps from every env, then trained on and forgotten (A2C, PPO).
 
-    An update is owed every `training_frequency` (PPO: `time_horizon`) steps per env, that is every `training_frequency * num_envs` rows.
-    The batch is `[B = E, T = training_frequency]`; windows begin and end in the middle of episodes, with the carry of their first row.
+    An update is owed every `training_frequency` (PPO: `time_horizon`) steps per env, that is every `training_frequency
+    * num_envs` rows. The batch is `[B = E, T = training_frequency]`; windows begin and end in the middle of episodes,
+    with the carry of their first row.
 
     Sample spec: `"memory": {"name": "OnPolicyBatchReplay"}`
     """
@@ -60,9 +61,9 @@ class OnPolicyBatchReplay(Memory):
 class OnPolicyReplay(Memory):
     """Complete episodes, then trained on and forgotten (REINFORCE).
 
-    An update is owed when `training_frequency` episodes have ended, whichever envs they come from. The batch is `[B episodes, T longest]`,
-    shorter ones masked. Episodes still running are kept: they go on under the new policy, which is the price of several envs (dropping
-    them would favour short episodes).
+    An update is owed when `training_frequency` episodes have ended, whichever envs they come from. The batch is `[B
+    episodes, T longest]`, shorter ones masked. Episodes still running are kept: they go on under the new policy, which
+    is the price of several envs (dropping them would favour short episodes).
 
     Sample spec: `"memory": {"name": "OnPolicyReplay"}`
     """
@@ -107,7 +108,8 @@ class OnPolicyReplay(Memory):
 
         seen = tree_map(gather(t, end), self.rows.data["seen"])
         done = tree_map(gather(t[:, :-1], end - 1), self.rows.data["done"])
-        done["mask"] = done["mask"] & (t[:, :-1] < end)
+        for flag in ("terminated", "truncated", "mask"):
+            done[flag] = done[flag] & (t[:, :-1] < end)
         self._forget()
         return _batch({"seen": seen, "done": done}, carry)
 
@@ -116,7 +118,9 @@ class OnPolicyReplay(Memory):
         last = np.zeros(self.num_envs, np.int64)
         for part in self.ended:
             last[part["env"]] = part["end"]
-        self.begin = np.maximum(self.begin, last)  # an env whose episode has ended holds nothing until its next one begins
+        self.begin = np.maximum(
+            self.begin, last
+        )  # an env whose episode has ended holds nothing until its next one begins
         oldest = int(self.begin.min())
         self.rows.drop(oldest)
         self.begin = self.begin - oldest
@@ -124,7 +128,13 @@ class OnPolicyReplay(Memory):
 
     def state_dict(self) -> Tree:
         ended = {str(i): part for i, part in enumerate(self.ended)}
-        return {"rows": self.rows.state_dict(), "begin": self.begin, "carry": self.carry, "ended": ended, "to_train": self.to_train}
+        return {
+            "rows": self.rows.state_dict(),
+            "begin": self.begin,
+            "carry": self.carry,
+            "ended": ended,
+            "to_train": self.to_train,
+        }
 
     def load_state_dict(self, state: Tree) -> None:
         self.rows.load_state_dict(state["rows"])

@@ -13,9 +13,9 @@ from slm_lab.lib.types import Row, Tree
 class Rows:
     """Arrays `{key: [capacity, E, ...]}`, one slice write per key and step.
 
-    Observations have one row more than the rest: the observation that row t led to is written at t+1, where it is row t+1's own, so
-    nothing is stored twice and a window of T rows is the view `obs[t : t+T+1]`. Arrays are allocated when the first row shows their
-    shapes, and doubled when full.
+    Observations have one row more than the rest: the observation that row t led to is written at t+1, where it is row
+    t+1's own, so nothing is stored twice and a window of T rows is the view `obs[t : t+T+1]`. Arrays are allocated
+    when the first row shows their shapes, and doubled when full.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -32,14 +32,19 @@ class Rows:
         t, data = self.size, self.data
         if t == 0:  # later rows find their observation already there
             tree_map(lambda store, leaf: store.__setitem__(0, leaf), data["seen"], _seen(row.obs, row.is_first))
-        tree_map(lambda store, leaf: store.__setitem__(t + 1, leaf), data["seen"], _seen(row.next_obs, row.next_is_first))
+        tree_map(
+            lambda store, leaf: store.__setitem__(t + 1, leaf), data["seen"], _seen(row.next_obs, row.next_is_first)
+        )
         tree_map(lambda store, leaf: store.__setitem__(t, leaf), data["done"], _done(row))
         self.size += 1
 
     def drop(self, count: int) -> None:
         """Forget the oldest `count` rows."""
         self.size -= count
-        tree_map(lambda store: store.__setitem__(slice(0, self.size), store[count : count + self.size].copy()), self.data["done"])
+        tree_map(
+            lambda store: store.__setitem__(slice(0, self.size), store[count : count + self.size].copy()),
+            self.data["done"],
+        )
         end = self.size + 1
         tree_map(lambda store: store.__setitem__(slice(0, end), store[count : count + end].copy()), self.data["seen"])
 
@@ -54,7 +59,9 @@ class Rows:
 
     def _grow(self) -> None:
         more = self.capacity
-        self.data = tree_map(lambda store: np.concatenate([store, np.zeros((more, *store.shape[1:]), store.dtype)]), self.data)
+        self.data = tree_map(
+            lambda store: np.concatenate([store, np.zeros((more, *store.shape[1:]), store.dtype)]), self.data
+        )
         self.capacity += more
 
     def state_dict(self) -> Tree:
@@ -68,8 +75,11 @@ class Rows:
     def load_state_dict(self, state: Tree) -> None:
         self.size, self.capacity, self.data = int(state["size"]), int(state["capacity"]), {}
         if "data" in state:
-            room = {"seen": self.capacity + 1, "done": self.capacity}
-            self.data = {part: tree_map(lambda leaf: _with_room(leaf, room[part]), state["data"][part]) for part in room}
+            held = state["data"]
+            self.data = {
+                "seen": tree_map(lambda leaf: _with_room(leaf, self.capacity + 1), held["seen"]),
+                "done": tree_map(lambda leaf: _with_room(leaf, self.capacity), held["done"]),
+            }
 
 
 def _seen(obs: Tree, is_first: np.ndarray) -> Tree:

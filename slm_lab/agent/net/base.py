@@ -21,7 +21,9 @@ class LossSpec(SpecModel):
 class NetSpec(SpecModel):
     """Keys of every net: its working memory, how it is trained, where it runs."""
 
-    core: Any = Field({"name": "none"}, description="working memory between encoder and heads: a part of the family core")
+    core: Any = Field(
+        {"name": "none"}, description="working memory between encoder and heads: a part of the family core"
+    )
     shared: bool = Field(False, description="one encoder and core for policy and value, or one each")
     hid_layers_activation: Activation = "tanh"
     init_fn: InitFn | None = Field("orthogonal_", description="how weights begin; null: torch's own way")
@@ -30,12 +32,16 @@ class NetSpec(SpecModel):
     log_std_init: float = Field(0.0, description="first log standard deviation of a Gaussian policy")
     clip_grad_val: float | None = Field(0.5, gt=0, description="largest gradient norm of each part; null: no clipping")
     loss_spec: LossSpec = Field(LossSpec(), description="error of the value head")
-    use_same_optim: bool = Field(True, description="train all parts by optim_spec, or actor and critic each by their own")
+    use_same_optim: bool = Field(
+        True, description="train all parts by optim_spec, or actor and critic each by their own"
+    )
     optim_spec: OptimSpec = Field(OptimSpec(), description="optimiser")
     actor_optim_spec: OptimSpec | None = Field(None, description="actor's optimiser when use_same_optim is false")
     critic_optim_spec: OptimSpec | None = Field(None, description="critic's optimiser when use_same_optim is false")
     lr_scheduler_spec: LrScheduleSpec | None = Field(None, description="how the learning rate falls")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU only where the net is large enough to gain by it")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU only where the net is large enough to gain by it"
+    )
 
     @model_validator(mode="after")
     def _optimisers(self) -> NetSpec:

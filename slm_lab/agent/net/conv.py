@@ -25,10 +25,11 @@ ConvLayer = Annotated[list[NonNegativeInt], Field(min_length=3, max_length=5)]
 class Conv(Encoder):
     """Convolutions over each uint8 image, other observations beside them, then fully connected layers.
 
-    Images are [H, W], [H, W, C] or [C, H, W] (the smaller of first and last axis is taken for the channels), scaled to [0, 1].
-    Source of the default: Mnih et al. 2015 (Nature DQN).
+    Images are [H, W], [H, W, C] or [C, H, W] (the smaller of first and last axis is taken for the channels), scaled to
+    [0, 1]. Source of the default: Mnih et al. 2015 (Nature DQN).
 
-    Sample spec: `"net": {"name": "Conv", "conv_hid_layers": [[32, 8, 4], [64, 4, 2], [64, 3, 1]], "fc_hid_layers": [512]}`
+    Sample spec: `"net": {"name": "Conv", "conv_hid_layers": [[32, 8, 4], [64, 4, 2], [64, 3, 1]], "fc_hid_layers":
+    [512]}`
     """
 
     class Spec(NetSpec):
@@ -45,9 +46,11 @@ class Conv(Encoder):
         self.images = {key: space for key, space in obs_space.items() if is_image(space)}
         self.others = {key: space for key, space in obs_space.items() if key not in self.images}
         # ModuleDict refuses dots in names, which flattened Dict spaces have
-        self.towers = nn.ModuleDict({key.replace(".", "/"): self._tower(spec, space) for key, space in self.images.items()})
+        self.towers = nn.ModuleDict(
+            {key.replace(".", "/"): self._tower(spec, space) for key, space in self.images.items()}
+        )
         with torch.no_grad():
-            flat = sum(self._conv(key, torch.zeros(1, *space.shape)).shape[-1] for key, space in self.images.items())
+            flat = sum(self._conv(key, torch.zeros(1, *(space.shape or ()))).shape[-1] for key, space in self.images.items())
         sizes = [flat + sum(vector_size(space) for space in self.others.values()), *spec.fc_hid_layers]
         self.layers = mlp(sizes, spec.hid_layers_activation)
         self.out_size = sizes[-1]
@@ -59,7 +62,10 @@ class Conv(Encoder):
         channels = _channels_first(torch.zeros(1, *(space.shape or ()))).shape[1]
         for out, kernel, stride, *rest in spec.conv_hid_layers:
             padding, dilation = (*rest, 0, 1)[:2] if len(rest) != 1 else (rest[0], 1)
-            layers += [nn.Conv2d(channels, out, kernel, stride, padding, max(dilation, 1)), ACTIVATIONS[spec.hid_layers_activation]()]
+            layers += [
+                nn.Conv2d(channels, out, kernel, stride, padding, max(dilation, 1)),
+                ACTIVATIONS[spec.hid_layers_activation](),
+            ]
             channels = out
         return nn.Sequential(*layers, nn.Flatten())
 
@@ -71,7 +77,7 @@ class Conv(Encoder):
         parts = []
         for key, space in self.images.items():
             lead = obs[key].shape[: obs[key].dim() - len(space.shape or ())]
-            parts.append(self._conv(key, obs[key].reshape(-1, *space.shape or ())).unflatten(0, lead))
+            parts.append(self._conv(key, obs[key].reshape(-1, *space.shape or ())).reshape(*lead, -1))
         if self.others:
             parts.append(vectors(self.others, obs))
         x: Tensor = self.layers(torch.cat(parts, dim=-1))

@@ -1,7 +1,8 @@
 """What a policy head's numbers mean: distributions over actions.
 
-Ours rather than torch.distributions: they draw from the session's own generator, so that a resumed run repeats itself to the bit.
-Every `log_prob` and `entropy` is `[...]`, summed over the action's dimensions; `sample` and `mode` are `[..., *A]`.
+Ours rather than torch.distributions: they draw from the session's own generator, so that a resumed run repeats itself
+to the bit. Every `log_prob` and `entropy` is `[...]`, summed over the action's dimensions; `sample` and `mode` are
+`[..., *A]`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Distribution(Protocol):
 
 
 def uniform_noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise in (0, 1) shaped like `like`, drawn on the CPU whatever the device, so that seeds mean the same everywhere."""
+    """Noise in (0, 1) shaped like `like`, drawn on the CPU: seeds mean the same on every device."""
     tiny = torch.finfo(torch.float32).tiny
     return torch.rand(like.shape, generator=generator).clamp_(min=tiny).to(like.device)
 
@@ -55,7 +56,7 @@ class MultiCategorical:
     """Several independent choices; `logits` [..., ΣA] split by `nvec`."""
 
     def __init__(self, logits: Tensor, nvec: list[int]) -> None:
-        self.parts = [Categorical(part) for part in logits.split(nvec, dim=-1)]
+        self.parts = [Categorical(part) for part in torch.split(logits, nvec, dim=-1)]
 
     def sample(self, generator: torch.Generator) -> Tensor:
         return torch.stack([part.sample(generator) for part in self.parts], dim=-1)  # [..., len(nvec)]
@@ -96,8 +97,8 @@ class Normal:
 class SquashedNormal(Normal):
     """A Gaussian through tanh, so that actions lie in (−1, 1).
 
-    `log π(a) = log N(u) − Σ log(1 − tanh² u)`, `a = tanh u`. Source: Haarnoja et al. 2018, arXiv 1801.01290, eq. 21. The
-    entropy has no closed form: the Gaussian's own is given, an upper bound.
+    `log π(a) = log N(u) − Σ log(1 − tanh² u)`, `a = tanh u`. Source: Haarnoja et al. 2018, arXiv 1801.01290, eq. 21.
+    The entropy has no closed form: the Gaussian's own is given, an upper bound.
     """
 
     def sample(self, generator: torch.Generator) -> Tensor:

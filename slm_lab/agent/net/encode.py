@@ -24,7 +24,7 @@ def vector_size(space: spaces.Space) -> int:
         return int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
         return int(space.nvec.sum())
-    return int(np.prod(space.shape))
+    return int(np.prod(space.shape or ()))
 
 
 def vector(space: spaces.Space, x: Tensor) -> Tensor:
@@ -34,7 +34,9 @@ def vector(space: spaces.Space, x: Tensor) -> Tensor:
     if isinstance(space, spaces.MultiDiscrete):
         lead = x.dim() - len(space.shape)
         columns = (x.long() - torch.as_tensor(space.start, device=x.device)).flatten(lead).unbind(-1)
-        return torch.cat([F.one_hot(c, int(n)).float() for c, n in zip(columns, space.nvec.ravel(), strict=True)], dim=-1)
+        return torch.cat(
+            [F.one_hot(c, int(n)).float() for c, n in zip(columns, space.nvec.ravel(), strict=True)], dim=-1
+        )
     flat = x.flatten(x.dim() - len(space.shape)) if space.shape else x.unsqueeze(-1)
     return flat.float() / 255 if space.dtype == np.uint8 and isinstance(space, spaces.Box) else flat.float()
 

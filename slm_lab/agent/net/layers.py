@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
@@ -21,7 +22,7 @@ GAINS = {"relu": math.sqrt(2), "tanh": 5 / 3, "leakyrelu": math.sqrt(2), "selu":
 def mlp(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
     """Linear layers `sizes[0] → … → sizes[-1]`, the activation after each."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers)
 
@@ -43,7 +44,7 @@ def init_weights(module: nn.Module, init_fn: InitFn | None, activation: Activati
 
 
 def init_head(head: nn.Module, gain: float | None) -> None:
-    """A head's Linear layers orthogonal with this gain, biases 0 (small for a policy: begin near uniform); None keeps torch's own."""
+    """A head's weights orthogonal with this gain (small for a policy: near uniform), biases 0; None: torch's own."""
     if gain is None:
         return
     for layer in head.modules():

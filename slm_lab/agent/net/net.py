@@ -72,10 +72,13 @@ class Net(nn.Module):
     def forward(self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str] | None = None) -> NetOut:
         """obs {key: [B, T, *O]}, carry before the first step, is_first [B, T].
 
-        `heads` limits the work to the heads named (all by default); a part with a carry always runs, so that its memory goes on.
+        `heads` limits the work to the heads named (all by default); a part with a carry always runs, so that its
+        memory goes on.
         """
         wanted = set(self.heads if heads is None else heads)
-        features, new_carry, extras, losses = {}, dict(carry), {}, {}
+        features: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
+        new_carry, extras = dict(carry), {}
         for name in self.parts:
             if not carry[name] and not any(self.part_of[head] == name for head in wanted):
                 continue

@@ -30,14 +30,16 @@ class Optim:
         self.untrained = {name for name, _ in self.net.named_parameters()}
 
     def step(self, loss: Tensor, frame: int) -> dict[str, float]:
-        """One update; returns grad_norm and lr. Raises `LabError` on a gradient that isn't finite, before any weight is changed."""
+        """One update; its grad_norm and lr. Raises `LabError` on a gradient that isn't finite, and changes nothing."""
         for optim in self.optims.values():
             optim.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norms = {part: self._clip(parameters) for part, parameters in self.groups.items()}
         total = math.sqrt(sum(norm**2 for norm in norms.values()))
         if not math.isfinite(total):
-            raise LabError(f"the gradient is not finite at frame {frame}. {self._not_finite()} Try a smaller lr or clip_grad_val.")
+            raise LabError(
+                f"the gradient is not finite at frame {frame}. {self._not_finite()} Try a smaller lr or clip_grad_val."
+            )
         if self.untrained:
             self.untrained -= {n for n, p in self.net.named_parameters() if p.grad is not None and bool(p.grad.any())}
         for part, optim in self.optims.items():
@@ -60,7 +62,9 @@ class Optim:
         return float(nn.utils.clip_grad_norm_(parameters, limit))
 
     def _not_finite(self) -> str:
-        bad = [n for n, p in self.net.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+        bad = [
+            n for n, p in self.net.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+        ]
         return f"Parameters: {', '.join(bad[:3])}{' ...' if len(bad) > 3 else ''}."
 
     def state_dict(self) -> Tree:
@@ -74,7 +78,12 @@ class Optim:
 
 def make_optim(parameters: list[nn.Parameter], spec: OptimSpec) -> torch.optim.Optimizer:
     """The torch optimiser that a spec names; keys left null keep torch's defaults."""
-    keys = {"Adam": ("eps", "betas"), "AdamW": ("eps", "betas"), "RMSprop": ("eps", "alpha", "momentum"), "SGD": ("momentum",)}[spec.name]
+    keys = {
+        "Adam": ("eps", "betas"),
+        "AdamW": ("eps", "betas"),
+        "RMSprop": ("eps", "alpha", "momentum"),
+        "SGD": ("momentum",),
+    }[spec.name]
     options: dict[str, Any] = {key: getattr(spec, key) for key in keys if getattr(spec, key) is not None}
     if spec.name != "RMSprop":
         options["fused"] = True  # one pass over all parameters: a third of the time on small nets

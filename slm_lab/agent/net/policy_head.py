@@ -27,10 +27,13 @@ def fitting_pds(action_space: spaces.Space) -> tuple[ActionPd, ...]:
 class PolicyHead(nn.Module):
     """Features [..., F] to a distribution over actions.
 
-    A Gaussian's log standard deviation is a free parameter that doesn't depend on the features, as is usual for on-policy learning.
+    A Gaussian's log standard deviation is a free parameter that doesn't depend on the features, as is usual for
+    on-policy learning.
     """
 
-    def __init__(self, features: int, action_space: spaces.Space, action_pd: ActionPd, log_std_init: float = 0.0) -> None:
+    def __init__(
+        self, features: int, action_space: spaces.Space, action_pd: ActionPd, log_std_init: float = 0.0
+    ) -> None:
         super().__init__()
         self.action_pd = fitting_pds(action_space)[0] if action_pd == "default" else action_pd
         self.nvec: list[int] = []

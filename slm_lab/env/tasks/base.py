@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.utils import seeding
 
 from slm_lab.env.action import ActionUnits
-from slm_lab.env.base import EnvError, Space, VecEnv, first_step
+from slm_lab.env.base import EnvError, Space, VecEnv, first_step, own
 from slm_lab.lib.types import Step, Tree
 from slm_lab.spec.parts import TASK
 
@@ -39,7 +39,7 @@ class Rules(ABC):
 
     @abstractmethod
     def act(self, state: State, action: np.ndarray) -> np.ndarray:  # [E] float64
-        """The reward of `action` [E] at step `t` (not yet counted on); may move the world by changing `state` in place."""
+        """The reward of `action` [E] at step `t`; may move the world by changing `state` in place."""
 
     @abstractmethod
     def target(self, state: State) -> np.ndarray:  # [E]
@@ -52,7 +52,8 @@ class Rules(ABC):
 
 def whole(key: str, value: Any, low: int, high: int | None = None) -> int:
     """`value` as an int. Raises `EnvError` unless it is a whole number in [low, high]."""
-    number = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    # JSON's 1e3 is a float: a whole one is welcome, as everywhere in a spec.
+    number = not isinstance(value, bool) and isinstance(value, (int, float, np.integer)) and value == int(value)
     if not number or value < low or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise EnvError(f"{value!r}: a whole number {bounds} was expected", key)
@@ -113,10 +114,10 @@ class VecTask(VecEnv):
             self._state[key][worlds] = value
 
     def target(self) -> np.ndarray:
-        return self.rules.target(self._state)
+        return self.rules.target(self._state).copy()
 
     def cue_steps(self) -> np.ndarray:
-        return self.rules.cue_steps(self._state)
+        return self.rules.cue_steps(self._state).copy()
 
     def state_dict(self) -> Tree:
         state = {key: value.copy() for key, value in self._state.items()}
@@ -127,8 +128,8 @@ class VecTask(VecEnv):
         saved = state["env"]
         if len(saved["rngs"]) not in (0, self.num_envs):
             raise EnvError(f"the saved state has {len(saved['rngs'])} worlds, not {self.num_envs}", "num_envs")
-        self._state = {key: np.array(value) for key, value in saved["state"].items()}
-        self._ended = np.array(saved["ended"])
+        self._state = {key: own(value) for key, value in saved["state"].items()}
+        self._ended = own(saved["ended"])
         self._rngs = [np.random.Generator(np.random.PCG64()) for _ in saved["rngs"]]
         for rng, bits in zip(self._rngs, saved["rngs"], strict=True):
             rng.bit_generator.state = bits
@@ -140,7 +141,7 @@ class VecTask(VecEnv):
 class TaskEnv(gymnasium.Env[Any, Any]):
     """One world of a memory task as a plain Gymnasium env, for other libraries: `slm_lab/<Name>-v0`."""
 
-    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012  Gymnasium's own declaration
+    metadata = {"render_modes": ["ansi"]}
 
     def __init__(self, task: str, render_mode: str | None = None, **arguments: Any) -> None:
         self.rules: Rules = TASK.load(task)(**arguments)
@@ -173,5 +174,5 @@ class TaskEnv(gymnasium.Env[Any, Any]):
         return {"state": state, "rng": self.np_random.bit_generator.state}
 
     def set_state(self, state: Tree) -> None:
-        self._state = {key: np.array(value) for key, value in state["state"].items()}
+        self._state = {key: own(value) for key, value in state["state"].items()}
         self.np_random.bit_generator.state = state["rng"]

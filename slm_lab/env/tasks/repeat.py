@@ -28,9 +28,9 @@ class RepeatPrevious(_Deck):
     """Say the symbol shown k - 1 steps before the present one, at every step (a delay line).
 
     A deck of `length + 1` = 52 cards, 13 of each of 4 suits, is shuffled and shown one card a step; observation
-    Discrete(num_symbols), action Discrete(num_symbols). At step t the right answer is card t - k + 1 (k = 1: the card in
-    sight; k = 4: three steps ago). It earns +1/48 = +1/(length + 1 - k), a wrong one minus as much, and the first k - 1
-    steps, at which there is no such card, 0. Best return 1; guessing among 4 symbols -0.5.
+    Discrete(num_symbols), action Discrete(num_symbols). At step t the right answer is card t - k + 1 (k = 1: the card
+    in sight; k = 4: three steps ago). It earns +1/48 = +1/(length + 1 - k), a wrong one minus as much, and the first
+    k - 1 steps, at which there is no such card, 0. Best return 1; guessing among 4 symbols -0.5.
 
     Raises `EnvError` for k outside [1, length], length < 1, num_symbols < 2.
     Source: POPGym's RepeatPreviousEasy (Morad et al. 2023, arXiv 2303.01859): same deck, k and rewards, as its code has
@@ -60,8 +60,8 @@ class RepeatPrevious(_Deck):
 class RepeatFirst(_Deck):
     """Say the symbol shown at the first step, at every step.
 
-    The deck, observations and actions are those of `RepeatPrevious`. Each of the `length` = 51 answers earns +1/length if
-    it is the first card's suit and -1/length if not, the very first (the card in sight) included. Best return 1;
+    The deck, observations and actions are those of `RepeatPrevious`. Each of the `length` = 51 answers earns +1/length
+    if it is the first card's suit and -1/length if not, the very first (the card in sight) included. Best return 1;
     guessing among 4 symbols -0.5.
 
     Raises `EnvError` for length < 1, num_symbols < 2.

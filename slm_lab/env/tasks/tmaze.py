@@ -16,9 +16,9 @@ class PassiveTMaze(Rules):
     Places are (x, y): the corridor is y = 0, x = 0..L with L = `corridor`; the two goals are (L, +1) and (L, -1).
     Observation float32 [2]: at x = 0 `[0, side]` with side = +1 or -1 at t = 0 and 0 ever after; inside the corridor
     `[0, 0]`; at x = L `[1, y]`. Actions right, up, left, down (0..3); a step into a wall stays. An episode lasts
-    L + 1 steps, so only a walk without a false step leaves one action for the turn. After action t (from 1) the reward is
-    -1/L if x < t, that is, late; the last action earns instead 1 if y is the goal's side and 0 if not. Best return 1;
-    walking well and guessing 0.5; standing still -1.
+    L + 1 steps, so only a walk without a false step leaves one action for the turn. After action t (from 1) the reward
+    is -1/L if x < t, that is, late; the last action earns instead 1 if y is the goal's side and 0 if not. Best
+    return 1; walking well and guessing 0.5; standing still -1.
 
     Raises `EnvError` for a corridor below 1.
     Source: passive T-maze of Ni et al. 2023 (arXiv 2307.03864), after Bakker 2001: episode T = L + 1, penalty

@@ -18,8 +18,9 @@ CoreOut = tuple[Tensor, Tree, Tree, dict[str, Tensor]]  # features [B,T,F], carr
 class Core(nn.Module):
     """The seam of every working memory.
 
-    `is_first` [B, T] resets the carry INSIDE the core, before the step it marks is read; nobody else ever touches a carry. A carry is
-    a tree of `[B, ...]` tensors; `extras` may show what was recalled; `losses` ({name: [B, T]}) join the update.
+    `is_first` [B, T] resets the carry INSIDE the core, before the step it marks is read; nobody else ever touches a
+    carry. A carry is a tree of `[B, ...]` tensors; `extras` may show what was recalled; `losses` ({name: [B, T]}) join
+    the update.
     """
 
     Spec: ClassVar[type[SpecModel]]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -35,7 +36,7 @@ class Recurrent(Core):
         self.out_size = spec.hidden_size
 
     def initial(self, B: int) -> Tree:
-        zeros = self.rnn.weight_hh_l0.new_zeros
+        zeros = next(self.rnn.parameters()).new_zeros
         return {name: zeros(B, self.spec.num_layers, self.spec.hidden_size) for name in self.state_names}
 
     def forward(self, x: Tensor, carry: Tree, is_first: Tensor) -> CoreOut:
@@ -44,13 +45,18 @@ class Recurrent(Core):
         cuts = [0, *[t for t in is_first.any(dim=0).nonzero().flatten().tolist() if t > 0], T]
         state = tuple(carry[name].transpose(0, 1) for name in self.state_names)  # [layers, B, H]
         outputs = []
-        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
-            keep = ~is_first[None, :, begin, None]  # [1, B, 1]
+        for begin, end in pairwise(cuts):
+            keep = is_first[None, :, begin, None].logical_not()  # [1, B, 1]
             state = tuple((part * keep).contiguous() for part in state)
             output, state = self._run(x[:, begin:end], state)
             outputs.append(output)
         features = torch.cat(outputs, dim=1)  # [B, T, H]
-        return features, {name: part.transpose(0, 1) for name, part in zip(self.state_names, state, strict=True)}, {}, {}
+        return (
+            features,
+            {name: part.transpose(0, 1) for name, part in zip(self.state_names, state, strict=True)},
+            {},
+            {},
+        )
 
     def _run(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         output, new = self.rnn(x, state[0] if len(state) == 1 else state)
@@ -60,8 +66,8 @@ class Recurrent(Core):
 class GRU(Recurrent):
     """Gated recurrent unit, its hidden state carried through the episode.
 
-    Source: Cho et al. 2014, arXiv 1406.1078 (torch's variant: the reset gate acts after the matrix product). Differs: orthogonal
-    weights, zero biases.
+    Source: Cho et al. 2014, arXiv 1406.1078 (torch's variant: the reset gate acts after the matrix product). Differs:
+    orthogonal weights, zero biases.
 
     Sample spec: `"core": {"name": "GRU", "hidden_size": 64}`
     """
@@ -76,8 +82,8 @@ class GRU(Recurrent):
 class LSTM(Recurrent):
     """Long short-term memory, its hidden and cell state carried through the episode.
 
-    Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000. Differs: orthogonal weights, zero biases but for
-    the forget gate's, which begins at 1 (Jozefowicz et al. 2015), so that it begins by remembering.
+    Source: Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000. Differs: orthogonal weights, zero
+    biases but for the forget gate's, which begins at 1 (Jozefowicz et al. 2015), so that it begins by remembering.
 
     Sample spec: `"core": {"name": "LSTM", "hidden_size": 64}`
     """

@@ -1,0 +1,44 @@
+"""Package metadata. Exact versions that were tested together are in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+source = Path("slm_lab/__init__.py").read_text(encoding="utf-8").splitlines()
+version = next(line.split('"')[1] for line in source if "__version__" in line)
+
+TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "pandas-stubs", "types-PyYAML"]
+
+setup(
+    name="slm_lab",
+    version=version,
+    description="The lab for memory in reinforcement learning",
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["slm_lab", "slm_lab.*"]),
+    install_requires=[
+        "torch>=2.6",
+        "numpy>=2.0",
+        "gymnasium>=1.1",
+        "pydash>=8.0",
+        "pyyaml>=6.0",
+        "pydantic>=2.9",
+        "ray[tune]>=2.40",
+        "optuna>=4.0",
+        "pandas>=2.2",
+        # plotly 7 needs kaleido 1, which needs an installed Chrome; 6 with kaleido 0.2.1 writes PNGs by itself
+        "plotly>=6.1,<7",
+        "kaleido==0.2.1",
+        "pillow>=10",
+        "rich>=13.7",
+        "tensorboard>=2.18",
+    ],
+    extras_require={
+        "test": TEST,
+        "classic": ["gymnasium[classic-control]"],  # pictures of the classic control envs, for enjoy
+        "box2d": ["gymnasium[box2d]"],
+    },
+    entry_points={"console_scripts": ["slm-lab=slm_lab.cli:main"]},
+)

@@ -1,0 +1,147 @@
+"""On-policy memories against a scalar reference: what was lived, all of it, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from slm_lab.agent.memory.onpolicy import OnPolicyBatchReplay, OnPolicyReplay
+from slm_lab.lib.types import Batch, Row
+
+
+class Worlds:
+    """E worlds under NEXT_STEP autoreset, whose observation tells env, episode and step; episode lengths by chance."""
+
+    def __init__(self, E: int, seed: int = 0, carry: bool = True) -> None:
+        self.E, self.rng, self.carry = E, np.random.default_rng(seed), carry
+        self.episode, self.t, self.first = np.zeros((2, E), np.int64)[0], np.zeros(E, np.int64), np.ones(E, bool)
+        self.length = self.rng.integers(1, 6, E)
+        self.lived: list[list[tuple[int, ...]]] = [[] for _ in range(E)]  # the scalar reference: (episode, t, action) played
+
+    def obs(self) -> np.ndarray:
+        return np.stack([np.arange(self.E), self.episode, self.t], axis=1).astype(np.float64)
+
+    def row(self) -> Row:
+        obs, is_first, action = self.obs(), self.first.copy(), self.rng.integers(0, 9, self.E)
+        ended_before = self.t == self.length
+        for e in np.flatnonzero(~ended_before):
+            self.lived[e].append((int(self.episode[e]), int(self.t[e]), int(action[e])))
+        self.t = np.where(ended_before, 0, self.t + 1)
+        self.episode = self.episode + ended_before
+        self.length = np.where(ended_before, self.rng.integers(1, 6, self.E), self.length)
+        self.first = ended_before
+        ended = (self.t == self.length) & ~ended_before
+        truncated = ended & (self.rng.random(self.E) < 0.5)
+        carry = {"h": obs * 10} if self.carry else {}
+        return Row(
+            {"obs": obs}, is_first, carry, action, {"log_prob": obs[:, 2]}, np.where(ended_before, 0.0, self.t).astype(np.float32),
+            ended & ~truncated, truncated, {"obs": self.obs()}, self.first.copy(),
+        )  # fmt: skip
+
+
+def valid(batch: Batch) -> list[list[tuple[int, ...]]]:
+    """(episode, t, action) of the unmasked rows, for each window."""
+    rows = np.concatenate([batch.obs["obs"][:, :-1, 1:], batch.action[..., None]], axis=-1).astype(int)
+    return [[tuple(map(int, row)) for row in window[mask]] for window, mask in zip(rows, batch.mask, strict=True)]
+
+
+def check_windows(batch: Batch) -> None:
+    """Next observations follow, ends are where they belong, rewards are those that the action caused."""
+    obs, mask = batch.obs["obs"], batch.mask
+    assert (obs[:, 1:][mask][:, 2] == obs[:, :-1][mask][:, 2] + 1).all(), "the next observation is not the one that followed"
+    assert (batch.reward[mask] == obs[:, :-1][mask][:, 2] + 1).all()
+    assert not (batch.terminated | batch.truncated)[~mask].any()
+    np.testing.assert_array_equal(batch.is_first[:, :-1][mask], obs[:, :-1][mask][:, 2] == 0)
+
+
+@pytest.mark.parametrize("E", [1, 4, 16])
+def test_horizons_hold_everything_once(E: int) -> None:
+    worlds, memory = Worlds(E), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), E, 7)
+    stored: list[list[tuple[int, ...]]] = [[] for _ in range(E)]
+    for step in range(7 * 6):
+        memory.update(worlds.row())
+        assert memory.to_train == ((step + 1) % 7 == 0)
+        if memory.to_train:
+            batch = memory.sample()
+            assert not memory.to_train
+            assert batch.mask.shape == (E, 7)
+            assert batch.obs["obs"].shape == (E, 8, 3)
+            check_windows(batch)
+            np.testing.assert_array_equal(batch.carry["h"], batch.obs["obs"][:, 0] * 10)
+            for e, window in enumerate(valid(batch)):
+                stored[e] += window
+    assert stored == worlds.lived
+
+
+@pytest.mark.parametrize("E", [1, 4, 16])
+@pytest.mark.parametrize("frequency", [1, 3])
+def test_episodes_are_complete_and_none_is_lost(E: int, frequency: int) -> None:
+    worlds, memory = Worlds(E, seed=1), OnPolicyReplay(OnPolicyReplay.Spec(), E, frequency)
+    stored: list[list[tuple[int, ...]]] = [[] for _ in range(E)]
+    updates = 0
+    for _ in range(600):
+        memory.update(worlds.row())
+        if memory.to_train:
+            batch = memory.sample()
+            updates += 1
+            check_windows(batch)
+            assert len(batch.mask) >= frequency
+            assert (batch.obs["obs"][:, 0, 2] == 0).all(), "an episode begins at its first step"
+            np.testing.assert_array_equal(batch.carry["h"], batch.obs["obs"][:, 0] * 10)
+            last = batch.mask.sum(axis=1) - 1
+            assert (batch.terminated | batch.truncated)[np.arange(len(last)), last].all(), "an episode ends at its end"
+            for e, window in zip(batch.obs["obs"][:, 0, 0].astype(int), valid(batch), strict=True):
+                stored[e] += window
+    assert updates > 10
+    for e in range(E):
+        running = [row for row in worlds.lived[e] if row not in set(stored[e])]
+        assert stored[e] + running == worlds.lived[e]
+        assert len({row[0] for row in running}) <= 1 + frequency, "only running or waiting episodes may be missing"
+    assert memory.rows.size < 100, "rows of past episodes are dropped"
+
+
+def test_env_dtypes_are_kept() -> None:
+    memory = OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), 2, 1)
+    flags = np.zeros(2, bool)
+    for dtype, value in [(np.int64, 70_000), (np.float64, 70_000.123), (np.uint8, 255), (np.float32, 2049.0)]:
+        memory.rows.data = {}
+        obs = {"obs": np.full((2, 3), value, dtype)}
+        memory.update(Row(obs, flags, {}, np.zeros(2), {}, np.zeros(2, np.float32), flags, flags, obs, flags))
+        stored = memory.sample().obs["obs"]
+        assert stored.dtype == dtype
+        assert (stored == obs["obs"]).all(), "learning must see what acting saw"
+
+
+def test_a_batch_outlives_later_writes() -> None:
+    worlds, memory = Worlds(1), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), 1, 3)
+    for _ in range(3):
+        memory.update(worlds.row())
+    batch = memory.sample()
+    before = batch.obs["obs"].copy()
+    for _ in range(3):
+        memory.update(worlds.row())
+    np.testing.assert_array_equal(batch.obs["obs"], before)
+
+
+@pytest.mark.parametrize("cls", [OnPolicyBatchReplay, OnPolicyReplay])
+def test_saved_anywhere_it_goes_on_alike(cls: Any) -> None:
+    for cut in range(1, 14):
+        worlds, memory = Worlds(3, seed=2), cls(cls.Spec(), 3, 4)
+        rows = [worlds.row() for _ in range(40)]
+        other = cls(cls.Spec(), 3, 4)
+        for i, row in enumerate(rows):
+            memory.update(row)
+            if i == cut:
+                other.load_state_dict(memory.state_dict())
+            elif i > cut:
+                other.update(row)
+                assert other.to_train == memory.to_train
+            if memory.to_train:
+                a = memory.sample()
+                if i >= cut:
+                    b = other.sample()
+                    np.testing.assert_array_equal(a.mask, b.mask)
+                    np.testing.assert_array_equal(a.obs["obs"][:, :-1][a.mask], b.obs["obs"][:, :-1][b.mask])
+                    np.testing.assert_array_equal(a.carry["h"], b.carry["h"])

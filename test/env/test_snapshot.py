@@ -1,0 +1,157 @@
+"""A run that was killed goes on to the bit: through a checkpoint file, into an env that was never reset."""
+
+from __future__ import annotations
+
+import io
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from slm_lab.env import snapshot
+from slm_lab.env.base import EnvError
+from slm_lab.spec.parts import TASK
+
+CASES = [
+    ("CartPole-v1", {}),
+    ("CartPole-v1", {"vectorization": "native"}),
+    ("Acrobot-v1", {"max_t": 30}),
+    ("Pendulum-v1", {"max_t": 30}),
+    ("MountainCar-v0", {"max_t": 30}),
+    ("MountainCarContinuous-v0", {"max_t": 30}),
+    ("FrozenLake-v1", {}),
+    ("Taxi-v4", {"max_t": 30}),
+    ("CliffWalking-v1", {"max_t": 30}),
+    ("Blackjack-v1", {}),
+    ("test/Nested-v0", {}),
+    ("test/Reused-v0", {}),
+    ("test/ReusedNext-v0", {}),
+    *[(name, {}) for name in TASK],
+    *[(name, {"vectorization": "sync"}) for name in TASK],
+]
+
+
+def tensors(tree):
+    """As a checkpoint does: arrays become tensors, nothing else changes."""
+    if isinstance(tree, dict):
+        return {key: tensors(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(tensors(value) for value in tree)
+    return torch.as_tensor(tree) if isinstance(tree, np.ndarray) else tree
+
+
+def through_a_file(tree):
+    file = io.BytesIO()
+    torch.save(tensors(tree), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def play(env, actions):
+    return [env.step(action) for action in actions]
+
+
+def equal(one, two):
+    for key in one.obs:
+        assert one.obs[key].tobytes() == two.obs[key].tobytes()
+        assert one.obs[key].dtype == two.obs[key].dtype
+    for field in ("reward", "raw_reward", "terminated", "truncated", "is_first"):
+        assert getattr(one, field).tobytes() == getattr(two, field).tobytes(), field
+
+
+@pytest.mark.parametrize(("name", "keys"), CASES, ids=lambda case: str(case))
+@pytest.mark.parametrize("played", [0, 31, 37])
+def test_resumed_equals_never_stopped(build, name, keys, played):
+    env, other = build(name, 3, **keys), build(name, 3, **keys)
+    env.action_space.seed(0)
+    actions = [np.stack([env.action_space.sample() for _ in range(3)]) for _ in range(played + 70)]
+    env.reset(7)
+    play(env, actions[:played])
+    state = through_a_file(env.state_dict())
+    rest = play(env, actions[played:])
+    other.load_state_dict(state)
+    for one, two in zip(rest, play(other, actions[played:]), strict=True):
+        equal(one, two)
+
+
+def test_what_can_not_be_saved_is_named(build):
+    env = build("test/Simulated-v0", 2, prev_action=True)
+    env.reset(0)
+    assert env.state_dict() is None
+    assert env.opaque == "Simulated.engine (Engine)"
+
+
+def test_a_state_of_another_env_is_refused(build):
+    one, two, three = build("CartPole-v1", 2), build("Acrobot-v1", 2), build("CartPole-v1", 3)
+    one.reset(0)
+    with pytest.raises(EnvError, match="CartPoleEnv"):
+        two.load_state_dict(one.state_dict())
+    with pytest.raises(EnvError, match="2 worlds, not 3"):
+        three.load_state_dict(one.state_dict())
+
+
+class Odd(gymnasium.Env):
+    """Holds every kind of plain attribute, and draws from its spaces."""
+
+    observation_space = action_space = spaces.Discrete(2)
+
+    def __init__(self):
+        self.observation_space = spaces.Dict({"a": spaces.Box(0, 1, (3,)), "b": spaces.Discrete(5)})
+        self.rng = np.random.Generator(np.random.MT19937(3))
+        self.words, self.half = np.array(["ab", "c"]), np.float16(0.1)
+        self.table = {0: [(0.1, np.int32(3), True)], "x": {(1, 2): None}}
+        self.callback = lambda: None
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def draw(self):
+        return self.rng.random(3).tolist(), self.np_random.random(), str(self.observation_space.sample())
+
+
+def test_generators_spaces_text_and_nested_data_come_back():
+    env, other = Odd(), Odd()
+    env.reset(seed=1), env.draw()
+    env.table["x"][(1, 2)] = 5
+    snapshot.restore(other, through_a_file(snapshot.capture(env)))
+    assert env.draw() == other.draw()
+    assert other.table == env.table
+    assert type(other.table[0][0][1]) is np.int32
+    assert other.words.tolist() == ["ab", "c"]
+    assert other.words.dtype == env.words.dtype
+    assert other.half == env.half
+    assert type(other.half) is np.float16
+
+
+def test_shared_data_is_not_quietly_split():
+    env = Odd()
+    env.grid = np.zeros(4)
+    env.place = env.grid[1:2]
+    with pytest.raises(snapshot.Opaque, match=r"Odd\.place \(shares its data with Odd\.grid\)"):
+        snapshot.capture(env)
+
+
+def test_a_snapshot_of_arrays_changed_in_place_is_a_copy():
+    env = Odd()
+    env.reset(seed=1)
+    env.grid = np.zeros(4)
+    state = snapshot.capture(env)
+    env.grid[:] = 1
+    snapshot.restore(env, state)
+    env.grid[1] = 2
+    snapshot.restore(env, state)
+    assert env.grid.tolist() == [0, 0, 0, 0]
+
+
+def test_a_snapshot_is_a_copy(build):
+    env = build("MemoryTask", 2)
+    env.reset(0)
+    state = env.state_dict()
+    before = through_a_file(state)
+    play(env, np.zeros((40, 2), int))
+    for key, array in before["env"]["state"].items():
+        np.testing.assert_array_equal(state["env"]["state"][key], array.numpy())
+    assert state["env"]["rngs"] == before["env"]["rngs"]

@@ -1,0 +1,147 @@
+"""The tasks against their rules, written a second time in the plainest way, one world at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm_lab.env.tasks.base import VecTask
+from slm_lab.env.tasks.memory_task import MemoryTask
+from slm_lab.env.tasks.multi_cue import MultiCueRecall
+from slm_lab.env.tasks.repeat import RepeatFirst, RepeatPrevious
+from slm_lab.env.tasks.tmaze import PassiveTMaze
+
+E = 5
+
+
+def episode(rules, seed, actions):
+    """One episode of E worlds: observations [length+1, E, *O], rewards [length, E]."""
+    env = VecTask(rules, E)
+    steps = [env.reset(seed)] + [env.step(action) for action in actions[: rules.length]]
+    assert steps[-1].terminated.all()
+    assert not any(step.terminated.any() for step in steps[:-1])
+    return np.array([s.obs["obs"] for s in steps]), np.array([s.raw_reward for s in steps[1:]])
+
+
+def drawn(seed, length, choices):
+    return np.random.default_rng(seed).integers(choices, size=(length, E))
+
+
+quick = settings(max_examples=40, deadline=None)
+seeds = st.integers(0, 10**6)
+
+
+@quick
+@given(seeds, st.integers(1, 20), st.integers(0, 1))
+def test_memory_task(seed, delay, difficulty):
+    actions = drawn(seed, delay, 2)
+    obs, rewards = episode(MemoryTask(delay, difficulty), seed, actions)
+    assert obs.dtype == np.float32
+    assert obs.shape == (delay + 1, E, 3)
+    assert set(np.unique(obs)) <= {0.0, 1.0}
+    assert (obs[..., 2] == 0).all()
+    if difficulty == 0:
+        assert (obs[0, :, 1] == 0).all()
+        assert (obs[1:] == 0).all()
+    for world in range(E):
+        for t in range(delay):
+            expected = 0.0
+            if t == delay - 1:
+                expected = 1.0 if actions[t, world] == obs[0, world, 0] else -1.0
+            assert rewards[t, world] == expected
+
+
+def test_hard_memory_task_hides_the_cue_among_fair_coins():
+    env = VecTask(MemoryTask(8, 1), 2000)
+    obs = np.array([env.reset(0).obs["obs"]] + [env.step(np.zeros(2000, int)).obs["obs"] for _ in range(8)])
+    assert np.abs(obs[..., :2].mean(axis=1) - 0.5).max() < 0.06
+    flat = obs[..., :2].transpose(0, 2, 1).reshape(-1, 2000)
+    off_diagonal = np.corrcoef(flat) - np.eye(len(flat))
+    assert np.abs(off_diagonal).max() < 0.1  # no channel of any step tells of another
+
+
+@quick
+@given(seeds, st.integers(1, 8), st.integers(8, 60), st.integers(2, 5))
+def test_repeat_previous(seed, k, length, symbols):
+    actions = drawn(seed, length, symbols)
+    obs, rewards = episode(RepeatPrevious(k, length, symbols), seed, actions)
+    for world in range(E):
+        hand = []
+        for t in range(length):
+            hand.append(obs[t, world])
+            expected = 0.0
+            if len(hand) >= k:
+                expected = (1 if hand[-k] == actions[t, world] else -1) / (length + 1 - k)
+            assert rewards[t, world] == pytest.approx(expected)
+
+
+@quick
+@given(seeds, st.integers(1, 60), st.integers(2, 5))
+def test_repeat_first(seed, length, symbols):
+    actions = drawn(seed, length, symbols)
+    obs, rewards = episode(RepeatFirst(length, symbols), seed, actions)
+    expected = np.where(actions == obs[0], 1.0, -1.0) / length
+    np.testing.assert_allclose(rewards, expected)
+
+
+def test_popgyms_deck_has_thirteen_cards_of_each_suit():
+    obs, _ = episode(RepeatPrevious(), 0, np.zeros((51, E), int))
+    assert all(np.bincount(obs[:, world]).tolist() == [13] * 4 for world in range(E))
+
+
+@quick
+@given(seeds, st.integers(1, 12), st.booleans())
+def test_tmaze(seed, corridor, mostly_right):
+    actions = drawn(seed, corridor + 1, 4)
+    if mostly_right:  # so that the junction is met
+        actions[:-1] = np.where(drawn(seed + 1, corridor, 20) > 0, 0, actions[:-1])
+    obs, rewards = episode(PassiveTMaze(corridor), seed, actions)
+    moves = {0: (1, 0), 1: (0, 1), 2: (-1, 0), 3: (0, -1)}
+    for world in range(E):
+        side, place = obs[0, world, 1], (0, 0)
+        assert side in (-1, 1)
+        assert obs[0, world, 0] == 0
+        for t in range(corridor + 1):
+            dx, dy = moves[actions[t, world]]
+            there = (place[0] + dx, place[1] + dy)
+            free = {(x, 0) for x in range(corridor + 1)} | {(corridor, 1), (corridor, -1)}
+            place = there if there in free else place
+            if t == corridor:
+                expected = 1.0 if place[1] == side else 0.0
+            else:
+                expected = -1 / corridor if place[0] < t + 1 else 0.0
+            assert rewards[t, world] == pytest.approx(expected)
+            seen = (1, place[1]) if place[0] == corridor else (0, 0)
+            assert tuple(obs[t + 1, world]) == seen
+
+
+def test_standing_still_in_the_tmaze_costs_one():
+    _, rewards = episode(PassiveTMaze(10), 0, np.full((11, E), 2))
+    np.testing.assert_allclose(rewards.sum(axis=0), -1.0)
+
+
+@quick
+@given(seeds, st.integers(1, 4), st.integers(2, 5), st.integers(0, 20))
+def test_multi_cue(seed, cues, symbols, extra):
+    length = 3 * cues + extra
+    actions = drawn(seed, length, symbols)
+    obs, rewards = episode(MultiCueRecall(length, cues, symbols), seed, actions)
+    shown = length - cues
+    for world in range(E):
+        flags = np.flatnonzero(obs[:, world, symbols])
+        assert len(flags) == cues
+        assert flags.max() < shown // 2
+        assert (obs[:shown, world, :symbols].sum(axis=1) == 1).all()
+        assert (obs[shown:, world, :symbols] == 0).all()
+        queries = obs[:, world, symbols + 1 :]
+        assert (queries[:shown] == 0).all()
+        assert (queries[-1] == 0).all()
+        assert sorted(queries[shown:length].argmax(axis=1)) == list(range(cues))
+        for t in range(length):
+            expected = 0.0
+            if t >= shown:
+                answer = obs[flags[queries[t].argmax()], world, :symbols].argmax()
+                expected = (answer == actions[t, world]) / cues
+            assert rewards[t, world] == pytest.approx(expected)

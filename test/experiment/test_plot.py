@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import logging
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import NAME, log_rows
+
+from slm_lab.experiment import plot
+from slm_lab.experiment.analysis import load_run
+from slm_lab.experiment.figure import PALETTE, add_band, log_y, new_figure
+from slm_lab.experiment.plot import draw_run, multi_trial_graph
+from slm_lab.experiment.png import write_pngs
+from slm_lab.lib.errors import LabError
+
+SESSION = [
+    "session_graph_train_mean_returns_ma_vs_frames",
+    "session_graph_train_mean_returns_vs_frames",
+    "session_graph_train_variables_vs_frames",
+]
+TRIAL = ["mean_returns", "mean_returns_ma", "strengths", "sample_efficiencies", "training_efficiencies", "stabilities"]
+
+
+def names(paths: list[Path]) -> set[str]:
+    return {path.stem.removeprefix(f"{NAME}_t0_") for path in paths}
+
+
+def trace_names(figure) -> list[str]:
+    return [trace.name for trace in figure.data if trace.showlegend is not False]
+
+
+def test_all_graphs_of_a_run_and_its_pictures(make_run):
+    run_dir = make_run([log_rows(0, 30)], evaluate=True)
+    written = draw_run(run_dir)
+    pages, pictures = ([p for p in written if p.suffix == s] for s in (".html", ".png"))
+    expected = {f"s0_{name}" for name in [*SESSION, "session_graph_eval_mean_returns_vs_frames"]}
+    expected |= {f"trial_graph_{name}_vs_frames" for name in [*TRIAL, "variables"]}
+    assert names(pages) == names(pictures) == expected
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in pictures)
+    assert (run_dir / "graph/plotly.min.js").exists()
+    assert max(path.stat().st_size for path in pages) < 500_000  # plotly.js lies there once, not in each
+    assert not list((run_dir / "graph").glob("*.part"))
+
+
+def test_every_session_gets_its_graphs(make_run):
+    written = names(draw_run(make_run([log_rows(0, 30), log_rows(1, 20)]), png=False))
+    expected = {f"s{s}_{name}" for s in (0, 1) for name in SESSION}
+    assert written == expected | {f"trial_graph_{name}_vs_frames" for name in [*TRIAL, "consistencies", "variables"]}
+
+
+def test_a_page_is_the_same_each_time(make_run):
+    run_dir = make_run([log_rows(0, 20)])
+    page = draw_run(run_dir, png=False)[0]
+    before = page.read_text()
+    draw_run(run_dir, png=False)
+    assert page.read_text() == before
+
+
+def test_mean_and_band_are_those_of_the_sessions(make_run):
+    sessions = [log_rows(seed, 30) for seed in range(3)]
+    run = load_run(make_run(sessions))
+    figure = plot._trial_builders(run)[f"{NAME}_t0_trial_graph_mean_returns_ma_vs_frames"]()
+    assert trace_names(figure) == ["sessions", "± 1 std", "mean of 3 sessions", "random baseline"]
+    returns = np.array([df["total_reward_ma"][1:] for df in sessions])
+    mean = next(trace for trace in figure.data if trace.name == "mean of 3 sessions")
+    np.testing.assert_allclose(mean.y, returns.mean(0), rtol=1e-5)
+    band = next(trace for trace in figure.data if trace.name == "± 1 std")
+    np.testing.assert_allclose(band.y[:29], returns.mean(0) + returns.std(0, ddof=1), rtol=1e-4)
+
+
+def test_a_band_does_not_bridge_a_gap():
+    figure, nan = new_figure("", "", ""), np.nan
+    add_band(figure, np.arange(5.0), np.array([1, 1, nan, 2, 2]), np.ones(5), PALETTE[0], None)
+    assert figure.data[0].y == (2, 2, 0, 0, None, 3, 3, 1, 1, None)
+
+
+ONE_POINT = log_rows(0, 3).iloc[1:2]
+UNFINISHED = log_rows(0, 5).assign(total_reward=np.nan, total_reward_ma=np.nan)
+CONSTANT = log_rows(0, 30).assign(total_reward=1.0, total_reward_ma=1.0, loss=0.0)
+NOTHING = pd.DataFrame({"frame": [100.0], "opt_step": [1.0], "wall_t": [1.0], "loss": [np.nan]})
+INFINITE = log_rows(0, 10).assign(loss=np.inf, total_reward=-np.inf)
+
+
+@pytest.mark.parametrize(
+    "sessions", [[ONE_POINT], [UNFINISHED], [CONSTANT], [NOTHING], [INFINITE], [ONE_POINT, CONSTANT]]
+)
+def test_odd_runs_are_drawn_without_a_warning(make_run, caplog, sessions):
+    run_dir = make_run(sessions, random_return=None)
+    written = names(draw_run(run_dir, png=False))
+    assert caplog.records == []
+    assert ("trial_graph_mean_returns_vs_frames" in written) == any(s is ONE_POINT or s is CONSTANT for s in sessions)
+    assert ("trial_graph_variables_vs_frames" in written) == (sessions[0] is not NOTHING)
+
+
+def test_a_lone_point_is_a_marker(make_run):
+    run = load_run(make_run([ONE_POINT]))
+    figure = plot._session_builders(run, 0)[f"{NAME}_t0_s0_session_graph_train_mean_returns_ma_vs_frames"]()
+    assert figure.data[0].mode == "markers"
+
+
+def test_failed_sessions_are_drawn_apart_from_the_mean(make_run):
+    sessions = [log_rows(0, 30), log_rows(1, 30), log_rows(2, 12)]
+    run = load_run(make_run(sessions, failures=[{"session": 2, "error": "boom"}, {"session": 3, "error": "early"}]))
+    figure = plot._trial_builders(run)[f"{NAME}_t0_trial_graph_mean_returns_vs_frames"]()
+    assert trace_names(figure) == ["sessions", "± 1 std", "failed sessions", "mean of 2 sessions", "random baseline"]
+    assert "4 sessions, 2 failed" in figure.layout.title.text
+
+
+def test_a_run_of_failures_only(make_run, caplog):
+    run_dir = make_run([log_rows(0, 12)], failures=[{"session": 0, "error": "boom"}])
+    assert "trial_graph_mean_returns_vs_frames" in names(draw_run(run_dir, png=False))
+    assert caplog.records == []
+
+
+def test_an_empty_run_and_no_run(make_run, tmp_path):
+    assert draw_run(make_run([])) == []
+    with pytest.raises(LabError):
+        multi_trial_graph([("x", tmp_path / "nowhere")], tmp_path, "x")
+
+
+def test_a_figure_that_fails_is_a_warning(make_run, caplog, monkeypatch):
+    run_dir = make_run([log_rows(0, 12)])
+    monkeypatch.setattr(plot, "_variables", lambda *_: 1 / 0)
+    with caplog.at_level(logging.WARNING, "slm_lab"):
+        written = names(draw_run(run_dir, png=False))
+    assert "s0_session_graph_train_mean_returns_vs_frames" in written
+    assert len([r for r in caplog.records if "ZeroDivisionError" in r.getMessage()]) == 2
+
+
+def test_runs_compared_in_one_graph(make_run, tmp_path):
+    one = make_run([log_rows(0, 20), log_rows(1, 20)], name="one")
+    two = make_run([log_rows(2, 20), log_rows(3, 15)], name="two")
+    empty = make_run([], name="empty")
+    written = multi_trial_graph(
+        [("<GRU>", one), ("none", two), ("empty", empty)], tmp_path / "out", "recall", png=False
+    )
+    assert [path.name for path in written] == ["recall_multi_trial_graph_mean_returns_ma_vs_frames.html"]
+    figure = plot._multi_trial("recall", [("<GRU>", load_run(one)), ("none", load_run(two))])
+    assert trace_names(figure) == ["&lt;GRU&gt;", "none", "random baseline"]
+    assert len({trace.line.color for trace in figure.data if trace.mode == "lines" and trace.fill is None}) == 3
+
+
+def test_a_long_name_is_cut_and_what_is_drawn_stays():
+    title = new_figure("n" * 200 + ": training return", "", "").layout.title.text
+    assert "n…: training return</b>" in title
+    assert len(title) < 200
+
+
+def test_logarithmic_axis_writes_out_its_steps():
+    figure = new_figure("", "", "")
+    figure.add_scatter(x=[1, 2], y=[1e-5, 2e-4])
+    axis = log_y(figure).layout.yaxis
+    assert axis.type == "log"
+    assert dict(zip(axis.tickvals, axis.ticktext, strict=True))[2e-4] == "2×10<sup>−4</sup>"
+    narrow = new_figure("", "", "").add_scatter(x=[1, 2], y=[1e-5, 2e-5])
+    assert log_y(narrow).layout.yaxis.type is None
+
+
+# ---- PNG -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hanging_engine_is_stopped_and_named(tmp_path, caplog):
+    done, hung = tmp_path / "done.png", tmp_path / "hung.png"
+    hung.write_text("of a run before")
+    # draws the first, starts a helper that ignores the polite signal, as a browser engine may, and hangs
+    script = """
+import json, pathlib, subprocess, sys, time
+first = json.loads(pathlib.Path(sys.argv[1]).read_text())[0]
+pathlib.Path(first[1]).write_bytes(b"png")
+helper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", helper])
+pathlib.Path(first[1] + ".pid").write_text(str(child.pid))
+time.sleep(60)
+"""
+    start = time.monotonic()
+    written = write_pngs({done: "{}", hung: "{}"}, timeout=1.5, child=[sys.executable, "-c", script])
+    assert time.monotonic() - start < 10
+    assert written == [done]
+    assert not hung.exists()  # a stale picture would be taken for a new one
+    assert "over its time of 1.5 s" in caplog.text
+    assert caplog.text.strip().endswith(": hung.png")
+    helper = Path("/proc") / (tmp_path / "done.png.pid").read_text() / "stat"
+    while helper.exists() and not re.search(r"\) [ZX] ", helper.read_text()):  # the kernel takes a moment
+        assert time.monotonic() - start < 10
+        time.sleep(0.01)
+
+
+def test_pages_outlive_a_hanging_engine(make_run, monkeypatch, caplog):
+    run_dir = make_run([log_rows(0, 12)])
+    child = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(plot, "write_pngs", lambda figures, timeout: write_pngs(figures, timeout, child))
+    written = draw_run(run_dir, timeout=0.5)
+    assert {path.suffix for path in written} == {".html"}
+    assert all(path.exists() for path in written)
+    assert f"{NAME}_t0_trial_graph_mean_returns_ma_vs_frames.png" in caplog.text
+
+
+def test_a_broken_engine_tells_why(tmp_path, caplog):
+    child = [sys.executable, "-c", "raise SystemExit('no engine here')"]
+    assert write_pngs({tmp_path / "a.png": "{}"}, child=child) == []
+    assert "no engine here" in caplog.text
+    assert write_pngs({}) == []
+
+
+def test_drawing_needs_no_torch():
+    code = "import sys; import slm_lab.experiment.report, slm_lab.experiment.plot; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(plot.__file__).parents[2], check=False).returncode == 0

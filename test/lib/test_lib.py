@@ -1,0 +1,71 @@
+"""The reducer, schedules, registry, running moments, random streams."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.reduce import reduce_losses
+from slm_lab.lib.registry import Registry
+from slm_lab.lib.rng import Rng
+from slm_lab.lib.running import RunningMoments
+from slm_lab.lib.schedule import scheduled
+
+
+def test_reducer_masks_weighs_and_scales() -> None:
+    term = torch.tensor([[1.0, 100.0], [3.0, 5.0]])
+    mask = torch.tensor([[True, False], [True, True]])
+    total, means = reduce_losses({"a": term, "b": term}, mask, scales={"b": 10.0})
+    assert means["a"] == 3.0  # (1 + 3 + 5) / 3
+    assert total == 33.0
+    total, _ = reduce_losses({"a": term}, mask, weight=torch.tensor([2.0, 0.5]))
+    assert total == pytest.approx((2 * 1 + 0.5 * 3 + 0.5 * 5) / 3)
+
+
+def test_reducer_refuses_a_silent_broadcast() -> None:
+    with pytest.raises(AssertionError, match="loss 'a' has shape"):
+        reduce_losses({"a": torch.ones(4, 1)}, torch.ones(4, 3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("name", ["linear_decay", "rate_decay", "periodic_decay"])
+def test_schedules_begin_and_end_where_they_say(name: str) -> None:
+    values = [scheduled(name, 1.0, 0.1, 100, 1100, frame) for frame in range(0, 1300, 50)]
+    assert values[:3] == [1.0, 1.0, 1.0]
+    assert values[-4:] == [0.1] * 4
+    assert all(0.1 <= value <= 1.0 for value in values)
+    assert scheduled("no_decay", 0.3, 0.1, 0, 10, 1000) == 0.3
+
+
+def test_linear_schedule() -> None:
+    assert scheduled("linear_decay", 1.0, 0.0, 0, 100, 25) == 0.75
+    assert scheduled("linear_decay", 0.4, 1.0, 0, 100, 50) == pytest.approx(0.7)
+
+
+def test_registry_answers_a_typo_with_the_nearest_name() -> None:
+    registry = Registry("memory", {"OnPolicyReplay": "m:A", "Replay": "m:B"})
+    with pytest.raises(LabError, match="unknown memory 'onpolicyreplay'. Did you mean 'OnPolicyReplay'"):
+        registry.load("onpolicyreplay")
+    assert "Options: " in did_you_mean("xyz", registry)
+
+
+def test_running_moments_equal_those_of_the_whole() -> None:
+    data = np.random.default_rng(0).normal(3, 2, size=(100, 3))
+    moments = RunningMoments((3,))
+    for part in np.split(data, [1, 10, 37, 37, 90]):
+        moments.update(part)
+    np.testing.assert_allclose(moments.mean, data.mean(axis=0))
+    np.testing.assert_allclose(moments.var, data.var(axis=0))
+
+
+def test_streams_are_independent_and_resume() -> None:
+    a, b = Rng(0, 0), Rng(0, 1)
+    assert a.numpy.random() != b.numpy.random()
+    assert not torch.equal(torch.rand(3, generator=a.torch), torch.rand(3, generator=b.torch))
+    state = a.state_dict()
+    first = (a.numpy.random(), torch.rand(3, generator=a.torch))
+    c = Rng(99)
+    c.load_state_dict(state)
+    assert c.numpy.random() == first[0]
+    assert torch.equal(torch.rand(3, generator=c.torch), first[1])

@@ -1,0 +1,103 @@
+"""Returns and advantages against loops that follow the definition, one row at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm_lab.lib.returns import explained_variance, gae, n_step_returns
+
+
+def random_rows(seed: int, B: int, T: int) -> dict[str, torch.Tensor]:
+    """Rows of NEXT_STEP autoreset: the row after an end is masked."""
+    rng = np.random.default_rng(seed)
+    terminated, truncated, mask = np.zeros((3, B, T), bool)
+    for b in range(B):
+        reset = False
+        for t in range(T):
+            mask[b, t] = not reset
+            end = rng.choice(3, p=[0.6, 0.2, 0.2]) if not reset else 0
+            terminated[b, t], truncated[b, t] = end == 1, end == 2
+            reset = end > 0
+    reward = rng.normal(size=(B, T)) * mask
+    arrays = {"reward": reward, "value": rng.normal(size=(B, T + 1)), "terminated": terminated, "truncated": truncated, "mask": mask}
+    return {name: torch.as_tensor(array) for name, array in arrays.items()}
+
+
+def brute_gae(rows: dict[str, torch.Tensor], gamma: float, lam: float) -> torch.Tensor:
+    """`A_t = Σ_l (γλ)^l δ_{t+l}` within the episode."""
+    r, v, term, trunc, mask = (rows[k].numpy() for k in ("reward", "value", "terminated", "truncated", "mask"))
+    B, T = r.shape
+    out = np.zeros((B, T))
+    for b in range(B):
+        for t in range(T):
+            if not mask[b, t]:
+                continue
+            for step, u in enumerate(range(t, T)):
+                bootstrap = 0.0 if term[b, u] else v[b, u + 1]
+                out[b, t] += (gamma * lam) ** step * (r[b, u] + gamma * bootstrap - v[b, u])
+                if term[b, u] or trunc[b, u]:
+                    break
+    return torch.as_tensor(out)
+
+
+def brute_n_step(rows: dict[str, torch.Tensor], gamma: float, n: int) -> torch.Tensor:
+    r, v, term, trunc, mask = (rows[k].numpy() for k in ("reward", "value", "terminated", "truncated", "mask"))
+    B, T = r.shape
+    out = np.zeros((B, T))
+    for b in range(B):
+        for t in range(T):
+            if not mask[b, t]:
+                continue
+            u = t
+            for k in range(n):
+                u = t + k
+                out[b, t] += gamma**k * r[b, u]
+                if term[b, u] or trunc[b, u] or u == T - 1:
+                    break
+            out[b, t] += 0.0 if term[b, u] else gamma ** (u - t + 1) * v[b, u + 1]
+    return torch.as_tensor(out)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 12), st.floats(0, 1), st.floats(0, 1))
+def test_gae_equals_its_sum(seed: int, B: int, T: int, gamma: float, lam: float) -> None:
+    rows = random_rows(seed, B, T)
+    torch.testing.assert_close(gae(**rows, gamma=gamma, lam=lam), brute_gae(rows, gamma, lam), atol=1e-6, rtol=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 12), st.floats(0, 1), st.integers(1, 15))
+def test_n_step_equals_its_sum(seed: int, B: int, T: int, gamma: float, n: int) -> None:
+    rows = random_rows(seed, B, T)
+    torch.testing.assert_close(n_step_returns(**rows, gamma=gamma, n=n), brute_n_step(rows, gamma, n), atol=1e-6, rtol=0)
+
+
+def test_truncation_does_not_leak() -> None:
+    """skrl#449: two truncated episodes of two steps, r = 1, γ = λ = 1, V = 0 are worth [2, 1, 2, 1], not [4, 3, 2, 1]."""
+    no, truncated = torch.zeros(1, 4, dtype=torch.bool), torch.tensor([[False, True, False, True]])
+    advantage = gae(torch.ones(1, 4), torch.zeros(1, 5), no, truncated, ~no, gamma=1.0, lam=1.0)
+    assert advantage.tolist() == [[2, 1, 2, 1]]
+
+
+def test_truncation_bootstraps_and_termination_does_not() -> None:
+    one, no, yes = torch.ones(1, 1), torch.tensor([[False]]), torch.tensor([[True]])
+    value = torch.tensor([[0.0, 10.0]])
+    assert gae(one, value, no, yes, yes, gamma=0.5, lam=1.0).item() == 6.0
+    assert gae(one, value, yes, no, yes, gamma=0.5, lam=1.0).item() == 1.0
+
+
+def test_wrong_shape_is_refused() -> None:
+    flags = torch.zeros(2, 3, dtype=torch.bool)
+    with pytest.raises(AssertionError, match="T\\+1"):
+        gae(torch.ones(2, 3), torch.zeros(2, 3), flags, flags, ~flags, 0.9, 0.9)
+
+
+def test_explained_variance() -> None:
+    target = torch.tensor([1.0, 2.0, 3.0])
+    assert explained_variance(target, target) == 1
+    assert explained_variance(torch.full((3,), 2.0), target) == 0
+    assert explained_variance(target, torch.ones(3)).isnan()
