@@ -1,0 +1,154 @@
+"""Every algorithm with every memory, core and space it may meet: it acts, learns, saves, and repeats itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ALGORITHMS
+from gymnasium import spaces
+from worlds import ACTION_SPACES, IMAGE_SPACES, OBS_SPACES, Worlds
+
+from slm_lab.agent import checkpoint
+from slm_lab.agent.agent import Agent
+from slm_lab.agent.build import build_agent
+from slm_lab.lib.tree import tree_leaves, tree_map
+from slm_lab.spec.lab_spec import AgentSpec
+from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
+
+E = 3
+
+
+def parts(algorithm: str, memory: str = "OnPolicyBatchReplay", core: str = "none", net: dict[str, Any] | None = None) -> AgentSpec:
+    keys = net or {"name": "MLP", "hid_layers": [8]}
+    core_spec = CORE.load(core).Spec().model_dump()
+    if "hidden_size" in core_spec:
+        core_spec["hidden_size"] = 6
+    return AgentSpec(
+        "test",
+        ALGORITHM.load(algorithm).Spec(**ALGORITHMS[algorithm]),
+        MEMORY.load(memory).Spec(),
+        NET.load(keys["name"]).Spec(core=core_spec, **keys),
+    )
+
+
+def live(agent: Agent, worlds: Worlds, steps: int) -> list[dict[str, float]]:
+    """Act and learn; the metrics of every update."""
+    step, carry = worlds.reset(), agent.initial(worlds.E)
+    metrics = []
+    for _ in range(steps):
+        act = agent.act(step, carry)
+        next_step = worlds.step(act.action)
+        metrics += agent.update(step, carry, act, next_step)
+        step, carry = next_step, act.carry
+    return metrics
+
+
+def check_learning(spec: AgentSpec, obs_space: dict[str, spaces.Space], action_space: spaces.Space) -> None:
+    agent = build_agent(spec, obs_space, action_space, E, seed=0)
+    before = tree_map(torch.clone, dict(agent.algorithm.net.state_dict()))
+    metrics = live(agent, Worlds(obs_space, E), 24)
+    assert metrics or spec.algorithm.name == "Random"
+    assert all(np.isfinite(v) for row in metrics for k, v in row.items() if k != "explained_variance")
+    if spec.algorithm.name != "Random":
+        after = agent.algorithm.net.state_dict()
+        still = [name for name in before if torch.equal(before[name], after[name])]
+        assert not still, f"weights that did not move: {still}"
+
+
+def memories_for(algorithm: str) -> list[str]:
+    wanted = ALGORITHM.load(algorithm).on_policy
+    return [name for name in MEMORY if MEMORY.load(name).on_policy == wanted]
+
+
+COMBINATIONS = [(a, m, c) for a in ALGORITHM for m in memories_for(a) for c in CORE]
+
+
+def test_every_algorithm_has_a_small_spec_here() -> None:
+    assert set(ALGORITHMS) == set(ALGORITHM)
+
+
+@pytest.mark.parametrize(("algorithm", "memory", "core"), COMBINATIONS)
+def test_learns_with_every_memory_and_core(algorithm: str, memory: str, core: str) -> None:
+    check_learning(parts(algorithm, memory, core), OBS_SPACES["vector"], ACTION_SPACES["discrete"])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHM)
+@pytest.mark.parametrize("space", ACTION_SPACES)
+def test_learns_in_every_action_space(algorithm: str, space: str) -> None:
+    check_learning(parts(algorithm), OBS_SPACES["vector"], ACTION_SPACES[space])
+
+
+@pytest.mark.parametrize("space", OBS_SPACES)
+def test_learns_from_every_observation_space(space: str) -> None:
+    check_learning(parts("PPO"), OBS_SPACES[space], ACTION_SPACES["discrete"])
+
+
+@pytest.mark.parametrize("space", IMAGE_SPACES)
+@pytest.mark.parametrize("shared", [True, False])
+def test_learns_from_images(space: str, shared: bool) -> None:
+    net = {"name": "Conv", "conv_hid_layers": [[4, 3, 2], [4, 3, 1, 1]], "fc_hid_layers": [8], "shared": shared, "init_fn": None}
+    net |= {"hid_layers_activation": "elu"}  # some relu units of so small a net are dead from the start
+    check_learning(parts("PPO", net=net), IMAGE_SPACES[space], ACTION_SPACES["discrete"])
+
+
+@pytest.mark.parametrize(("algorithm", "memory", "core"), COMBINATIONS)
+def test_saved_and_loaded_it_goes_on_alike(algorithm: str, memory: str, core: str, tmp_path: Path) -> None:
+    def fresh() -> Agent:
+        return build_agent(parts(algorithm, memory, core), OBS_SPACES["vector"], ACTION_SPACES["discrete"], E, seed=0)
+
+    agent, worlds = fresh(), Worlds(OBS_SPACES["vector"], E)
+    live(agent, worlds, 13)
+    other = fresh()
+    checkpoint.save(tmp_path, "agent", agent.state_dict(), agent.frame)
+    other.load_state_dict(checkpoint.load(tmp_path, "agent"))
+    assert other.frame == agent.frame
+    for one in (agent, other):
+        live(one, Worlds(OBS_SPACES["vector"], E, seed=5), 20)
+    for (name, a), (_, b) in zip(tree_leaves(agent.state_dict()), tree_leaves(other.state_dict()), strict=True):
+        same = np.array_equal(a, b) if isinstance(a, np.ndarray) else torch.equal(a, b) if torch.is_tensor(a) else a == b
+        assert same, name
+
+
+@pytest.mark.parametrize("algorithm", [name for name in ALGORITHM if name != "Random"])
+def test_greedy_acting_uses_no_chance(algorithm: str) -> None:
+    agent = build_agent(parts(algorithm), OBS_SPACES["vector"], ACTION_SPACES["box"], E, seed=0)
+    step, before = Worlds(OBS_SPACES["vector"], E).reset(), agent.rng.torch.get_state()
+    a, b = (agent.act(step, agent.initial(E), explore=False).action for _ in range(2))
+    assert torch.equal(a, b)
+    assert torch.equal(agent.rng.torch.get_state(), before)
+
+
+@pytest.mark.parametrize("core", CORE)
+@pytest.mark.parametrize("memory", ["OnPolicyBatchReplay", "OnPolicyReplay"])
+def test_learning_repeats_the_acting_log_prob(core: str, memory: str) -> None:
+    """With unchanged weights the log-probability computed when learning is the one recorded when acting, to 1e-6."""
+    agent = build_agent(parts("PPO", memory, core), OBS_SPACES["vector"], ACTION_SPACES["discrete"], E, seed=0)
+    batches = []
+    agent.algorithm.update = lambda batch, frame: batches.append(batch) or {}  # type: ignore[method-assign,func-returns-value]
+    live(agent, Worlds(OBS_SPACES["vector"], E), 100)
+    assert len(batches) >= 3
+    for batch in batches:
+        T = batch.mask.shape[1]
+        obs = tree_map(lambda x, T=T: x[:, :T], batch.obs)
+        out = agent.algorithm.net(obs, batch.carry, batch.is_first[:, :T])
+        log_prob = out.heads["policy"].log_prob(batch.action)
+        torch.testing.assert_close(log_prob[batch.mask], batch.extras["log_prob"][batch.mask], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 8])
+def test_frames_are_those_really_played(num_envs: int) -> None:
+    """Rows whose action the world ignored are no frames and no experience."""
+    agent = build_agent(parts("Random"), OBS_SPACES["vector"], ACTION_SPACES["discrete"], num_envs, seed=0)
+    worlds = Worlds(OBS_SPACES["vector"], num_envs, end=0.5)
+    step, carry, played = worlds.reset(), agent.initial(num_envs), 0
+    for _ in range(50):
+        act = agent.act(step, carry)
+        next_step = worlds.step(act.action)
+        agent.update(step, carry, act, next_step)
+        played += int((~next_step.is_first).sum())
+        step = next_step
+    assert agent.frame == played < 50 * num_envs
