@@ -38,7 +38,9 @@ def test_multi_categorical_is_several() -> None:
     parts = [D.Categorical(logits=part) for part in logits.split([3, 1], dim=-1)]
     action = policy.sample(generator)
     assert action.shape == (5, 7, 2)
-    torch.testing.assert_close(policy.log_prob(action), sum(part.log_prob(action[..., i]) for i, part in enumerate(parts)))
+    torch.testing.assert_close(
+        policy.log_prob(action), sum(part.log_prob(action[..., i]) for i, part in enumerate(parts))
+    )
     torch.testing.assert_close(policy.entropy(), sum(part.entropy() for part in parts))
 
 

@@ -18,7 +18,9 @@ class Worlds:
         self.E, self.rng, self.carry = E, np.random.default_rng(seed), carry
         self.episode, self.t, self.first = np.zeros((2, E), np.int64)[0], np.zeros(E, np.int64), np.ones(E, bool)
         self.length = self.rng.integers(1, 6, E)
-        self.lived: list[list[tuple[int, ...]]] = [[] for _ in range(E)]  # the scalar reference: (episode, t, action) played
+        self.lived: list[list[tuple[int, ...]]] = [
+            [] for _ in range(E)
+        ]  # the scalar reference: (episode, t, action) played
 
     def obs(self) -> np.ndarray:
         return np.stack([np.arange(self.E), self.episode, self.t], axis=1).astype(np.float64)
@@ -50,7 +52,9 @@ def valid(batch: Batch) -> list[list[tuple[int, ...]]]:
 def check_windows(batch: Batch) -> None:
     """Next observations follow, ends are where they belong, rewards are those that the action caused."""
     obs, mask = batch.obs["obs"], batch.mask
-    assert (obs[:, 1:][mask][:, 2] == obs[:, :-1][mask][:, 2] + 1).all(), "the next observation is not the one that followed"
+    assert (obs[:, 1:][mask][:, 2] == obs[:, :-1][mask][:, 2] + 1).all(), (
+        "the next observation is not the one that followed"
+    )
     assert (batch.reward[mask] == obs[:, :-1][mask][:, 2] + 1).all()
     assert not (batch.terminated | batch.truncated)[~mask].any()
     np.testing.assert_array_equal(batch.is_first[:, :-1][mask], obs[:, :-1][mask][:, 2] == 0)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ALGORITHMS
 from gymnasium import spaces
+from small_specs import ALGORITHMS
 from worlds import ACTION_SPACES, IMAGE_SPACES, OBS_SPACES, Worlds
 
 from slm_lab.agent import checkpoint
@@ -22,7 +22,9 @@ from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
 E = 3
 
 
-def parts(algorithm: str, memory: str = "OnPolicyBatchReplay", core: str = "none", net: dict[str, Any] | None = None) -> AgentSpec:
+def parts(
+    algorithm: str, memory: str = "OnPolicyBatchReplay", core: str = "none", net: dict[str, Any] | None = None
+) -> AgentSpec:
     keys = net or {"name": "MLP", "hid_layers": [8]}
     core_spec = CORE.load(core).Spec().model_dump()
     if "hidden_size" in core_spec:
@@ -90,7 +92,13 @@ def test_learns_from_every_observation_space(space: str) -> None:
 @pytest.mark.parametrize("space", IMAGE_SPACES)
 @pytest.mark.parametrize("shared", [True, False])
 def test_learns_from_images(space: str, shared: bool) -> None:
-    net = {"name": "Conv", "conv_hid_layers": [[4, 3, 2], [4, 3, 1, 1]], "fc_hid_layers": [8], "shared": shared, "init_fn": None}
+    net = {
+        "name": "Conv",
+        "conv_hid_layers": [[4, 3, 2], [4, 3, 1, 1]],
+        "fc_hid_layers": [8],
+        "shared": shared,
+        "init_fn": None,
+    }
     net |= {"hid_layers_activation": "elu"}  # some relu units of so small a net are dead from the start
     check_learning(parts("PPO", net=net), IMAGE_SPACES[space], ACTION_SPACES["discrete"])
 
@@ -109,7 +117,9 @@ def test_saved_and_loaded_it_goes_on_alike(algorithm: str, memory: str, core: st
     for one in (agent, other):
         live(one, Worlds(OBS_SPACES["vector"], E, seed=5), 20)
     for (name, a), (_, b) in zip(tree_leaves(agent.state_dict()), tree_leaves(other.state_dict()), strict=True):
-        same = np.array_equal(a, b) if isinstance(a, np.ndarray) else torch.equal(a, b) if torch.is_tensor(a) else a == b
+        same = (
+            np.array_equal(a, b) if isinstance(a, np.ndarray) else torch.equal(a, b) if torch.is_tensor(a) else a == b
+        )
         assert same, name
 
 

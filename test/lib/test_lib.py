@@ -45,7 +45,7 @@ def test_linear_schedule() -> None:
 
 def test_registry_answers_a_typo_with_the_nearest_name() -> None:
     registry = Registry("memory", {"OnPolicyReplay": "m:A", "Replay": "m:B"})
-    with pytest.raises(LabError, match="unknown memory 'onpolicyreplay'. Did you mean 'OnPolicyReplay'"):
+    with pytest.raises(LabError, match=r"unknown memory 'onpolicyreplay'\. Did you mean 'OnPolicyReplay'"):
         registry.load("onpolicyreplay")
     assert "Options: " in did_you_mean("xyz", registry)
 

@@ -23,7 +23,13 @@ def random_rows(seed: int, B: int, T: int) -> dict[str, torch.Tensor]:
             terminated[b, t], truncated[b, t] = end == 1, end == 2
             reset = end > 0
     reward = rng.normal(size=(B, T)) * mask
-    arrays = {"reward": reward, "value": rng.normal(size=(B, T + 1)), "terminated": terminated, "truncated": truncated, "mask": mask}
+    arrays = {
+        "reward": reward,
+        "value": rng.normal(size=(B, T + 1)),
+        "terminated": terminated,
+        "truncated": truncated,
+        "mask": mask,
+    }
     return {name: torch.as_tensor(array) for name, array in arrays.items()}
 
 
@@ -73,7 +79,9 @@ def test_gae_equals_its_sum(seed: int, B: int, T: int, gamma: float, lam: float)
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 12), st.floats(0, 1), st.integers(1, 15))
 def test_n_step_equals_its_sum(seed: int, B: int, T: int, gamma: float, n: int) -> None:
     rows = random_rows(seed, B, T)
-    torch.testing.assert_close(n_step_returns(**rows, gamma=gamma, n=n), brute_n_step(rows, gamma, n), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        n_step_returns(**rows, gamma=gamma, n=n), brute_n_step(rows, gamma, n), atol=1e-6, rtol=0
+    )
 
 
 def test_truncation_does_not_leak() -> None:

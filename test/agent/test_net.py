@@ -1,0 +1,146 @@
+"""Nets: parts, heads, what each optimiser trains, and how weights begin."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from slm_lab.agent.algorithm.ppo import PPO
+from slm_lab.agent.build import build_agent, build_net, pick_device
+from slm_lab.agent.memory.onpolicy import OnPolicyBatchReplay
+from slm_lab.agent.net.base import NetSpec
+from slm_lab.agent.net.core.base import Core
+from slm_lab.agent.net.core.rnn import GRU
+from slm_lab.agent.net.encode import vectors
+from slm_lab.agent.net.mlp import MLP
+from slm_lab.agent.net.net import Net
+from slm_lab.agent.net.optim import Optim
+from slm_lab.lib.errors import LabError
+from slm_lab.spec.lab_spec import AgentSpec
+from slm_lab.spec.model import LrScheduleSpec, OptimSpec
+
+OBS = {"obs": spaces.Box(-1, 1, (3,))}
+ACTIONS = spaces.Discrete(4)
+
+
+def net_of(**keys: object) -> tuple[Net, NetSpec]:
+    spec = MLP.Spec(hid_layers=[16], **keys)  # type: ignore[arg-type]
+    return build_net(spec, OBS, PPO.heads(PPO.Spec(), spec, ACTIONS)), spec
+
+
+def test_one_hot_and_flat_in_the_order_of_the_space() -> None:
+    space = {
+        "d": spaces.Discrete(3, start=1),
+        "m": spaces.MultiDiscrete([2, 2]),
+        "b": spaces.Box(0, 1, (2,)),
+        "i": spaces.Box(0, 255, (1, 1), np.uint8),
+    }
+    obs = {
+        "d": torch.tensor([3]),
+        "m": torch.tensor([[1, 0]]),
+        "b": torch.tensor([[0.5, 0.25]]),
+        "i": torch.full((1, 1, 1), 51, dtype=torch.uint8),
+    }
+    assert vectors(space, obs).tolist() == [pytest.approx([0, 0, 1, 0, 1, 1, 0, 0.5, 0.25, 0.2])]
+
+
+def test_policy_begins_near_uniform_and_shared_nets_have_one_part() -> None:
+    net, _ = net_of(shared=True, core={"name": "none"})
+    out = net({"obs": torch.randn(5, 2, 3)}, net.initial(5), torch.zeros(5, 2, dtype=torch.bool))
+    assert set(net.parts) == {"shared"}
+    assert out.heads["policy"].log_probs.exp().sub(0.25).abs().max() < 0.05
+    assert out.heads["value"].shape == (5, 2, 1)
+
+
+def test_each_part_has_its_own_optimiser_and_clip() -> None:
+    optims = {
+        "use_same_optim": False,
+        "actor_optim_spec": OptimSpec(lr=0.1, name="SGD"),
+        "critic_optim_spec": OptimSpec(lr=0.2, name="SGD"),
+    }
+    net, spec = net_of(clip_grad_val=1.0, **optims)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optim = Optim(net, spec)
+    out = net({"obs": torch.ones(1, 1, 3)}, net.initial(1), torch.ones(1, 1, dtype=torch.bool))
+    optim.step((1e4 * out.heads["value"]).sum() + 1e4 * out.heads["policy"].log_prob(torch.zeros(1, 1)).sum(), frame=0)
+    for part, lr in (("actor", 0.1), ("critic", 0.2)):
+        own = [name for name, p in net.named_parameters() if any(p is q for q in optim.groups[part])]
+        now = dict(net.named_parameters())
+        moved = torch.cat([(now[name].detach() - before[name]).flatten() for name in own]).norm()
+        assert moved == pytest.approx(lr * 1.0, rel=1e-3)  # lr times the clipped norm
+
+
+def test_learning_rate_follows_its_schedule() -> None:
+    net, spec = net_of(
+        optim_spec=OptimSpec(lr=0.1), lr_scheduler_spec=LrScheduleSpec(name="LinearToMin", frame=100, min_factor=0.5)
+    )
+    optim = Optim(net, spec)
+    assert [optim.lr("actor", frame) for frame in (0, 25, 50, 1000)] == pytest.approx([0.1, 0.075, 0.05, 0.05])
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
+    net, spec = net_of()
+    before = [p.detach().clone() for p in net.parameters()]
+    optim = Optim(net, spec)
+    out = net({"obs": torch.ones(1, 1, 3)}, net.initial(1), torch.ones(1, 1, dtype=torch.bool))
+    with pytest.raises(LabError, match=r"gradient is not finite at frame 5.*value"):
+        optim.step(out.heads["value"].sum() * torch.inf, frame=5)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_untrained_parameters_are_named() -> None:
+    net, spec = net_of()
+    optim = Optim(net, spec)
+    optim.watch()
+    out = net({"obs": torch.ones(1, 1, 3)}, net.initial(1), torch.ones(1, 1, dtype=torch.bool))
+    optim.step(out.heads["value"].sum(), frame=0)
+    assert optim.untrained
+    assert all("critic" not in name and "value" not in name for name in optim.untrained)
+    assert any("policy" in name for name in optim.untrained)
+
+
+def test_only_the_heads_asked_for_are_run() -> None:
+    net, _ = net_of(core={"name": "none"})
+    out = net({"obs": torch.ones(1, 1, 3)}, net.initial(1), torch.ones(1, 1, dtype=torch.bool), heads=("policy",))
+    assert set(out.heads) == {"policy"}
+    assert set(out.features) == {"actor"}
+    recurrent, _ = net_of(core={"name": "GRU"})
+    out = recurrent(
+        {"obs": torch.ones(1, 1, 3)}, recurrent.initial(1), torch.ones(1, 1, dtype=torch.bool), heads=("policy",)
+    )
+    assert out.carry["critic"]["h"].any(), "a critic with a memory must see every step"
+
+
+def test_a_small_net_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    net, _ = net_of()
+    assert pick_device("auto", net, OBS) == torch.device("cpu")
+    assert pick_device("auto", net, {"obs": spaces.Box(0, 255, (8, 8), np.uint8)}) == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(LabError, match=r"agent.net.device: 'cuda'"):
+        pick_device("cuda", net, OBS)
+
+
+def test_a_memory_may_bring_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The door by which an experience memory gives the policy something to read."""
+
+    def core(self: OnPolicyBatchReplay, in_size: int) -> Core:
+        return GRU(GRU.Spec(hidden_size=5), in_size)
+
+    monkeypatch.setattr(OnPolicyBatchReplay, "core", core)
+    spec = AgentSpec("test", PPO.Spec(), OnPolicyBatchReplay.Spec(), MLP.Spec(shared=True))
+    agent = build_agent(spec, OBS, ACTIONS, num_envs=2, seed=0)
+    assert agent.initial(2)["shared"]["h"].shape == (2, 1, 5)
+
+
+def test_equal_seeds_give_equal_nets() -> None:
+    def weights(seed: int) -> Tensor:
+        spec = AgentSpec("test", PPO.Spec(), OnPolicyBatchReplay.Spec(), MLP.Spec())
+        agent = build_agent(spec, OBS, ACTIONS, num_envs=2, seed=seed)
+        return torch.cat([p.flatten() for p in agent.algorithm.net.parameters()])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))

@@ -1,0 +1,226 @@
+"""The control loop: equal seeds give equal numbers, killed and resumed runs too."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pydash
+import pytest
+from small_specs import ROOT, make_spec, raw_spec
+
+from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.session import Progress, Session
+from slm_lab.experiment.tracker import WALL, Tracker
+from slm_lab.experiment.trial import run_sessions
+from slm_lab.lib.errors import LabError
+from slm_lab.lib.types import Step
+from slm_lab.spec.lab_spec import LabSpec
+
+RECURRENT = {
+    "agent__net": {"name": "MLP", "hid_layers": [8], "shared": True, "core": {"name": "GRU", "hidden_size": 8}},
+    "env": {"name": "MemoryTask", "delay": 5, "num_envs": 4, "max_frame": 2000, "prev_action": True},
+    "meta__rigorous_eval": 4,
+    "meta__eval_frequency": 500,
+}
+WRAPPED = {
+    "agent__algorithm": {"name": "A2C", "training_frequency": 7},
+    "env": {"name": "Pendulum-v1", "num_envs": 3, "max_frame": 2000, "normalize_obs": True, "normalize_reward": True},
+}
+EPISODIC = {
+    "agent__algorithm": {"name": "REINFORCE", "training_frequency": 3},
+    "agent__memory": {"name": "OnPolicyReplay"},
+    "agent__net__core": {"name": "LSTM", "hidden_size": 8},
+}
+KINDS: dict[str, dict[str, Any]] = {"memoryless": {}, "recurrent": RECURRENT, "wrapped": WRAPPED, "episodic": EPISODIC}
+
+
+def start(tmp_path: Path, spec: LabSpec) -> RunDir:
+    return RunDir.create(tmp_path, spec.name, {"name": spec.name, **spec.dump()}, "train")
+
+
+def finish(spec: LabSpec, run: RunDir, index: int = 0) -> Progress:
+    return Session(spec, run, index, lambda progress: None).run()
+
+
+def tables(run: RunDir, session: int = 0) -> dict[str, pd.DataFrame]:
+    """The session's numbers without those of the clock."""
+    files = sorted(run.info.glob(f"*_s{session}_session_df_*.csv"))
+    assert files
+    return {file.name: pd.read_csv(file).drop(columns=list(WALL), errors="ignore") for file in files}
+
+
+def assert_same(a: dict[str, pd.DataFrame], b: dict[str, pd.DataFrame]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        pd.testing.assert_frame_equal(a[name], b[name], check_exact=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_seeds_give_equal_numbers(tmp_path: Path, kind: str) -> None:
+    spec = make_spec(**KINDS[kind])
+    runs = [start(tmp_path / str(i), spec) for i in range(3)]
+    for run, index in zip(runs, (0, 0, 1), strict=True):
+        assert finish(spec, run, index).status == "done"
+    assert_same(tables(runs[0]), tables(runs[1]))
+    first, other = (next(iter(tables(run, index).values())) for run, index in ((runs[0], 0), (runs[2], 1)))
+    assert not first.equals(other), "another seed gives other numbers"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cuts", [[1], [37, 38], [250, 401]])
+def test_interrupted_anywhere_it_goes_on_to_the_bit(tmp_path: Path, kind: str, cuts: list[int]) -> None:
+    """A session dropped without warning `cut` steps after a checkpoint, in a fresh object each time."""
+    spec = make_spec(**KINDS[kind])
+    whole, broken = start(tmp_path / "whole", spec), start(tmp_path / "broken", spec)
+    finish(spec, whole)
+    steps = 0
+    for cut in cuts:
+        session = Session(spec, broken, 0, lambda progress: None)
+        session._begin()
+        while steps < cut:
+            session._advance()
+            steps += 1
+        session._save()
+        for _ in range(11):  # lived, but lost: the checkpoint is older
+            session._advance()
+    finish(spec, broken)
+    assert_same(tables(whole), tables(broken))
+
+
+@pytest.mark.parametrize("kind", ["memoryless", "recurrent"])
+def test_kill_9_and_resume_is_exact(tmp_path: Path, kind: str) -> None:
+    """The real command, killed with SIGKILL at three moments and continued, against one left alone."""
+    raw = raw_spec(**KINDS[kind], env__max_frame=5000, meta__checkpoint_frequency=200)
+    file = tmp_path / "specs.json"
+    file.write_text(json.dumps({"test": raw}))
+
+    def command(data: str, mode: str) -> list[str]:
+        return [sys.executable, str(ROOT / "run_lab.py"), str(file), mode, "--data", str(tmp_path / data)]
+
+    alone = subprocess.Popen(command("alone", "train"), stdout=subprocess.DEVNULL)
+    mode, killed = "train", 0
+    for moment in (300, 1500, 3000):
+        process = subprocess.Popen(command("killed", mode), stdout=subprocess.DEVNULL)
+        killed += _kill_at(process, tmp_path / "killed", moment)
+        mode = "train@latest"
+    subprocess.run(command("killed", mode), check=True, stdout=subprocess.DEVNULL)
+    assert alone.wait() == 0
+    assert killed == 3
+    runs = [RunDir.find(tmp_path / data, None, "latest") for data in ("alone", "killed")]
+    assert len(list((tmp_path / "killed").glob("*/spec.json"))) == 1, "the same run went on"
+    assert_same(tables(runs[0]), tables(runs[1]))
+    metrics = [json.loads(next(run.info.glob("*_trial_metrics.json")).read_text())["scalar"] for run in runs]
+    assert pydash.omit(metrics[0], *WALL) == pydash.omit(metrics[1], *WALL)
+
+
+def _kill_at(process: subprocess.Popen[bytes], data: Path, frame: int) -> int:
+    """SIGKILL the process when its checkpoint has reached this frame; 1 if it was still running then."""
+    while process.poll() is None:
+        pointers = list(data.glob("*/model/session0.json"))
+        if pointers and json.loads(pointers[0].read_text())["frame"] >= frame:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            return 1
+        time.sleep(0.002)
+    return 0
+
+
+def test_an_env_that_cannot_be_saved_goes_on_from_new_episodes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = make_spec(env={"name": "CartPole-v1", "num_envs": 2, "max_frame": 600})
+    run = start(tmp_path, spec)
+    session = Session(spec, run, 0, lambda progress: None)
+    session._begin()
+    for _ in range(100):
+        session._advance()
+    session.env.state_dict = lambda: None  # type: ignore[method-assign,assignment,return-value]
+    session._save()
+    assert finish(spec, run).status == "done"
+    assert "can't be saved" in caplog.text
+
+
+def test_sessions_run_in_parallel_and_one_that_dies_does_not_stop_the_others(tmp_path: Path) -> None:
+    spec = make_spec(meta__max_session=3)
+    run = start(tmp_path, spec)
+    (run.model / "session1.json").write_text("{}")  # session 1 will find a foreign checkpoint
+    seen: list[Progress] = []
+    last = run_sessions(spec, run, seen.append)
+    assert [p.status for p in last] == ["done", "failed", "done"]
+    assert "isn't a checkpoint" in last[1].message
+    assert json.loads((run.info / "failures.json").read_text())[0]["session"] == 1
+    assert not tables(run, 0)["test_t0_s0_session_df_train.csv"].equals(
+        tables(run, 2)["test_t0_s2_session_df_train.csv"]
+    )
+    (run.model / "session1.json").unlink()
+    assert [p.status for p in run_sessions(spec, run, seen.append)] == ["done"] * 3
+    assert not (run.info / "failures.json").exists()
+
+
+def test_processes_give_the_numbers_that_one_process_gives(tmp_path: Path) -> None:
+    spec = make_spec(meta__max_session=2)
+    here, there = start(tmp_path / "here", spec), start(tmp_path / "there", spec)
+    for i in range(2):
+        finish(spec, here, i)
+    run_sessions(spec, there, lambda progress: None)
+    for i in range(2):
+        assert_same(tables(here, i), tables(there, i))
+
+
+def test_a_run_is_trained_once_at_a_time(tmp_path: Path) -> None:
+    spec = make_spec()
+    run = start(tmp_path, spec)
+    with run.lock(0), pytest.raises(LabError, match=f"process {os.getpid()}"), run.lock(0):
+        pass
+
+
+def test_a_parameter_that_cannot_learn_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slm_lab.agent.algorithm.ppo import PPO
+
+    spec = make_spec(env__max_frame=300)
+    session = Session(spec, start(tmp_path / "a", spec), 0, lambda progress: None, check=True)
+    session.run()
+    assert session.check_report() == []
+    monkeypatch.setattr(PPO, "scales", lambda self, frame: {"value_loss": 0.0, "entropy_loss": 0.0})
+    session = Session(spec, start(tmp_path / "b", spec), 0, lambda progress: None, check=True)
+    session.run()
+    report = session.check_report()
+    assert report
+    assert all("no gradient ever reached it" in line for line in report)
+    assert any(line.startswith("heads.value") for line in report)
+
+
+def test_log_rows_come_at_their_frequency_whatever_the_envs(tmp_path: Path) -> None:
+    for num_envs in (1, 3, 8):
+        spec = make_spec(env__num_envs=num_envs, meta__log_frequency=250)
+        run = start(tmp_path / str(num_envs), spec)
+        finish(spec, run)
+        frames = next(iter(tables(run).values()))["frame"].to_numpy()
+        np.testing.assert_array_equal(frames // 250, np.arange(1, 9))
+
+
+def test_tracker_counts_raw_returns_per_env() -> None:
+    tracker = Tracker(2)
+    no = np.zeros(2, bool)
+
+    def step(raw: list[float], ended: list[bool], first: list[bool]) -> Step:
+        return Step({}, np.zeros(2, np.float32), np.array(first), np.array(ended), no, np.array(raw))
+
+    tracker.update(step([1, 10], [False, False], [False, False]), [])
+    tracker.update(step([2, 20], [True, False], [False, False]), [])
+    tracker.update(step([99, 30], [False, True], [True, False]), [])  # env 0 restarts: its reward is no one's
+    tracker.update(step([4, 77], [True, False], [False, True]), [])
+    assert list(tracker.returns) == [3, 60, 4]
+    row = tracker.log(frame=6, opt_step=0, wall_t=1.0)
+    assert row["epi"] == 3
+    assert row["total_reward"] == (4 + 60) / 2
+    assert row["episode_length"] == (1 + 3) / 2
