@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from slm_lab import __version__
 from slm_lab.lib.errors import LabError, did_you_mean
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
     from slm_lab.spec.lab_spec import LabSpec
 
 MODES = ("dev", "train", "enjoy", "search")
-USAGE = """python run_lab.py SPEC_FILE [SPEC_NAME] MODE [--set KEY=VALUE ...]
+RESUMED = ("train", "enjoy")  # those that go on with a run: MODE@latest, MODE@RUN_DIR
+SHOWN_MODES = ("dev", "train", "train@latest", "enjoy@latest", "search")
+ENTRY = "python run_lab.py"
+USAGE = """python run_lab.py SPEC_FILE [SPEC_NAME] MODE [--set KEY=VALUE] ...
        python run_lab.py list [FAMILY] | check SPEC_FILE [SPEC_NAME] | show SPEC_FILE [SPEC_NAME] | plot RUN_DIR"""
 HELP = """
 modes:
@@ -38,32 +43,44 @@ SPEC_NAME may be left out when the file holds one spec, or one named like the fi
 
 examples:
   python run_lab.py specs/ppo_memory.json dev
-  python run_lab.py specs/benchmark/ppo_cartpole.json train --set env.max_frame=50000
+  python run_lab.py specs/benchmark/cartpole.json ppo_cartpole train --set env.max_frame=50000
 """  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for an error of the user or the machine, 130 after a second Ctrl-C."""
-    args = _parser().parse_args(argv)
+    """Run one command; the exit code: 0, 2 for an error of the user or the machine, 130 when broken off by Ctrl-C."""
     try:
+        args = _parser().parse_intermixed_args(argv)
         words = args.words
         if words[0] in COMMANDS:
             COMMANDS[words[0]](words[1:], args)
         else:
             _run(words, args)
+        sys.stdout.flush()
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(f"interrupted. {error}".strip(), file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `run_lab.py show ... | head`
-        sys.stderr.close()
+    except BrokenPipeError:  # `run_lab.py show ... | head`: nobody reads on, so nothing is left to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # the machine refused
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells its errors as the rest of the lab does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise LabError(f"{message}. See {ENTRY} --help")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="run_lab.py",
         usage=USAGE,
         description="SLM Lab: the lab for memory in reinforcement learning",
@@ -77,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key, e.g. agent.algorithm.gamma=0.95",
+        help="override a key, e.g. agent.algorithm.gamma=0.95; may be given again",
     )
     parser.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="where runs are kept (default: data)"
@@ -91,31 +108,47 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(words: list[str], args: argparse.Namespace) -> None:
     """SPEC_FILE [SPEC_NAME] MODE; for train@RUN_DIR and enjoy@ the spec file may be left out."""
-    mode, _, which = words[-1].partition("@")
+    mode, at, which = words[-1].partition("@")
     if mode not in MODES:
-        raise LabError(
-            f"unknown mode '{words[-1]}'.{did_you_mean(words[-1], [*MODES, 'train@latest', 'enjoy@latest', *COMMANDS])}"
-        )
+        raise LabError(_no_mode(words))
     if len(words) > 3:
         raise LabError(f"too many words: {' '.join(words)}. Expected: {USAGE.splitlines()[0]}")
     if mode == "search":
         raise LabError(
             "mode 'search' isn't built yet. Until then, run each setting with mode train and --set KEY=VALUE."
         )
-    if which and mode not in ("train", "enjoy"):
-        raise LabError(f"'{words[-1]}': only train and enjoy go on with a run. Use train@{which} or enjoy@{which}.")
-    if mode == "enjoy" and not which:
-        raise LabError("enjoy plays a run that was trained. Use enjoy@latest, or enjoy@RUN_DIR.")
-    _go_on(words[:-1], mode, which, args) if which else _begin(words[:-1], mode, args)
+    if at and mode not in RESUMED:
+        raise LabError(f"'{words[-1]}': only train and enjoy go on with a run. Use train@latest or enjoy@latest.")
+    if (at and not which) or (mode == "enjoy" and not at):
+        what = "goes on with" if mode == "train" else "plays"
+        raise LabError(f"{mode}@ {what} which run? Use {mode}@latest, or {mode}@RUN_DIR.")
+    _go_on(words[:-1], mode, which, args) if at else _begin(words[:-1], mode, args)
+
+
+def _no_mode(words: list[str]) -> str:
+    """What is wrong with words that don't end with a mode."""
+    last = words[-1]
+    override = next((word for word in words[1:] if "=" in word), None)
+    if override:
+        return f"'{override}': every override needs a --set of its own: --set a.b=1 --set c.d=2"
+    if last in COMMANDS:
+        return f"'{last}' goes first: {ENTRY} {shlex.join([last, *words[:-1]])}"
+    if words[0].partition("@")[0] in MODES and len(words) > 1:
+        return f"the mode goes last: {ENTRY} {shlex.join([*words[1:], words[0]])}"
+    if last.endswith((".json", ".yaml", ".yml")) or (len(words) == 2 and Path(last).is_file()):
+        return f"which mode? {ENTRY} {shlex.join(words)} MODE, where MODE is {', '.join(SHOWN_MODES)}."
+    near = did_you_mean(last, [*SHOWN_MODES, *(COMMANDS if len(words) == 1 else ())])
+    return f"unknown mode '{last}'.{near}"
 
 
 def _begin(words: list[str], mode: str, args: argparse.Namespace) -> None:
     if not words:
         raise LabError(f"which spec? Expected: {USAGE.splitlines()[0]}")
     spec = _resolved(words, args.set)
+    console = _console()
     from slm_lab.experiment import control
 
-    {"dev": control.dev, "train": control.train}[mode](spec, args.data, _console())
+    {"dev": control.dev, "train": control.train}[mode](spec, args.data, console)
 
 
 def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) -> None:
@@ -124,14 +157,16 @@ def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) ->
             "--set can't change a run that was started: it goes on with the spec saved in its folder. Start a new run."
         )
     name = _raw(words)[0] if words else None
-    from slm_lab.experiment import control
     from slm_lab.experiment.run_dir import RunDir
 
-    run = RunDir.find(args.data, name, which)
+    run = RunDir.find(args.data, name, which, mode="train")
+    console = _console()
+    from slm_lab.experiment import control
+
     if mode == "train":
-        control.resume(run, args.data, _console())
+        control.resume(run, args.data, console)
     else:
-        control.enjoy(run, _console())
+        control.enjoy(run, console)
 
 
 def _raw(words: list[str]) -> tuple[str, dict[str, Any]]:
@@ -180,12 +215,18 @@ def _list(words: list[str], args: argparse.Namespace) -> None:
             print(f"  {name:<20} {FAMILIES[family].summary(name)}")
 
 
+def _at_most(count: int, words: list[str]) -> None:
+    if len(words) > count:
+        raise LabError(f"too many words: {' '.join(words[count:])}. Expected: SPEC_FILE [SPEC_NAME]")
+
+
 def _check(words: list[str], args: argparse.Namespace) -> None:
     """One spec, or without a name every spec of the file."""
     from slm_lab.spec.load import load_file
 
     if not words:
         raise LabError("which spec file? Expected: check SPEC_FILE [SPEC_NAME]")
+    _at_most(2, words)
     names = words[1:2] or list(load_file(words[0]))
     errors = []
     for name in names:
@@ -203,6 +244,7 @@ def _show(words: list[str], args: argparse.Namespace) -> None:
 
     if not words:
         raise LabError("which spec file? Expected: show SPEC_FILE [SPEC_NAME]")
+    _at_most(2, words)
     spec = _resolved(words, args.set)
     print(json.dumps({spec.name: spec.dump()}, indent=2))
 
@@ -210,10 +252,12 @@ def _show(words: list[str], args: argparse.Namespace) -> None:
 def _plot(words: list[str], args: argparse.Namespace) -> None:
     if len(words) != 1:
         raise LabError("which run? Expected: plot RUN_DIR")
-    from slm_lab.experiment import control
     from slm_lab.experiment.run_dir import RunDir
 
-    control.replot(RunDir.find(args.data, None, words[0]), args.data, _console())
+    run = RunDir.find(args.data, None, words[0])
+    from slm_lab.experiment import control
+
+    control.replot(run, args.data, _console())
 
 
 COMMANDS = {"list": _list, "check": _check, "show": _show, "plot": _plot}

@@ -44,7 +44,7 @@ class _Named(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 def _raised(who: str, where: str, error: Exception) -> EnvError:
-    return EnvError(f"{who} raised {type(error).__name__} {where}: {error}. The cause stands above in the traceback.")
+    return EnvError(f"{who} raised {type(error).__name__} {where}: {error}")
 
 
 class GymVec(VecEnv):

@@ -53,9 +53,14 @@ def _import(module: str, install: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
+        missing = (getattr(error, "name", None) or module).split(".")[0]
+        if missing != module.split(".")[0]:  # it is there, but needs another
+            install = PYPI_NAMES.get(missing, missing)
         raise EnvError(
-            f"can't import {module} ({error}). If it isn't installed: pip install {install}", "name"
+            f"can't import {module} ({error}). If {missing} isn't installed: pip install {install}", "name"
         ) from error
+    except Exception as error:  # the user's own module may raise anything
+        raise EnvError(f"can't import {module}: {type(error).__name__}: {error}", "name") from error
 
 
 def parameters(spec: EnvSpec) -> set[str] | None:

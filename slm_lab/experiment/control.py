@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import os
+import shlex
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from slm_lab import __version__
 from slm_lab.agent import checkpoint
+from slm_lab.agent.agent import Agent
 from slm_lab.agent.build import build_agent
-from slm_lab.env.vec import make_env
-from slm_lab.experiment.analysis import analyze_session, analyze_trial
+from slm_lab.env.vec import VecEnv, make_env
+from slm_lab.experiment.analysis import analyze_session, analyze_trial, load_run, plural
 from slm_lab.experiment.display import Display
-from slm_lab.experiment.evaluate import play, random_return
+from slm_lab.experiment.evaluate import Played, play, random_return
 from slm_lab.experiment.plot import draw_run
 from slm_lab.experiment.report import write_report
-from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.session import Progress
-from slm_lab.experiment.trial import run_here, run_sessions
+from slm_lab.experiment.trial import run_alone, run_sessions
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.log import log_to, note
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.validate import resolve
 
@@ -27,6 +36,9 @@ logger = logging.getLogger("slm_lab")
 
 ENJOY_EPISODES = 10
 GIF_FRAMES = 500
+
+
+# ---- the modes -------------------------------------------------------------------------------------------------------
 
 
 def train(spec: LabSpec, data: Path, console: Console) -> RunDir:
@@ -38,9 +50,8 @@ def train(spec: LabSpec, data: Path, console: Console) -> RunDir:
 
 def resume(run: RunDir, data: Path, console: Console) -> RunDir:
     """A run that was stopped or killed goes on from its checkpoints, with the spec it was started with."""
-    facts = run.read_spec()
     spec = stored_spec(run)
-    return _run_trial(spec, run, _baseline(spec, data), console, check=facts["run"]["mode"] == "dev")
+    return _run_trial(spec, run, _baseline(spec, data), console, check=run.mode() == "dev")
 
 
 def dev(spec: LabSpec, data: Path, console: Console) -> RunDir:
@@ -55,66 +66,27 @@ def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list
     """Play the best checkpoint of a run greedily; prints returns, and records a GIF where the env can draw."""
     spec = stored_spec(run)
     session, state = _best(run, spec.meta.max_session)
-    env = make_env(spec.env, num_envs=1, render_mode="rgb_array")
+    film = _Film()
+    env = _watchable(spec)
     try:
         agent = build_agent(spec.agent, env.obs_space, env.action_space, 1, seed=0)
-        _load_best(agent, state, run)
-        env.reset(0)
-        env.load_wrapper_state(state["wrappers"])
-        env.freeze()
-        console.print(
-            f"{run.path}: session {session}, best at frame {state['frame']:,} with return {state['score']:.2f}",
-            highlight=False,
-        )
-        pictures: list[Any] = []
-        played = play(
-            agent,
-            env,
-            episodes,
-            seed=0,
-            on_step=lambda: pictures.extend(env.render()[:1]) if len(pictures) < GIF_FRAMES else None,
-        )
+        _step_into(agent, env, state, run)
+        score = f"best at frame {state['frame']:,}, return {state['score']:.2f}"
+        _say(console, f"{run.path}: session {session}, {score}")
+        played = play(agent, env, episodes, seed=0, on_step=lambda: film.shoot(env))
     finally:
         env.close()
-    for i, (total, length) in enumerate(zip(played.returns, played.lengths, strict=True)):
-        console.print(f"episode {i}: return {total:.2f}, {length} steps", highlight=False)
-    console.print(
-        f"mean return {played.returns.mean():.2f} ± {played.returns.std():.2f} over {len(played.returns)} episodes",
-        highlight=False,
-    )
-    _write_gif(pictures, run.graph / "enjoy.gif", console)
+    _print_episodes(played, console)
+    film.write(run.graph / "enjoy.gif", console)
     return [float(total) for total in played.returns]
-
-
-def finish(run: RunDir, baseline: float | None, console: Console, png: bool = True) -> None:
-    """Metrics, graphs and report from what the sessions have saved. A picture that fails is a warning."""
-    facts = run.read_spec()
-    for session in range(facts["meta"]["max_session"]):
-        if run.session_file(session, "session_df_train.csv").exists():
-            analyze_session(run.path, 0, session, baseline)
-    try:
-        metrics = analyze_trial(run.path)
-        if console.is_terminal:
-            console.print("drawing graphs ...", highlight=False)
-        draw_run(run.path, png=png)
-    except LabError as error:
-        logger.warning("%s", error)
-        metrics = {}
-    page = write_report(run.path)
-    scalar = metrics.get("scalar", {})
-    if scalar.get("final_return") is not None:
-        shown = ", ".join(
-            f"{name} {scalar[name]:.2f}"
-            for name in ("final_return", "best_return", "strength")
-            if scalar.get(name) is not None
-        )
-        console.print(f"{shown} (random {baseline:.2f})" if baseline is not None else shown, highlight=False)
-    console.print(f"graphs:  {run.graph}\nreport:  {page}", highlight=False, soft_wrap=True)
 
 
 def replot(run: RunDir, data: Path, console: Console) -> None:
     """Draw a run's graphs and report again."""
-    finish(run, _baseline(stored_spec(run), data), console)
+    spec = stored_spec(run)
+    problem = finish(run, _baseline(spec, data), console)
+    if problem:
+        raise problem
 
 
 def stored_spec(run: RunDir) -> LabSpec:
@@ -123,50 +95,80 @@ def stored_spec(run: RunDir) -> LabSpec:
     return resolve({key: facts[key] for key in ("agent", "env", "meta", "search") if key in facts}, facts["name"])
 
 
+# ---- a trial ---------------------------------------------------------------------------------------------------------
+
+
 def _run_trial(spec: LabSpec, run: RunDir, baseline: float | None, console: Console, check: bool = False) -> RunDir:
-    sessions = f"{spec.meta.max_session} session{'s' if spec.meta.max_session > 1 else ''}"
-    title = (
-        f"{spec.name}: {spec.agent.name} in {spec.env.name}, {sessions} of {spec.env.max_frame:,} frames → {run.path}"
-    )
-    findings: list[str] = []
-    with Display(title, spec.meta.max_session, spec.env.max_frame, console) as display:
-        if spec.meta.max_session == 1:
-            progress, session = run_here(spec, run, 0, display.update, check)
-            last, findings = [progress], session.check_report() if check else []
-        else:
-            last = run_sessions(spec, run, display.update)
-    finish(run, baseline, console, spec.meta.png)
-    if check:
-        _print_check(findings, console)
-    _print_end(last, run, console)
+    many = spec.meta.max_session > 1
+    sessions = plural(spec.meta.max_session, "session")
+    title = f"{spec.name}: {spec.agent.name} in {spec.env.name}, {sessions} of {spec.env.max_frame:,} frames"
+    found: list[str] = []
+    with run.lock(), log_to(run.log / "run.log"):
+        note(f"slm_lab {__version__}: {shlex.join(sys.argv)}")
+        note(title)
+        try:
+            with Display(f"{title}\n{run.path}{_so_far(run)}", spec.meta.max_session, spec.env.max_frame, console) as d:
+                if many:
+                    last = run_sessions(spec, run, d.update)
+                else:
+                    progress, found = run_alone(spec, run, d.update, check)
+                    last = [progress]
+            problem = finish(run, baseline, console, spec.meta.png)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"Nothing saved is lost. Go on with: {_command('train', run)}") from None
+        if check and last[0].status == "done":
+            _print_check(found, console)
+        elif not check:
+            _warn_untrained(run, spec)
+        _print_end(last, run, console, problem)
     return run
 
 
-def _print_check(findings: list[str], console: Console) -> None:
-    if not findings:
-        console.print("check:   every parameter got a gradient and moved; no NaN", highlight=False)
-    for finding in findings:
-        console.print(f"check:   {finding}", highlight=False, markup=False)
+def finish(run: RunDir, baseline: float | None, console: Console, png: bool = True) -> LabError | None:
+    """Metrics, graphs and report from what the sessions have saved; the error if they can't be written.
+
+    A picture that fails is a warning.
+    """
+    try:
+        for session in range(run.read_spec()["meta"]["max_session"]):
+            if run.session_file(session, "session_df_train.csv").exists():
+                analyze_session(run.path, 0, session, baseline)
+        scalar = analyze_trial(run.path).get("scalar", {})
+        if console.is_terminal:
+            _say(console, "drawing graphs ...")
+        draw_run(run.path, png=png)
+        page = write_report(run.path)
+    except OSError as error:
+        return LabError(f"{unwritable(run.path, error)} Then draw the graphs with: {_command('plot', run)}")
+    except LabError as error:
+        return error
+    _print_result(run, scalar, baseline, console)
+    _say(console, f"report   {page}\ngraphs   {run.graph}")
+    return None
 
 
-def _print_end(last: list[Progress], run: RunDir, console: Console) -> None:
-    """How to go on; raises `LabError` when sessions failed."""
-    if any(p.status in ("stopped", "waiting") for p in last):
-        console.print(f"stopped. Go on with: python run_lab.py train@{run.path}", highlight=False, soft_wrap=True)
-    failed = [p for p in last if p.status == "failed"]
-    if failed:
-        reasons = "\n".join(f"session {p.session}: {p.message.strip()}" for p in failed)
-        raise LabError(f"{len(failed)} of {len(last)} sessions failed; the others finished.\n{reasons}")
+def _so_far(run: RunDir) -> str:
+    """' (going on from frame ...)' for a run that has checkpoints."""
+    frames = []
+    for pointer in run.model.glob("session*.json"):
+        try:
+            frames += [] if pointer.stem.endswith("_best") else [int(json.loads(pointer.read_text())["frame"])]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # the session will tell
+    span = f"{min(frames, default=0):,}" + (f" to {max(frames):,}" if len(set(frames)) > 1 else "")
+    return f" (going on from frame {span})" if frames else ""
 
 
 def _baseline(spec: LabSpec, data: Path) -> float | None:
+    """Mean return of random play; None, and a warning, where the env breaks off."""
     try:
         data.mkdir(parents=True, exist_ok=True)
         return random_return(spec, data)
+    except LabError as error:
+        logger.warning("no random baseline, so no strength: %s", error)
+        return None
     except OSError as error:
-        raise LabError(
-            f"can't write to {data}: {error.strerror or error}. Check its permissions and free space."
-        ) from error
+        raise unwritable(data, error) from error
 
 
 def _shortened(spec: LabSpec) -> dict[str, Any]:
@@ -183,30 +185,163 @@ def _shortened(spec: LabSpec) -> dict[str, Any]:
     return raw
 
 
+# ---- what is said at the end -----------------------------------------------------------------------------------------
+
+
+def _say(console: Console, text: str) -> None:
+    """A line as it is: no colours in numbers, no markup, a path in one piece."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _command(mode: str, run: RunDir) -> str:
+    words = ["plot", str(run.path)] if mode == "plot" else [f"{mode}@{run.path}"]
+    return f"python run_lab.py {shlex.join(words)}"
+
+
+def _print_result(run: RunDir, scalar: dict[str, Any], baseline: float | None, console: Console) -> None:
+    """The headline: how good it is, and against what."""
+    tables = load_run(run.path).evaluation.values()
+    last = [float(df["total_reward"].dropna().iloc[-1]) for df in tables if df["total_reward"].notna().any()]
+    if last:
+        _say(console, f"eval     {sum(last) / len(last):.2f} (mean return of the last greedy evaluation)")
+    known = {name: value for name, value in scalar.items() if isinstance(value, float | int) and math.isfinite(value)}
+    if "final_return" not in known:
+        _say(console, "return   – (no episode has ended)")
+        return
+    count = int(known.get("num_session", 1))
+    spread = f" ± {known['final_return_std']:.2f}" if "final_return_std" in known and count > 1 else ""
+    where = f", {count} sessions" if count > 1 else ""
+    more = [
+        f"{name} {known[key]:.2f}" for name, key in (("best", "best_return"), ("strength", "strength")) if key in known
+    ]
+    more += [f"random {baseline:.2f}"] if baseline is not None else []
+    _say(console, f"return   {known['final_return']:.2f}{spread} (last 100 episodes{where}), {', '.join(more)}")
+
+
+def _print_check(found: list[str], console: Console) -> None:
+    for finding in found or ["every parameter got a gradient and moved; no NaN"]:
+        _say(console, f"check    {finding}")
+        note(f"check: {finding}")
+
+
+def _warn_untrained(run: RunDir, spec: LabSpec) -> None:
+    """A run whose frames were too few for one update has learned nothing; better said."""
+    tables = load_run(run.path).train.values()
+    steps = [float(df["opt_step"].max()) for df in tables if "opt_step" in df]
+    if steps and max(steps) == 0 and spec.agent.algorithm.name != "Random":
+        logger.warning(
+            "no gradient step was taken in %s frames: give more env.max_frame, or train more often",
+            f"{spec.env.max_frame:,}",
+        )
+
+
+def _print_end(last: list[Progress], run: RunDir, console: Console, problem: LabError | None) -> None:
+    """How to go on; raises `LabError` when sessions failed or what they gave can't be written."""
+    failed = [p for p in last if p.status == "failed"]
+    if failed:
+        raise LabError(_failures(failed, last, run))
+    if problem:
+        raise problem
+    if any(p.status != "done" for p in last):
+        _say(console, f"stopped. Go on with: {_command('train', run)}")
+    elif run.model.glob("*_best.json"):
+        _say(console, f"play it  {_command('enjoy', run)}")
+
+
+def _failures(failed: list[Progress], last: list[Progress], run: RunDir) -> str:
+    """Who failed of what (the same reason once), where the traceback is, how to go on."""
+    reasons: dict[str, list[int]] = {}
+    for p in failed:
+        reasons.setdefault(p.message.strip(), []).append(p.session)
+    parts = []
+    for reason, sessions in reasons.items():
+        who = f"session{'s' if len(sessions) > 1 else ''} {', '.join(map(str, sessions))}: "
+        parts.append(f"{who if len(last) > 1 else ''}{reason}")
+    if len(failed) < len(last):
+        parts.insert(0, f"{len(failed)} of {len(last)} sessions failed; the others went on.")
+    files = [run.log / "run.log"] if len(last) == 1 else [run.log / f"session{p.session}.log" for p in failed]
+    logs = [str(file) for file in files if file.exists()]
+    if logs:
+        parts.append(f"The traceback is in {', '.join(logs)}.")
+    return "\n".join([*parts, f"When the cause is mended, go on with: {_command('train', run)}"])
+
+
+# ---- playing the best checkpoint -------------------------------------------------------------------------------------
+
+
+def _step_into(agent: Agent, env: VecEnv, state: dict[str, Any], run: RunDir) -> None:
+    """Give agent and wrappers what the best checkpoint holds. Raises `LabError` where it is of another spec."""
+    try:
+        agent.algorithm.load_state_dict(state["algorithm"])
+        env.reset(0)
+        env.load_wrapper_state(state["wrappers"])
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise LabError(
+            f"the best checkpoint in {run.model} doesn't fit the spec in {run.spec_file}: it is of another run, or "
+            "the lab's code has changed since. Restore the files, or train a new run."
+        ) from error
+    env.freeze()
+
+
 def _best(run: RunDir, sessions: int) -> tuple[int, dict[str, Any]]:
-    found = {i: state for i in range(sessions) if (state := checkpoint.load(run.model, f"session{i}_best")) is not None}
+    found: dict[int, dict[str, Any]] = {}
+    for i in range(sessions):
+        state = checkpoint.load(run.model, f"session{i}_best")
+        if state is None:
+            continue
+        if not {"score", "frame", "algorithm", "wrappers"} <= state.keys():
+            raise LabError(f"{run.model / f'session{i}_best.json'} isn't a best checkpoint. Restore it, or train anew.")
+        found[i] = state
     if not found:
         raise LabError(
-            f"{run.path} has no best checkpoint yet: no episode was finished. Train it on with train@{run.path}."
+            f"{run.path} has no best checkpoint: no episode has ended yet. Train it on with: {_command('train', run)}"
         )
     session = max(found, key=lambda i: float(found[i]["score"]))
     return session, found[session]
 
 
-def _load_best(agent: Any, state: dict[str, Any], run: RunDir) -> None:
-    try:
-        agent.algorithm.load_state_dict(state["algorithm"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise LabError(f"the checkpoint in {run.model} doesn't fit the spec in {run.spec_file}: {error}") from error
+def _watchable(spec: LabSpec) -> VecEnv:
+    """One world that draws pictures, or one that doesn't where it can't. No display is needed for it."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return make_env(spec.env, num_envs=1, render_mode="rgb_array")
+        except LabError:
+            return make_env(spec.env, num_envs=1)
 
 
-def _write_gif(pictures: list[Any], file: Path, console: Console) -> None:
-    frames = [picture for picture in pictures if getattr(picture, "ndim", 0) == 3]
-    if not frames:
-        console.print("this env draws no pictures, so there is no GIF", highlight=False)
-        return
-    from PIL import Image
+def _print_episodes(played: Played, console: Console) -> None:
+    for i, (total, length) in enumerate(zip(played.returns, played.lengths, strict=True)):
+        _say(console, f"episode {i}: return {total:.2f}, {length} steps")
+    mean, std = played.returns.mean(), played.returns.std()
+    _say(console, f"mean return {mean:.2f} ± {std:.2f} over {plural(len(played.returns), 'episode')}")
 
-    images = [Image.fromarray(frame) for frame in frames]
-    images[0].save(file, save_all=True, append_images=images[1:], duration=33, loop=0)
-    console.print(f"film:    {file} ({len(images)} frames)", highlight=False, soft_wrap=True)
+
+class _Film:
+    """Pictures of the first steps; one that can't be drawn ends the film, not the play."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Any] = []
+        self.problem = "this env draws no pictures"
+
+    def shoot(self, env: VecEnv) -> None:
+        if len(self.pictures) >= GIF_FRAMES:
+            return
+        try:
+            self.pictures += [picture for picture in env.render()[:1] if getattr(picture, "ndim", 0) == 3]
+        except Exception as error:  # whatever a drawing package raises: the returns are what counts
+            self.problem = f"the env can't draw: {error}"
+
+    def write(self, file: Path, console: Console) -> None:
+        if not self.pictures:
+            _say(console, f"no GIF: {self.problem}")
+            return
+        from PIL import Image
+
+        images = [Image.fromarray(picture) for picture in self.pictures]
+        try:
+            images[0].save(file, save_all=True, append_images=images[1:], duration=33, loop=0)
+        except OSError as error:
+            raise unwritable(file, error) from error
+        _say(console, f"film     {file} ({len(images)} frames)")

@@ -13,8 +13,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from slm_lab.experiment.session import Progress
+from slm_lab.lib.log import note
 
-LINE_SECONDS = 5.0  # between plain lines of a session
+LINE_SECONDS = 5.0  # between plain lines of a session at first; a long run is told less often
+MAX_LINE_SECONDS = 60.0
 
 
 class Display:
@@ -23,16 +25,16 @@ class Display:
     def __init__(self, title: str, sessions: int, max_frame: int, console: Console | None = None) -> None:
         self.title, self.console = title, console or Console()
         self.rows = [Progress(i, 0, max_frame, status="waiting") for i in range(sessions)]
-        self.live = (
-            Live(self._table(), console=self.console, refresh_per_second=4) if self.console.is_terminal else None
-        )
-        self.printed = [0.0] * sessions
+        live = self.console.is_terminal and not self.console.is_dumb_terminal
+        self.live = Live(self._table(), console=self.console, refresh_per_second=4) if live else None
+        self.began = time.monotonic()
+        self.printed = [-math.inf] * sessions
+        self.logged = [-math.inf] * sessions
 
     def __enter__(self) -> Display:
+        self.console.print(self.title, highlight=False, markup=False, soft_wrap=True)
         if self.live:
             self.live.start()
-        else:
-            self.console.print(self.title, highlight=False, soft_wrap=True)
         return self
 
     def __exit__(
@@ -44,24 +46,30 @@ class Display:
 
     def update(self, progress: Progress) -> None:
         """Take in a session's report."""
-        self.rows[progress.session] = progress
+        i, now = progress.session, time.monotonic()
+        news = progress.status != self.rows[i].status and progress.status != "running"
+        self.rows[i] = progress
+        if news or now - self.logged[i] >= MAX_LINE_SECONDS:
+            self.logged[i] = now
+            note(self._line(progress))
         if self.live:
             self.live.update(self._table())
             return
-        now = time.monotonic()
-        if progress.status != "running" or now - self.printed[progress.session] >= LINE_SECONDS:
-            self.printed[progress.session] = now
+        pause = min(max(LINE_SECONDS, (now - self.began) / 10), MAX_LINE_SECONDS)
+        if news or now - self.printed[i] >= pause:
+            self.printed[i] = now
             self.console.print(self._line(progress), highlight=False, markup=False, soft_wrap=True)
 
     def _line(self, p: Progress) -> str:
-        share = p.frame / p.max_frame
-        return (
-            f"session {p.session}: {p.status}, frame {p.frame:,} of {p.max_frame:,} ({share:.0%}), "
-            f"{_number(p.fps, 0)} frames/s, return {_number(p.total_reward_ma)}, eta {_eta(p)}"
-        )
+        share = min(p.frame / p.max_frame, 1.0)
+        facts = [f"session {p.session}: {p.status}", f"frame {p.frame:,} of {p.max_frame:,} ({share:.0%})"]
+        facts += [f"{_number(p.fps, 0)} frames/s"] if not math.isnan(p.fps) else []
+        facts += [f"return {_number(p.total_reward_ma)}"] if not math.isnan(p.total_reward_ma) else []
+        facts += [f"eta {_eta(p)}"] if p.status == "running" else []
+        return ", ".join(facts)
 
     def _table(self) -> Table:
-        table = Table(title=self.title, title_justify="left", expand=False)
+        table = Table(expand=False)
         for column in ("session", "progress", "frames", "frames/s", "return", "eta", "status"):
             table.add_column(column, justify="left" if column in ("progress", "status") else "right")
         for p in self.rows:
@@ -79,18 +87,19 @@ def _number(x: float, digits: int = 2) -> str:
 def _eta(p: Progress) -> str:
     if p.status != "running" or not p.fps > 0:
         return "–"
-    seconds = int((p.max_frame - p.frame) / p.fps)
-    return f"{seconds // 60}:{seconds % 60:02d}"
+    minutes, seconds = divmod(max(0, int((p.max_frame - p.frame) / p.fps)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 class ConsoleHandler(logging.Handler):
-    """Log records through the console, above the live table."""
+    """Log records through the console, above the live table. Errors are told by who ends the run."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__()
+        super().__init__(logging.INFO)
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(
-            f"{record.levelname.lower()}: {record.getMessage()}", highlight=False, markup=False, soft_wrap=True
-        )
+        if record.levelno < logging.ERROR and not getattr(record, "quiet", False):
+            text = f"{record.levelname.lower()}: {record.getMessage()}"
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)

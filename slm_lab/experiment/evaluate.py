@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from slm_lab.lib.types import ActOut
 
 if TYPE_CHECKING:
     from slm_lab.spec.lab_spec import LabSpec
+
+logger = logging.getLogger("slm_lab")
 
 BASELINE_EPISODES = 100
 BASELINE_FRAMES = 20_000
@@ -80,6 +83,7 @@ def random_return(spec: LabSpec, data: Path) -> float:
     file = data / "random_baseline.json"
     known = _read(file)
     if key not in known:
+        logger.info("measuring the return of random actions, once for this env ...")
         env = make_env(spec.env, num_envs=8)
         try:
             agent = random_agent(env)
@@ -105,7 +109,10 @@ def random_agent(env: VecEnv) -> Agent:
     from slm_lab.spec.lab_spec import AgentSpec
 
     parts = AgentSpec(
-        name="Random", algorithm=Random.Spec(), memory=OnPolicyBatchReplay.Spec(), net=MLP.Spec(hid_layers=[])
+        name="Random",
+        algorithm=Random.Spec(),
+        memory=OnPolicyBatchReplay.Spec(),
+        net=MLP.Spec(hid_layers=[], device="cpu"),
     )
     return build_agent(parts, env.obs_space, env.action_space, env.num_envs, seed=0)
 

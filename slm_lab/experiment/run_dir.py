@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from slm_lab import __version__
 from slm_lab.agent.checkpoint import write_atomic
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import LabError, did_you_mean
 
 FOLDERS = ("info", "graph", "log", "model")
+STAMP = "_YYYY_MM_DD_HHMMSS"  # what follows the spec's name
+LOCK_SECONDS = 1.0
 
 
 class RunDir:
@@ -31,81 +36,144 @@ class RunDir:
     @staticmethod
     def create(data: Path, name: str, resolved: dict[str, Any], mode: str) -> RunDir:
         """A new folder, with the resolved spec, seeds, versions, git SHA. Raises `LabError` if it can't be written."""
-        stamp = time.strftime("%Y_%m_%d_%H%M%S")
+        path = None
         try:
-            path = _unused(data / f"{name}_{stamp}")
+            data.mkdir(parents=True, exist_ok=True)
+            path = _new_folder(data, name)
             run = RunDir(path)
             for folder in FOLDERS:
-                (path / folder).mkdir(parents=True)
+                (path / folder).mkdir()
             content = {**resolved, "run": _provenance(mode, resolved["meta"])}
             write_atomic(run.spec_file, lambda file: file.write_text(json.dumps(content, indent=2)))
         except OSError as error:
-            raise LabError(
-                f"can't write the run folder under {data}: {error.strerror or error}. "
-                "Check its permissions and free space."
-            ) from error
+            if path is not None:
+                shutil.rmtree(path, ignore_errors=True)  # no half of a run
+            raise unwritable(data, error) from error
         return run
 
     @staticmethod
-    def find(data: Path, name: str | None, which: str) -> RunDir:
-        """The run `which`: 'latest' (of this spec, when named) or a folder. Raises `LabError` naming what there is."""
+    def find(data: Path, name: str | None, which: str, mode: str | None = None) -> RunDir:
+        """The run `which`: 'latest' (of this spec, when named) or a folder. Raises `LabError` naming what there is.
+
+        'latest' of a `mode` takes a run of another mode only where there is none of this.
+        """
         if which != "latest":
-            run = RunDir(Path(which))
-            if not run.spec_file.is_file():
-                raise LabError(
-                    f"{which} isn't a run folder: it holds no spec.json. Give a folder under {data}, or 'latest'."
-                )
-            return run
-        runs = sorted(
-            path
-            for path in data.glob("*/spec.json")
-            if name is None or path.parent.name[: -len("_YYYY_MM_DD_HHMMSS")] == name
-        )
+            return _run_at(data, name, which)
+        runs = [run for run in _all_runs(data) if name is None or run.path.name[: -len(STAMP)] == name]
         if not runs:
             raise LabError(
                 f"there is no run{f' of {name}' if name else ''} under {data}. Start one with mode 'train' or 'dev'."
             )
-        return RunDir(max(runs, key=lambda path: path.parent.name[-len("YYYY_MM_DD_HHMMSS") :]).parent)
+        if mode is None:
+            return runs[0]
+        return next((run for run in runs if run.mode() == mode), runs[0])
+
+    def mode(self) -> str | None:
+        """The mode that the run was started in; None where its spec.json can't be read."""
+        try:
+            return str(self.read_spec()["run"]["mode"])
+        except (LabError, KeyError, TypeError):
+            return None
 
     def read_spec(self) -> dict[str, Any]:
         """The resolved spec and the facts of the run (key "run"). Raises `LabError` when it can't be read."""
+        cure = "It is written when a run starts; restore it, or start a new run."
         try:
-            content = json.loads(self.spec_file.read_text())
-            assert {"name", "agent", "env", "meta", "run"} <= content.keys()
-        except (OSError, ValueError, AttributeError, AssertionError) as error:
-            raise LabError(
-                f"{self.spec_file} isn't the resolved spec of a run: {error or 'sections are missing'}"
-            ) from error
-        return dict(content)
+            content = json.loads(self.spec_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise LabError(f"{self.spec_file} can't be read: {error}. {cure}") from error
+        sections = {"name", "agent", "env", "meta", "run"}
+        if not isinstance(content, dict) or not sections <= content.keys():
+            missing = sorted(sections - set(content)) if isinstance(content, dict) else sorted(sections)
+            raise LabError(f"{self.spec_file} isn't the resolved spec of a run: it has no {', '.join(missing)}. {cure}")
+        return content
 
     def session_file(self, session: int, what: str) -> Path:
         """Path under info/ in SLM-Lab's naming, e.g. `ppo_t0_s1_session_df_train.csv`."""
         return self.info / f"{self.read_spec()['name']}_t0_s{session}_{what}"
 
     @contextmanager
-    def lock(self, session: int) -> Iterator[None]:
-        """Hold a session of the run for this process alone. Raises `LabError` if another one trains it now."""
-        with open(self.model / f"session{session}.lock", "a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+    def lock(self, session: int | None = None) -> Iterator[None]:
+        """Hold the run, or a session of it, for this process alone. Raises `LabError` if another one trains it now."""
+        what = f"session {session} of {self.path}" if session is not None else str(self.path)
+        try:
+            file = (self.model / ("run.lock" if session is None else f"session{session}.lock")).open("a+")
+        except OSError as error:
+            raise unwritable(self.path, error) from error
+        with file:
+            if not _locked(file.fileno()):
                 file.seek(0)
                 owner = f"process {file.read().strip() or '?'}"
-                raise LabError(
-                    f"session {session} of {self.path} is being trained by {owner}. Stop it first."
-                ) from error
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+                raise LabError(f"{what} is being trained by {owner}. Wait for it, or stop it first.")
+            with suppress(OSError):  # a full disk: the lock holds without the name of its owner
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
             yield
 
 
-def _unused(path: Path) -> Path:
-    """The path, or, when two runs of a spec begin within a second, the next second's."""
-    while path.exists():
-        time.sleep(0.1)
-        path = path.with_name(f"{path.name[: -len('YYYY_MM_DD_HHMMSS')]}{time.strftime('%Y_%m_%d_%H%M%S')}")
-    return path
+def unwritable(path: Path, error: OSError) -> LabError:
+    """The error of a folder that can't be written, with what to do about it."""
+    cures = {
+        errno.ENOSPC: "Free some space",
+        errno.EDQUOT: "Free some space",
+        errno.EEXIST: "A file of that name is in the way: move it",
+        errno.ENOTDIR: "A file is in the way where a folder should be: move it",
+        errno.ENAMETOOLONG: "Give the spec a shorter name",
+    }
+    cure = cures.get(error.errno or 0, "Check its permissions")
+    return LabError(
+        f"can't write to {path}: {error.strerror or error}. {cure}, or keep runs elsewhere with --data DIR."
+    )
+
+
+def _locked(descriptor: int) -> bool:
+    """Whether the file is ours now; asked for a moment, as the sessions of a killed trial need one to die."""
+    until = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+
+
+def _run_at(data: Path, name: str | None, which: str) -> RunDir:
+    """The run at a path, or of that folder name under `data`. Raises `LabError` where there is none."""
+    places = [Path(which).expanduser(), data / which]
+    path = next((place for place in places if (place / "spec.json").is_file()), None)
+    if path is None:
+        near = did_you_mean(which, ["latest", *(str(run.path) for run in _all_runs(data))])
+        hint = near if near.startswith(" Did") else f" Give a folder under {data}, or 'latest'."
+        what = "holds no spec.json" if places[0].is_dir() else "is no folder" if places[0].exists() else "doesn't exist"
+        raise LabError(f"{which} isn't a run folder: it {what}.{hint}")
+    run = RunDir(path)
+    if name is not None and (owner := run.read_spec()["name"]) != name:
+        raise LabError(f"{path} is a run of spec '{owner}', not of '{name}'. Leave the spec file out, or name its own.")
+    return run
+
+
+def _all_runs(data: Path) -> list[RunDir]:
+    """The runs under `data`, newest first."""
+    folders = [
+        path.parent for path in data.glob("*/spec.json") if re.search(r"_\d{4}(_\d\d){2}_\d{6}$", path.parent.name)
+    ]
+    return [
+        RunDir(path) for path in sorted(folders, key=lambda path: (path.name[-len(STAMP) :], path.name), reverse=True)
+    ]
+
+
+def _new_folder(data: Path, name: str) -> Path:
+    """A new `{name}_{time}`; when two runs of a spec begin within a second, the next second's."""
+    while True:
+        path = data / f"{name}_{time.strftime('%Y_%m_%d_%H%M%S')}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            time.sleep(0.1)
 
 
 def _provenance(mode: str, meta: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("slm_lab")
 
+TWICE = 0.5  # seconds within which two Ctrl-C are one: a terminal and a wrapper may both send it
 EVAL_SEED = 1_000_000  # evaluation worlds never share a seed with training ones
 
 
@@ -42,8 +43,9 @@ class Progress:
     max_frame: int
     fps: float = math.nan
     total_reward_ma: float = math.nan
-    status: str = "running"  # running, done, stopped, failed
+    status: str = "running"  # waiting, running, stopping, done, stopped, failed
     message: str = ""
+    trace: str = ""  # of a failure
 
 
 Report = Callable[[Progress], None]
@@ -87,16 +89,16 @@ class Session:
 
     def run(self) -> Progress:
         """Play to the last frame, or until stopped (Ctrl-C, SIGTERM) at the end of a step; then save and close."""
-        self._begin()
-        self.board = self._tensorboard()
-        beat = time.monotonic()
-        with self._stop_on_signal():
+        with self._stop_on_signal():  # the last save too: a Ctrl-C must not cut it short
+            self._begin()
+            self.board = self._tensorboard()
+            beat = time.monotonic()
             while self.frame < self.max_frame and not self.stop:
                 self._advance()
                 if time.monotonic() - beat > 0.5:
                     beat = time.monotonic()
                     self.report(self.progress())
-        return self._finish()
+            return self._finish()
 
     def _begin(self) -> None:
         """Start from the checkpoint if there is one, else from the seed."""
@@ -227,15 +229,22 @@ class Session:
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
-        """The first Ctrl-C or SIGTERM ends the session after the step at hand; a second one is not waited for."""
+        """The first Ctrl-C or SIGTERM ends the session after the step at hand; a second Ctrl-C is not waited for.
+
+        Where SIGINT is ignored (a trial's session: the terminal sends it to every process) it stays so.
+        """
+        asked = math.inf
 
         def ask(number: int, frame: object) -> None:
-            if self.stop:
+            nonlocal asked
+            if self.stop and number == signal.SIGINT and time.monotonic() - asked > TWICE:
                 raise KeyboardInterrupt
+            asked = min(asked, time.monotonic())
             self.stop = True
 
         numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-        before = {number: signal.signal(number, ask) for number in numbers}
+        heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+        before = {number: signal.signal(number, ask) for number in heard}
         try:
             yield
         finally:

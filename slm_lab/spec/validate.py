@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from slm_lab.spec.variables import substitute
 
 SECTIONS = {"agent": True, "env": True, "meta": False, "search": False, "vars": False}  # section: must be there
 FAMILIES = {"algorithm": ALGORITHM, "memory": MEMORY, "net": NET}
+MAX_NAME = 100
+_NAME = re.compile(r"\w(?:[\w .+=-]*[\w.+=-])?")
 DEFAULT_NET = {"name": "MLP"}  # for agents that need none, as Random; SLM-Lab writes "net": {}
 
 
@@ -47,6 +50,7 @@ def resolve(raw: Mapping[str, Any], name: str = "spec", check_env: bool = True) 
     `check_env=False` builds no env: nothing that depends on its spaces is checked.
     """
     found = Findings()
+    found.add(_name_problems(name))
     found.add(_shape_problems(raw))
     if not isinstance(raw, Mapping):
         raise SpecError(found.problems, _title(name))
@@ -86,6 +90,19 @@ def _finish(found: Findings, name: str) -> None:
 def _mapping(value: Any) -> dict[str, Any]:
     """A section that can be read on; what is wrong with another is already told."""
     return value if isinstance(value, dict) else {}
+
+
+def _name_problems(name: str) -> list[Problem]:
+    """A run's folder and files are called after its spec, so the name must be fit for that."""
+    if isinstance(name, str) and len(name) <= MAX_NAME and _NAME.fullmatch(name):
+        return []
+    return [
+        Problem(
+            "",
+            f"the name names the run's folder (expected: at most {MAX_NAME} letters, digits, spaces and _ - . + =, "
+            "the first a letter, digit or _)",
+        )
+    ]
 
 
 def _shape_problems(raw: Any) -> list[Problem]:

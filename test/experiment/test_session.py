@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pydash
 import pytest
+import torch
 from small_specs import ROOT, make_spec, raw_spec
 
 from slm_lab.experiment.run_dir import RunDir
@@ -224,3 +225,14 @@ def test_tracker_counts_raw_returns_per_env() -> None:
     assert row["epi"] == 3
     assert row["total_reward"] == (4 + 60) / 2
     assert row["episode_length"] == (1 + 3) / 2
+
+
+def test_one_torch_thread_a_session_unless_the_spec_says_otherwise(tmp_path: Path) -> None:
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(3)
+            spec = make_spec(meta__torch_threads=threads)
+            Session(spec, start(tmp_path / str(threads), spec), 0, lambda progress: None)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(1)

@@ -50,7 +50,9 @@ class Conv(Encoder):
             {key.replace(".", "/"): self._tower(spec, space) for key, space in self.images.items()}
         )
         with torch.no_grad():
-            flat = sum(self._conv(key, torch.zeros(1, *(space.shape or ()))).shape[-1] for key, space in self.images.items())
+            flat = sum(
+                self._conv(key, torch.zeros(1, *(space.shape or ()))).shape[-1] for key, space in self.images.items()
+            )
         sizes = [flat + sum(vector_size(space) for space in self.others.values()), *spec.fc_hid_layers]
         self.layers = mlp(sizes, spec.hid_layers_activation)
         self.out_size = sizes[-1]

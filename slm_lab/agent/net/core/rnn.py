@@ -90,12 +90,15 @@ class LSTM(Recurrent):
 
     class Spec(RecurrentSpec):
         name: Literal["LSTM"] = "LSTM"
+        forget_bias: float = Field(
+            1.0, description="first bias of the forget gate: the larger, the longer it remembers"
+        )
 
     cell = nn.LSTM
     state_names = ("h", "c")
 
-    def __init__(self, spec: RecurrentSpec, in_size: int) -> None:
+    def __init__(self, spec: Spec, in_size: int) -> None:
         super().__init__(spec, in_size)
         H = spec.hidden_size
         for layer in range(spec.num_layers):
-            getattr(self.rnn, f"bias_ih_l{layer}").data[H : 2 * H] = 1.0
+            getattr(self.rnn, f"bias_ih_l{layer}").data[H : 2 * H] = spec.forget_bias

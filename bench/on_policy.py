@@ -1,0 +1,159 @@
+"""python -m bench.on_policy [SPEC_NAME ...]: runs benchmark specs, writes docs/benchmarks/on_policy.md.
+
+Every row is one command (`python run_lab.py FILE NAME train`), seeds 0 to max_session - 1, no run left out. A spec
+named on the command line is run again; the others keep the rows of their last run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+
+from slm_lab.experiment import control
+from slm_lab.experiment.plot import multi_trial_graph
+from slm_lab.experiment.run_dir import RunDir
+from slm_lab.spec.load import load_file, pick
+from slm_lab.spec.validate import resolve
+
+ROOT = Path(__file__).parents[1]
+OUT = ROOT / "docs" / "benchmarks"
+DATA = ROOT / "data" / "bench"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim: this spec reaches `bar`. `published` is SLM-Lab's figure; `below` turns the bar round, for controls."""
+
+    group: str
+    file: str
+    name: str
+    bar: float
+    published: float | None = None
+    below: bool = False
+
+
+INTRO = """# On-policy benchmarks
+
+Written by `make bench` (`python -m bench.on_policy`). One row is one command, `python run_lab.py FILE NAME train`, on 2
+cores with one torch thread a session. Seeds are 0 to n-1, none left out.
+
+- CartPole, Acrobot, Pendulum: mean return of the last 100 training episodes; their mean over seeds must reach the bar.
+- Memory tasks: return of 200 greedy episodes after training; every seed must reach the bar, and the control without a
+  working memory (`mlp_...`) must stay below its own.
+- "SLM-Lab" is what that library publishes for the same env and number of frames.
+"""
+ROWS = [
+    Row("CartPole-v1", "specs/benchmark/cartpole.json", "reinforce_cartpole", 475, 483.31),
+    Row("CartPole-v1", "specs/benchmark/cartpole.json", "a2c_cartpole", 490, 496.68),
+    Row("CartPole-v1", "specs/benchmark/cartpole.json", "ppo_cartpole", 495, 498.94),
+    Row("Acrobot-v1", "specs/benchmark/acrobot.json", "a2c_acrobot", -84, -83.99),
+    Row("Acrobot-v1", "specs/benchmark/acrobot.json", "ppo_acrobot", -84, -81.28),
+    Row("Pendulum-v1", "specs/benchmark/pendulum.json", "ppo_pendulum", -180, -174.87),
+    Row("MemoryTask 4 HARD", "specs/memory/memory_task.yaml", "gru_memory_task_4", 0.95),
+    Row("MemoryTask 4 HARD", "specs/memory/memory_task.yaml", "lstm_memory_task_4", 0.95),
+    Row("MemoryTask 4 HARD", "specs/memory/memory_task.yaml", "mlp_memory_task_4", 0.25, below=True),
+    Row("MemoryTask 16 HARD", "specs/memory/memory_task.yaml", "gru_memory_task_16", 0.95),
+    Row("MemoryTask 16 HARD", "specs/memory/memory_task.yaml", "lstm_memory_task_16", 0.95),
+    Row("MemoryTask 16 HARD", "specs/memory/memory_task.yaml", "mlp_memory_task_16", 0.25, below=True),
+    Row("RepeatFirst", "specs/memory/memory_task.yaml", "gru_repeat_first", 0.99),
+    Row("RepeatFirst", "specs/memory/memory_task.yaml", "lstm_repeat_first", 0.99),
+    Row("RepeatFirst", "specs/memory/memory_task.yaml", "mlp_repeat_first", -0.3, below=True),
+]
+
+
+def run(row: Row, console: Console) -> dict[str, Any]:
+    """Train one spec; what is worth keeping of it."""
+    name, raw = pick(load_file(ROOT / row.file), row.name, row.file)
+    spec = resolve(raw, name)
+    folder = control.train(spec, DATA, console)
+    scores = [score(folder, name, i, bool(spec.meta.rigorous_eval)) for i in range(spec.meta.max_session)]
+    metrics = json.loads((folder.info / f"{name}_t0_trial_metrics.json").read_text())["scalar"]
+    facts = {"seeds": [round(s, 3) for s in scores], "mean": float(np.mean(scores)), "frames": spec.env.max_frame}
+    facts |= {"fps": metrics.get("fps"), "seconds": metrics.get("wall_t"), "date": time.strftime("%Y-%m-%d")}
+    return {**asdict(row), **facts, "run": folder.path.name, "sha": folder.read_spec()["run"]["git_sha"]}
+
+
+def score(folder: RunDir, name: str, session: int, evaluated: bool) -> float:
+    """Final figure of a session; a session that failed has none, and then neither has the row (NaN)."""
+    file = folder.info / f"{name}_t0_s{session}_session_df_{'eval' if evaluated else 'train'}.csv"
+    if not file.exists():
+        return float("nan")
+    return float(pd.read_csv(file)["total_reward" if evaluated else "total_reward_ma"].iloc[-1])
+
+
+def passed(row: dict[str, Any]) -> bool:
+    """Does the mean over all seeds reach the bar? For memory tasks every seed must."""
+    if row["below"]:
+        return max(row["seeds"]) <= row["bar"]
+    worst = min(row["seeds"]) if row["file"].startswith("specs/memory") else row["mean"]
+    return bool(worst >= row["bar"])
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as a Markdown page."""
+    lines = [INTRO]
+    columns = ("spec", "frames", "each seed", "mean", "bar", "SLM-Lab", "reached", "frames/s a session", "date")
+    for group in dict.fromkeys(row["group"] for row in rows):
+        lines += [f"## {group}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+        for row in (r for r in rows if r["group"] == group):
+            cells = [
+                f"[{row['name']}](../../{row['file']})",
+                f"{row['frames']:,}",
+                ", ".join(f"{s:g}" for s in row["seeds"]),
+                f"{row['mean']:.2f}",
+                f"{'≤' if row['below'] else '≥'} {row['bar']:g}",
+                "–" if row["published"] is None else f"{row['published']:g}",
+                "yes" if passed(row) else "**no**",
+                "–" if row["fps"] is None else f"{row['fps']:,.0f}",
+                row["date"],
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", f"![{group}]({picture(group)})", ""]
+    return "\n".join(lines)
+
+
+def picture(group: str) -> str:
+    return f"{group.lower().replace(' ', '_').replace('-', '_')}_multi_trial_graph_mean_returns_ma_vs_frames.png"
+
+
+def draw(rows: list[dict[str, Any]], group: str) -> None:
+    """The curves of a group, as PNG beside the page."""
+    runs = [(row["name"], DATA / row["run"]) for row in rows if row["group"] == group and (DATA / row["run"]).exists()]
+    name = picture(group).split("_multi_trial")[0]
+    for file in multi_trial_graph(runs, DATA, name):
+        if file.suffix == ".png":
+            shutil.copy(file, OUT / file.name)
+
+
+def main(names: list[str]) -> int:
+    OUT.mkdir(parents=True, exist_ok=True)
+    store = OUT / "on_policy.json"
+    kept = {row["name"]: row for row in json.loads(store.read_text())} if store.exists() else {}
+    unknown = set(names) - {row.name for row in ROWS}
+    if unknown:
+        print(f"unknown: {', '.join(sorted(unknown))}. There are: {', '.join(row.name for row in ROWS)}")
+        return 2
+    console = Console()
+    for row in ROWS:
+        if not names or row.name in names:
+            kept[row.name] = run(row, console)
+            rows = [kept[r.name] for r in ROWS if r.name in kept]
+            store.write_text(json.dumps(rows, indent=1) + "\n")
+            (OUT / "on_policy.md").write_text(table(rows))
+            draw(rows, row.group)
+    missed = [row["name"] for row in kept.values() if not passed(row)]
+    console.print(f"missed: {', '.join(missed)}" if missed else "every bar is reached")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

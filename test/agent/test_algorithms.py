@@ -1,0 +1,168 @@
+"""Losses against numbers computed by hand, and the switches of each algorithm's spec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+from pydantic import ValidationError
+
+from slm_lab.agent.algorithm.a2c import A2C
+from slm_lab.agent.algorithm.base import Algorithm
+from slm_lab.agent.algorithm.policy_gradient import standardize
+from slm_lab.agent.algorithm.ppo import PPO, single_steps
+from slm_lab.agent.algorithm.reinforce import REINFORCE
+from slm_lab.agent.build import build_net
+from slm_lab.agent.net.mlp import MLP
+from slm_lab.agent.net.optim import Optim
+from slm_lab.lib.errors import LabError
+from slm_lab.lib.rng import Rng
+from slm_lab.lib.types import Batch
+from slm_lab.spec.model import OptimSpec, ScheduleSpec
+
+OBS, ACTIONS = {"obs": spaces.Box(-1, 1, (2,))}, spaces.Discrete(3)
+
+
+def build(cls: type[Algorithm], net: dict[str, Any] | None = None, **keys: Any) -> Any:
+    torch.manual_seed(0)
+    net_spec = MLP.Spec(hid_layers=[8], **(net or {}))
+    spec = cls.Spec(**keys)
+    built = build_net(net_spec, OBS, cls.heads(spec, net_spec, ACTIONS))
+    return cls(spec, built, Optim(built, net_spec), Rng(0))
+
+
+def batch(B: int = 2, T: int = 3) -> Batch:
+    """Rows with one episode's end and the masked row after it."""
+    generator = torch.Generator().manual_seed(0)
+    terminated, mask = torch.zeros(B, T, dtype=torch.bool), torch.ones(B, T, dtype=torch.bool)
+    terminated[0, 0], mask[0, 1] = True, False
+    is_first = torch.zeros(B, T + 1, dtype=torch.bool)
+    is_first[0, 2] = True
+    return Batch(
+        obs={"obs": torch.randn(B, T + 1, 2, generator=generator)},
+        is_first=is_first,
+        action=torch.randint(3, (B, T), generator=generator),
+        reward=torch.randn(B, T, generator=generator) * mask,
+        terminated=terminated,
+        truncated=torch.zeros_like(terminated),
+        mask=mask,
+        carry={"actor": {}, "critic": {}},
+        extras={"log_prob": torch.full((B, T), -1.1)},
+    )
+
+
+def test_ppo_clips_the_ratio_on_the_side_that_gains() -> None:
+    ppo = build(PPO, clip_eps_spec=ScheduleSpec(start_val=0.2))
+    advantage = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
+    ratio = torch.tensor([[1.5, 0.5, 1.5, 0.5]])
+    extras = {"advantage": advantage, "log_prob": torch.zeros(1, 4)}
+    flags = torch.ones(1, 4, dtype=torch.bool)
+    loss, shown = ppo.policy_loss(ratio.log(), batch().replace(extras=extras, mask=flags), 0)
+    torch.testing.assert_close(loss, torch.tensor([[-1.2, -0.5, 1.5, 0.8]]))
+    assert shown["clip_fraction"] == 1.0
+    assert shown["approx_kl"] == pytest.approx(float((ratio - 1 - ratio.log()).mean()))
+
+
+def test_ppo_clips_the_value_only_when_asked() -> None:
+    extras = {"value": torch.zeros(1, 2), "v_target": torch.ones(1, 2)}
+    value, rows = torch.tensor([[0.1, 0.9]]), batch().replace(extras=extras)
+    torch.testing.assert_close(build(PPO).value_loss(value, rows, 0), torch.tensor([[0.81, 0.01]]))
+    torch.testing.assert_close(build(PPO, clip_vloss=True).value_loss(value, rows, 0), torch.tensor([[0.81, 0.64]]))
+
+
+def test_entropy_is_a_bonus() -> None:
+    a2c = build(A2C, entropy_coef_spec=ScheduleSpec(start_val=0.5))
+    prepared, _ = a2c.prepare(batch())
+    out = a2c.net(prepared.obs, prepared.carry, prepared.is_first)
+    terms, shown = a2c.losses(prepared, out, 0)
+    torch.testing.assert_close(terms["entropy_loss"], -out.heads["policy"].entropy())
+    assert a2c.scales(0)["entropy_loss"] == 0.5
+    assert 0 < shown["entropy"] <= torch.log(torch.tensor(3.0)) + 1e-5
+
+
+def test_minibatches_hold_each_valid_step_once_an_epoch() -> None:
+    ppo = build(PPO, minibatch_size=2, training_epoch=3)
+    prepared, _ = ppo.prepare(batch(B=4, T=5))
+    seen = torch.cat([minibatch.obs["obs"].flatten(0, 1) for minibatch in ppo.minibatches(prepared)])
+    valid = prepared.obs["obs"][prepared.mask]
+    assert len(seen) == 3 * len(valid)
+    for epoch in seen.split(len(valid)):
+        assert torch.equal(epoch.sort(dim=0).values, valid.sort(dim=0).values)
+    assert single_steps(prepared).mask.all()
+
+
+def test_a_net_with_memory_is_trained_on_whole_windows_from_their_carry() -> None:
+    ppo = build(PPO, net={"core": {"name": "GRU", "hidden_size": 4}}, minibatch_size=10, training_epoch=1)
+    rows = batch(B=4, T=5).replace(carry=ppo.net.initial(4))
+    prepared, _ = ppo.prepare(rows)
+    shapes = [minibatch.mask.shape for minibatch in ppo.minibatches(prepared)]
+    assert shapes == [(2, 5), (2, 5)]
+
+
+def test_reinforce_centres_over_valid_rows_only() -> None:
+    rows = batch()
+    plain, _ = build(REINFORCE, gamma=1.0).advantage(rows)
+    centred, _ = build(REINFORCE, gamma=1.0, center_return=True).advantage(rows)
+    returns = plain.extras["advantage"]
+    torch.testing.assert_close(returns[0, 0], rows.reward[0, 0])
+    torch.testing.assert_close(returns[1, 0], rows.reward[1].sum())
+    torch.testing.assert_close(centred.extras["advantage"], returns - returns[rows.mask].mean())
+
+
+def test_standardize_leaves_masked_rows_out() -> None:
+    x, mask = torch.tensor([[1.0, 1e9, 3.0]]), torch.tensor([[True, False, True]])
+    torch.testing.assert_close(standardize(x, mask), torch.tensor([[-1.0, 0.0, 1.0]]))
+
+
+def test_value_targets_can_be_scaled_and_values_are_scaled_back() -> None:
+    a2c = build(A2C, normalize_v_targets=True, gamma=1.0, lam=1.0)
+    rows = batch()
+    rows = rows.replace(reward=rows.reward * 1000 + 5000 * rows.mask)
+    for _ in range(3):
+        prepared, _ = a2c.prepare(rows)
+    assert prepared.extras["v_target"][rows.mask].abs().max() < 5
+    state = a2c.state_dict()["v_moments"]
+    assert state["count"] == 3 * int(rows.mask.sum())
+
+
+def test_n_step_and_lambda_exclude_each_other() -> None:
+    spec = A2C.Spec(num_step_returns=3)
+    assert spec.lam is None
+    assert A2C.Spec(**spec.model_dump()) == spec
+    with pytest.raises(ValidationError, match="give lam or num_step_returns"):
+        A2C.Spec(num_step_returns=3, lam=0.9)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_names_its_term() -> None:
+    ppo = build(PPO)
+    rows = batch()
+    before = [p.detach().clone() for p in ppo.net.parameters()]
+    rows.reward[0, 0] = torch.inf
+    with pytest.raises(LabError, match=r"the loss is nan at frame 7 \(terms: .*policy_loss"):
+        ppo.update(rows, 7)
+    assert all(torch.equal(a, b) for a, b in zip(before, ppo.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("cls", "keys"), [(REINFORCE, {}), (A2C, {"lam": 1.0}), (PPO, {"lam": 1.0})])
+def test_a_bandit_is_learned(cls: type[Algorithm], keys: dict[str, Any]) -> None:
+    """The smallest proof: one step, the first action pays. Its control: with the reward shuffled nothing is learned."""
+    for paid in (True, False):
+        net = {"optim_spec": OptimSpec(lr=0.02), "clip_grad_val": None}
+        algorithm = build(cls, net=net, entropy_coef_spec=None, gamma=0.0, **keys)
+        obs, first = {"obs": torch.ones(64, 2, 2)}, torch.ones(64, 2, dtype=torch.bool)
+        carry = algorithm.net.initial(64)
+        one = torch.ones(64, 1, dtype=torch.bool)
+        for _ in range(60):
+            act = algorithm.act({"obs": obs["obs"][:, :1]}, first[:, :1], carry, True, 0)
+            reward = (
+                (act.action == 0).float() if paid else torch.randint(2, (64,), generator=algorithm.rng.torch).float()
+            )
+            extras = {"log_prob": act.extras["log_prob"][:, None]}
+            algorithm.update(
+                Batch(obs, first, act.action[:, None], reward[:, None], one, ~one, one, carry, extras), frame=0
+            )
+        out = algorithm.net({"obs": obs["obs"][:, :1]}, carry, first[:, :1])
+        probability = out.heads["policy"].log_probs[0, 0, 0].exp()
+        assert (probability > 0.9) == paid
