@@ -159,7 +159,7 @@ def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) ->
     name = _raw(words)[0] if words else None
     from slm_lab.experiment.run_dir import RunDir
 
-    run = RunDir.find(args.data, name, which, mode="train")
+    run = RunDir.find(args.data, name, which, mode="train" if mode == "train" else None)
     console = _console()
     from slm_lab.experiment import control
 

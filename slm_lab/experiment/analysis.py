@@ -123,8 +123,17 @@ def _finite(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
+def _damaged(path: Path, error: Exception) -> LabError:
+    what = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+    cure = f"Restore it, or train on (train@{path.parent.parent}): it is written again."
+    return LabError(f"{path} is damaged: {what[0]}. {cure}")
+
+
 def _read_json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
+    try:
+        return json.loads(path.read_text()) if path.exists() else default
+    except ValueError as error:
+        raise _damaged(path, error) from error
 
 
 def _read_sessions(run: Run, mode: str) -> dict[int, pd.DataFrame]:
@@ -132,7 +141,10 @@ def _read_sessions(run: Run, mode: str) -> dict[int, pd.DataFrame]:
     sessions = {}
     for path in (run.path / "info").glob(f"{run.stem()}_s*_session_df_{mode}.csv"):
         match = re.search(rf"_s(\d+)_session_df_{mode}$", path.stem)
-        df = clean(pd.read_csv(path)) if match and path.stat().st_size > 1 else pd.DataFrame()
+        try:
+            df = clean(pd.read_csv(path)) if match and path.stat().st_size > 1 else pd.DataFrame()
+        except (ValueError, KeyError, TypeError) as error:  # pandas' own errors are ValueErrors
+            raise _damaged(path, error) from error
         if match and len(df):
             sessions[int(match[1])] = df
     return dict(sorted(sessions.items()))

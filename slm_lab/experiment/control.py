@@ -244,7 +244,7 @@ def _print_end(last: list[Progress], run: RunDir, console: Console, problem: Lab
         raise problem
     if any(p.status != "done" for p in last):
         _say(console, f"stopped. Go on with: {_command('train', run)}")
-    elif run.model.glob("*_best.json"):
+    elif any(run.model.glob("*_best.json")):
         _say(console, f"play it  {_command('enjoy', run)}")
 
 
@@ -259,9 +259,11 @@ def _failures(failed: list[Progress], last: list[Progress], run: RunDir) -> str:
         parts.append(f"{who if len(last) > 1 else ''}{reason}")
     if len(failed) < len(last):
         parts.insert(0, f"{len(failed)} of {len(last)} sessions failed; the others went on.")
-    files = [run.log / "run.log"] if len(last) == 1 else [run.log / f"session{p.session}.log" for p in failed]
+    files = (
+        [run.log / "run.log"] if len(last) == 1 else [run.log / f"session{p.session}.log" for p in failed if p.trace]
+    )
     logs = [str(file) for file in files if file.exists()]
-    if logs:
+    if logs and any(p.trace for p in failed):
         parts.append(f"The traceback is in {', '.join(logs)}.")
     return "\n".join([*parts, f"When the cause is mended, go on with: {_command('train', run)}"])
 
@@ -272,13 +274,15 @@ def _failures(failed: list[Progress], last: list[Progress], run: RunDir) -> str:
 def _step_into(agent: Agent, env: VecEnv, state: dict[str, Any], run: RunDir) -> None:
     """Give agent and wrappers what the best checkpoint holds. Raises `LabError` where it is of another spec."""
     try:
+        if state.get("fingerprint", run.fingerprint()) != run.fingerprint():
+            raise ValueError("another spec")
         agent.algorithm.load_state_dict(state["algorithm"])
         env.reset(0)
         env.load_wrapper_state(state["wrappers"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise LabError(
-            f"the best checkpoint in {run.model} doesn't fit the spec in {run.spec_file}: it is of another run, or "
-            "the lab's code has changed since. Restore the files, or train a new run."
+            f"the best checkpoint in {run.model} isn't of the spec in {run.spec_file}, or of other code. "
+            "Restore the files, or train a new run."
         ) from error
     env.freeze()
 

@@ -63,7 +63,7 @@ class Display:
     def _line(self, p: Progress) -> str:
         share = min(p.frame / p.max_frame, 1.0)
         facts = [f"session {p.session}: {p.status}", f"frame {p.frame:,} of {p.max_frame:,} ({share:.0%})"]
-        facts += [f"{_number(p.fps, 0)} frames/s"] if not math.isnan(p.fps) else []
+        facts += [f"{_number(p.fps, 0)} frames/s"] if p.fps > 0 else []
         facts += [f"return {_number(p.total_reward_ma)}"] if not math.isnan(p.total_reward_ma) else []
         facts += [f"eta {_eta(p)}"] if p.status == "running" else []
         return ", ".join(facts)

@@ -24,6 +24,7 @@ logger = logging.getLogger("slm_lab")
 
 BASELINE_EPISODES = 100
 BASELINE_FRAMES = 20_000
+LONGEST = 30_000  # steps of an episode; Atari's longest have 27 000
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ def play(
 ) -> Played:  # fmt: skip
     """Play `episodes` from a seed, equally many in each env (so that short ones are not favoured), without learning.
 
-    `max_frame` bounds the frames for worlds that may never end; an episode that it cuts counts as it stands when none
-    has finished. `on_step` is called after every step, e.g. to film it.
+    Worlds may never end: an episode of 30 000 steps ends the play, as `max_frame` frames do; what is cut so counts as
+    it stands when no episode has finished. `on_step` is called after every step, e.g. to film it.
     """
     E = env.num_envs
     quota = -(-episodes // E)
@@ -49,7 +50,7 @@ def play(
     total, length, count, frame = np.zeros(E), np.zeros(E, np.int64), np.zeros(E, np.int64), 0
     returns: list[float] = []
     lengths: list[int] = []
-    while count.min() < quota and (max_frame is None or frame < max_frame):
+    while count.min() < quota and (max_frame is None or frame < max_frame) and length.max() < LONGEST:
         act = agent.act(step, carry, explore)
         step, carry = env.step(world_action(act, env)), act.carry
         if on_step is not None:

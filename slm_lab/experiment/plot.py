@@ -30,6 +30,7 @@ TRIAL_GRAPHS = {  # local metric: title, y axis
     "training_efficiencies": ("training efficiency", "training efficiency (1/optimiser step)"),
     "stabilities": ("stability", "stability (1: no drop)"),
     "consistencies": ("consistency", "consistency (1: all sessions alike)"),
+    "eval_mean_returns": ("evaluation return", "return (greedy evaluation)"),
 }
 LOG_GRAPHS = ("sample_efficiencies", "training_efficiencies")
 WINDOW = {"stabilities": (-1.0, 1.05), "consistencies": (-1.0, 1.05)}
@@ -83,13 +84,16 @@ def _session_builders(run: Run, session: int) -> dict[str, Builder]:
 def _trial_builders(run: Run) -> dict[str, Builder]:
     local = run.metrics()["local"]
     frames = np.array(local["frames"])
+    evaluated = [_known(df, "total_reward") for s, df in run.evaluation.items() if s not in run.failed]
+    curves = {metric: (frames, np.array(local[metric], dtype=float)) for metric in TRIAL_GRAPHS if metric in local}
+    if evaluated:
+        curves["eval_mean_returns"] = align([x for x, _ in evaluated], [y for _, y in evaluated])
 
-    def build(metric: str) -> Builder:
-        values = np.array(local[metric], dtype=float).reshape(-1, len(frames)) if len(frames) else np.empty((0, 0))
-        return lambda: _trial_metric(run, metric, frames, values)
+    def build(metric: str, x: Array, values: Array) -> Builder:
+        return lambda: _trial_metric(run, metric, x, values.reshape(-1, len(x)) if len(x) else np.empty((0, 0)))
 
     stem = run.stem()
-    builders = {f"{stem}_trial_graph_{metric}_vs_frames": build(metric) for metric in TRIAL_GRAPHS}
+    builders = {f"{stem}_trial_graph_{metric}_vs_frames": build(metric, *curve) for metric, curve in curves.items()}
     builders[f"{stem}_trial_graph_variables_vs_frames"] = lambda: _variables(
         f"{run.name}: training variables", _trial_text(run), run.whole
     )
@@ -167,7 +171,7 @@ def _trial_metric(run: Run, metric: str, frames: Array, sessions: Array) -> go.F
         name = f"mean of {len(sessions)} sessions" if len(sessions) > 1 else y_title.split(" (")[0]
         figure.add_trace(line(frames, mean, name, PALETTE[0]))
     baseline = 0.0 if metric == "strengths" and run.random_return is not None else None
-    baseline = run.random_return if metric.startswith("mean_returns") else baseline
+    baseline = run.random_return if "mean_returns" in metric else baseline
     return _focus(_finish(figure, list(run.train.values()), baseline), metric, sessions)
 
 

@@ -73,6 +73,7 @@ def write_report(run_dir: str | Path, trial: int = 0) -> Path:
     parts = [
         _header(run),
         _cards(run, scalar),
+        _graphs(run, f"{run.stem()}_trial_graph_eval_mean_returns_vs*"),
         _graphs(run, f"{run.stem()}_trial_graph_mean_returns_ma_vs*"),
         "<h2>Metrics of the trial</h2>" + _trial_table(scalar),
         "<h2>Sessions</h2>" + _session_table(run, sessions),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -88,6 +89,12 @@ class RunDir:
             raise LabError(f"{self.spec_file} isn't the resolved spec of a run: it has no {', '.join(missing)}. {cure}")
         return content
 
+    def fingerprint(self) -> str:
+        """A digest of what must be the same for a checkpoint to be of this run: agent and env, but not how long."""
+        facts = self.read_spec()
+        env = {key: value for key, value in facts["env"].items() if key != "max_frame"}
+        return hashlib.sha256(json.dumps([facts["agent"], env], sort_keys=True).encode()).hexdigest()
+
     def session_file(self, session: int, what: str) -> Path:
         """Path under info/ in SLM-Lab's naming, e.g. `ppo_t0_s1_session_df_train.csv`."""
         return self.info / f"{self.read_spec()['name']}_t0_s{session}_{what}"
@@ -112,7 +119,7 @@ class RunDir:
             yield
 
 
-def unwritable(path: Path, error: OSError) -> LabError:
+def unwritable(path: Path | str, error: OSError) -> LabError:
     """The error of a folder that can't be written, with what to do about it."""
     cures = {
         errno.ENOSPC: "Free some space",
@@ -122,6 +129,8 @@ def unwritable(path: Path, error: OSError) -> LabError:
         errno.ENAMETOOLONG: "Give the spec a shorter name",
     }
     cure = cures.get(error.errno or 0, "Check its permissions")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR) and error.filename:
+        path = error.filename
     return LabError(
         f"can't write to {path}: {error.strerror or error}. {cure}, or keep runs elsewhere with --data DIR."
     )

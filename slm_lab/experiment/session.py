@@ -21,7 +21,8 @@ from slm_lab.env.base import VecEnv
 from slm_lab.env.vec import make_env
 from slm_lab.experiment.evaluate import Played, play, world_action
 from slm_lab.experiment.run_dir import RunDir
-from slm_lab.experiment.tracker import Tracker, write_table
+from slm_lab.experiment.tracker import WINDOW, Tracker, write_table
+from slm_lab.lib.errors import LabError
 from slm_lab.lib.tree import to_torch
 from slm_lab.lib.types import Step, Tree
 
@@ -45,7 +46,7 @@ class Progress:
     total_reward_ma: float = math.nan
     status: str = "running"  # waiting, running, stopping, done, stopped, failed
     message: str = ""
-    trace: str = ""  # of a failure
+    trace: str = ""  # of an env that raised
 
 
 Report = Callable[[Progress], None]
@@ -71,7 +72,7 @@ class Session:
         self.eval_env: VecEnv | None = None
         if spec.meta.rigorous_eval:
             self.eval_env = make_env(spec.env, num_envs=min(spec.env.num_envs, spec.meta.rigorous_eval), gamma=gamma)
-        self.best = -math.inf
+        self.best = (False, -math.inf)  # is it a mean over enough episodes, and the mean
         every = {name: getattr(spec.meta, f"{name}_frequency") for name in ("log", "eval", "checkpoint")}
         self.every: dict[str, int] = every  # frames between
         self.due = dict(every)  # frame at which the next one is owed
@@ -82,6 +83,7 @@ class Session:
         if check:
             self.agent.algorithm.optim.watch()
         self.board: Any = None
+        self.fingerprint = run.fingerprint()
 
     @property
     def frame(self) -> int:
@@ -107,8 +109,20 @@ class Session:
         if state is None:
             self.step, self.carry = self.env.reset(self.seed), self.agent.initial(self.env.num_envs)
         else:
-            self.load_state_dict(state)
+            self._go_on(state)
         self.began_at = self.frame
+
+    def _go_on(self, state: Tree) -> None:
+        """From the checkpoint. Raises `LabError` where it is of another run."""
+        try:
+            if state.get("fingerprint", self.fingerprint) != self.fingerprint:
+                raise ValueError("another spec")
+            self.load_state_dict(state)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise LabError(
+                f"the checkpoint {self.run_dir.model / f'session{self.index}.json'} isn't of this run's spec, or of "
+                "other code. Restore it, or start a new run."
+            ) from error
 
     def _advance(self) -> None:
         """One step of all worlds, and what falls due with it."""
@@ -137,7 +151,7 @@ class Session:
             for name, value in row.items():
                 self.board.add_scalar(f"train/{name}", value, self.frame)
         if self.eval_env is None and len(self.tracker.returns):
-            self._keep_best(self.tracker.total_reward_ma)
+            self._keep_best(self.tracker.total_reward_ma, sure=len(self.tracker.returns) == WINDOW)
 
     def _evaluate(self) -> None:
         """Greedy episodes from a seed of their own; the same ones each time."""
@@ -159,14 +173,16 @@ class Session:
             self.board.add_scalar("eval/total_reward", row["total_reward"], self.frame)
         self._keep_best(float(row["total_reward"]))
 
-    def _keep_best(self, score: float) -> None:
-        if score > self.best:
-            self.best = score
+    def _keep_best(self, score: float, sure: bool = True) -> None:
+        """Save the agent if it is the best so far; one lucky episode (not `sure`) never stands against a full mean."""
+        if (sure, score) > self.best:
+            self.best = (sure, score)
             state = {
                 "algorithm": self.agent.algorithm.state_dict(),
                 "wrappers": self.env.wrapper_state(),
                 "score": score,
                 "frame": self.frame,
+                "fingerprint": self.fingerprint,
             }
             checkpoint.save(self.run_dir.model, f"session{self.index}_best", state, self.frame)
 
@@ -256,6 +272,7 @@ class Session:
         tracker = self.tracker.state_dict() | {"wall_t": self._wall_t()}
         step = {name: getattr(self.step, name) for name in self.step.__dataclass_fields__}
         return {
+            "fingerprint": self.fingerprint,
             "agent": self.agent.state_dict(),
             "env": self.env.state_dict(),
             "wrappers": self.env.wrapper_state(),

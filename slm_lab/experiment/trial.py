@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slm_lab.agent.checkpoint import write_atomic
+from slm_lab.env.base import EnvError
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import TWICE, Progress, Report, Session
 from slm_lab.lib.errors import LabError
@@ -72,8 +73,10 @@ def _failure(index: int, max_frame: int, error: BaseException) -> Progress:
     """The last word of a session that raised; the traceback goes to the log as well."""
     logger.error("session %d failed: %s", index, error, exc_info=error)
     trace = "".join(traceback.format_exception(error))
-    expected = isinstance(error, LabError | OSError)
-    return Progress(index, 0, max_frame, status="failed", message=str(error) if expected else trace, trace=trace)
+    if isinstance(error, EnvError):  # the message says what, the traceback where in the user's own code
+        return Progress(index, 0, max_frame, status="failed", message=str(error), trace=trace)
+    message = str(error) if isinstance(error, LabError) else trace
+    return Progress(index, 0, max_frame, status="failed", message=message)
 
 
 class _Pool:

@@ -99,7 +99,7 @@ def _name_problems(name: str) -> list[Problem]:
     return [
         Problem(
             "",
-            f"the name names the run's folder (expected: at most {MAX_NAME} letters, digits, spaces and _ - . + =, "
+            f"its name is also that of the run's folder (expected: at most {MAX_NAME} letters, digits, spaces and _ - . + =, "
             "the first a letter, digit or _)",
         )
     ]

@@ -40,7 +40,7 @@ def test_all_graphs_of_a_run_and_its_pictures(make_run):
     written = draw_run(run_dir)
     pages, pictures = ([p for p in written if p.suffix == s] for s in (".html", ".png"))
     expected = {f"s0_{name}" for name in [*SESSION, "session_graph_eval_mean_returns_vs_frames"]}
-    expected |= {f"trial_graph_{name}_vs_frames" for name in [*TRIAL, "variables"]}
+    expected |= {f"trial_graph_{name}_vs_frames" for name in [*TRIAL, "eval_mean_returns", "variables"]}
     assert names(pages) == names(pictures) == expected
     assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in pictures)
     assert (run_dir / "graph/plotly.min.js").exists()

@@ -18,6 +18,7 @@ import pytest
 import torch
 from small_specs import ROOT, make_spec, raw_spec
 
+from slm_lab.agent import checkpoint
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Progress, Session
 from slm_lab.experiment.tracker import WALL, Tracker
@@ -236,3 +237,15 @@ def test_one_torch_thread_a_session_unless_the_spec_says_otherwise(tmp_path: Pat
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(1)
+
+
+def test_one_lucky_episode_is_not_the_best_for_ever(tmp_path: Path) -> None:
+    spec = make_spec()
+    run = start(tmp_path, spec)
+    session = Session(spec, run, 0, lambda progress: None)
+    session._begin()
+    for score, sure, kept in [(1.0, False, 1.0), (0.5, True, 0.5), (0.9, False, 0.5), (0.4, True, 0.5), (0.6, True, 0.6)]:
+        session._keep_best(score, sure)
+        best = checkpoint.load(run.model, "session0_best")
+        assert best is not None
+        assert best["score"] == kept

@@ -95,7 +95,9 @@ class PolicyGradient(Algorithm):
 
     def watched(self, frame: int) -> Metrics:
         """Scheduled values worth showing."""
-        return {"entropy_coef": self.scales(frame)["entropy_loss"]}
+        explore_var = self.spec.explore_var_spec
+        shown = {"explore_var": explore_var.at(frame)} if explore_var else {}
+        return {"entropy_coef": self.scales(frame)["entropy_loss"], **shown}
 
     def update(self, batch: Batch, frame: int) -> Metrics:
         metrics = super().update(batch, frame)
