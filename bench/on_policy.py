@@ -21,6 +21,8 @@ from rich.console import Console
 from slm_lab.experiment import control
 from slm_lab.experiment.plot import multi_trial_graph
 from slm_lab.experiment.run_dir import RunDir
+from slm_lab.lib.errors import LabError
+from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.load import load_file, pick
 from slm_lab.spec.validate import resolve
 
@@ -75,25 +77,27 @@ def run(row: Row, console: Console) -> dict[str, Any]:
     name, raw = pick(load_file(ROOT / row.file), row.name, row.file)
     spec = resolve(raw, name)
     folder = control.train(spec, DATA, console)
-    scores = [score(folder, name, i, bool(spec.meta.rigorous_eval)) for i in range(spec.meta.max_session)]
+    scores = [score(folder, name, i, spec) for i in range(spec.meta.max_session)]
     metrics = json.loads((folder.info / f"{name}_t0_trial_metrics.json").read_text())["scalar"]
     facts = {"seeds": [round(s, 3) for s in scores], "mean": float(np.mean(scores)), "frames": spec.env.max_frame}
     facts |= {"fps": metrics.get("fps"), "seconds": metrics.get("wall_t"), "date": time.strftime("%Y-%m-%d")}
     return {**asdict(row), **facts, "run": folder.path.name, "sha": folder.read_spec()["run"]["git_sha"]}
 
 
-def score(folder: RunDir, name: str, session: int, evaluated: bool) -> float:
-    """Final figure of a session; a session that failed has none, and then neither has the row (NaN)."""
+def score(folder: RunDir, name: str, session: int, spec: LabSpec) -> float:
+    """Final figure of a session. Raises `LabError` for one that stopped or failed: a row needs all its seeds."""
+    evaluated = bool(spec.meta.rigorous_eval)
     file = folder.info / f"{name}_t0_s{session}_session_df_{'eval' if evaluated else 'train'}.csv"
-    if not file.exists():
-        return float("nan")
-    return float(pd.read_csv(file)["total_reward" if evaluated else "total_reward_ma"].iloc[-1])
+    last = pd.read_csv(file).iloc[-1] if file.exists() else {"frame": 0}
+    if last["frame"] < spec.env.max_frame:
+        raise LabError(f"session {session} of {folder.path} ended at frame {last['frame']}. Run {name} again.")
+    return float(last["total_reward" if evaluated else "total_reward_ma"])
 
 
 def passed(row: dict[str, Any]) -> bool:
     """Does the mean over all seeds reach the bar? For memory tasks every seed must."""
     if row["below"]:
-        return max(row["seeds"]) <= row["bar"]
+        return bool(max(row["seeds"]) <= row["bar"])
     worst = min(row["seeds"]) if row["file"].startswith("specs/memory") else row["mean"]
     return bool(worst >= row["bar"])
 
@@ -145,7 +149,11 @@ def main(names: list[str]) -> int:
     console = Console()
     for row in ROWS:
         if not names or row.name in names:
-            kept[row.name] = run(row, console)
+            try:
+                kept[row.name] = run(row, console)
+            except LabError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
             rows = [kept[r.name] for r in ROWS if r.name in kept]
             store.write_text(json.dumps(rows, indent=1) + "\n")
             (OUT / "on_policy.md").write_text(table(rows))

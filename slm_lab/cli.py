@@ -63,6 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"interrupted. {error}".strip(), file=sys.stderr)
         return 130
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("slm_lab"):
+            raise
+        print(
+            f"error: the package {error.name!r} isn't installed for {sys.executable}. Run the lab with .venv/bin/python "
+            "(make run builds it), or type: pip install -e .",
+            file=sys.stderr,
+        )
+        return 2
     except BrokenPipeError:  # `run_lab.py show ... | head`: nobody reads on, so nothing is left to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # the machine refused

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,16 @@ def save(folder: Path, name: str, state: Tree, frame: int) -> None:
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         kept = f"The checkpoint at frame {before['frame']} is intact." if before else "There is no earlier one."
         raise LabError(
-            f"can't write the checkpoint {file}: {error}. {kept} Free some space, then continue with train@latest."
+            f"can't write the checkpoint {file}: {_reason(error)}. {kept} "
+            "Free some space, then continue with train@latest."
         ) from error
     if before:
         (folder / before["file"]).unlink(missing_ok=True)
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """torch's words for a full disk are of its file format."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else "it was cut short (is the disk full?)"
 
 
 def load(folder: Path, name: str) -> Tree | None:
@@ -65,8 +72,11 @@ def load(folder: Path, name: str) -> Tree | None:
             f"the checkpoint {file} is damaged: its size or SHA-256 is not what {pointer.name} says. "
             "Restore it, or start a new run."
         )
-    content = torch.load(file, weights_only=True, map_location="cpu")
-    return _restored(content["state"])  # type: ignore[no-any-return]
+    try:
+        content = torch.load(file, weights_only=True, map_location="cpu")
+        return _restored(content["state"])  # type: ignore[no-any-return]
+    except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError, EOFError, ValueError) as error:
+        raise LabError(f"{file} isn't a checkpoint of this lab ({FORMAT}). Restore it, or start a new run.") from error
 
 
 def write_atomic(path: Path, write: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from slm_lab.agent.checkpoint import write_atomic
 from slm_lab.experiment.metrics import Metrics, clean, session_metrics, trial_metrics
 from slm_lab.lib.errors import LabError
 
@@ -105,14 +105,9 @@ def write_json(path: Path, data: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename."""
+    """Write a file whole or not at all; its folder too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _finite(data: Any) -> Any:

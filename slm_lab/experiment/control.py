@@ -134,15 +134,13 @@ def finish(run: RunDir, baseline: float | None, console: Console, png: bool = Tr
             if run.session_file(session, "session_df_train.csv").exists():
                 analyze_session(run.path, 0, session, baseline)
         scalar = analyze_trial(run.path).get("scalar", {})
-        if console.is_terminal:
-            _say(console, "drawing graphs ...")
+        _print_result(run, scalar, baseline, console)
         draw_run(run.path, png=png)
         page = write_report(run.path)
     except OSError as error:
         return LabError(f"{unwritable(run.path, error)} Then draw the graphs with: {_command('plot', run)}")
     except LabError as error:
         return error
-    _print_result(run, scalar, baseline, console)
     _say(console, f"report   {page}\ngraphs   {run.graph}")
     return None
 
@@ -333,9 +331,14 @@ class _Film:
         if len(self.pictures) >= GIF_FRAMES:
             return
         try:
-            self.pictures += [picture for picture in env.render()[:1] if getattr(picture, "ndim", 0) == 3]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.pictures += [picture for picture in env.render()[:1] if getattr(picture, "ndim", 0) == 3]
+        except NotImplementedError:
+            return
         except Exception as error:  # whatever a drawing package raises: the returns are what counts
-            self.problem = f"the env can't draw: {error}"
+            if "render mode" not in str(error):  # Gymnasium's words for an env that has none
+                self.problem = f"the env can't draw: {error}"
 
     def write(self, file: Path, console: Console) -> None:
         if not self.pictures:
@@ -347,5 +350,6 @@ class _Film:
         try:
             images[0].save(file, save_all=True, append_images=images[1:], duration=33, loop=0)
         except OSError as error:
-            raise unwritable(file, error) from error
+            logger.warning("no GIF: %s", unwritable(file, error))
+            return
         _say(console, f"film     {file} ({len(images)} frames)")

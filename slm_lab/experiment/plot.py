@@ -114,6 +114,8 @@ def _write(builders: dict[str, Builder], folder: Path, png: bool, timeout: float
             figure.write_html(page, include_plotlyjs="directory", include_mathjax=False, div_id=stem, config=config)
             pages.append(page)
             pictures[folder / f"{stem}.png"] = figure.to_json()
+        except OSError:  # nor would the next one be written
+            raise
         except Exception as error:  # a graph is never worth a run
             logger.warning("graph %s not drawn: %r", stem, error)
     return [*pages, *(write_pngs(pictures, timeout) if png else [])]

@@ -104,18 +104,17 @@ class RunDir:
         """Hold the run, or a session of it, for this process alone. Raises `LabError` if another one trains it now."""
         what = f"session {session} of {self.path}" if session is not None else str(self.path)
         try:
-            file = (self.model / ("run.lock" if session is None else f"session{session}.lock")).open("a+")
+            file = (self.model / ("run.lock" if session is None else f"session{session}.lock")).open("a+b", buffering=0)
         except OSError as error:
             raise unwritable(self.path, error) from error
         with file:
             if not _locked(file.fileno()):
                 file.seek(0)
-                owner = f"process {file.read().strip() or '?'}"
+                owner = f"process {file.read().decode().strip() or '?'}"
                 raise LabError(f"{what} is being trained by {owner}. Wait for it, or stop it first.")
             with suppress(OSError):  # a full disk: the lock holds without the name of its owner
                 file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
+                file.write(str(os.getpid()).encode())
             yield
 
 

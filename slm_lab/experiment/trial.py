@@ -23,7 +23,7 @@ from slm_lab.env.base import EnvError
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import TWICE, Progress, Report, Session
 from slm_lab.lib.errors import LabError
-from slm_lab.lib.log import log_to, without_session
+from slm_lab.lib.log import log_to, note, without_session
 
 if TYPE_CHECKING:
     from slm_lab.spec.lab_spec import LabSpec
@@ -65,8 +65,8 @@ def write_failures(run: RunDir, last: list[Progress]) -> None:
             write_atomic(file, lambda path: path.write_text(json.dumps(failures, indent=1)))
         else:
             file.unlink(missing_ok=True)
-    except OSError as error:
-        logger.warning("can't write %s: %s", file, error.strerror or error)
+    except OSError as error:  # full: the failure itself is told anyway
+        note(f"can't write {file}: {error.strerror or error}")
 
 
 def _failure(index: int, max_frame: int, error: BaseException) -> Progress:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import logging
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from json.decoder import JSONObject  # type: ignore[attr-defined]
@@ -14,7 +17,11 @@ from typing import Any
 import yaml
 
 from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
 
+logger = logging.getLogger("slm_lab")
+
+PARTS = {"agent.algorithm": ALGORITHM, "agent.memory": MEMORY, "agent.net": NET, "agent.net.core": CORE}
 SUFFIXES = (".json", ".yaml", ".yml")
 MAX_DEPTH = 50  # deeper than any honest spec; a YAML alias to itself is endless
 
@@ -238,7 +245,22 @@ def apply_overrides(raw: Mapping[str, Any], items: Iterable[str]) -> dict[str, A
         except (_SyntaxError, ValueError, RecursionError) as error:
             raise LabError(f"--set {item!r}: the value can't be read: {error}") from None
         _set(spec, keys, value, item)
+        if keys[-1] == "name":
+            _drop_foreign_keys(spec, keys[:-1], value)
     return spec
+
+
+def _drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> None:
+    """Changing a part by its name alone is what the lab is for: keys of the old part that the new one lacks go, aloud."""
+    registry = PARTS.get(".".join(path))
+    if registry is None or name not in registry:
+        return
+    part = functools.reduce(operator.getitem, path, spec)
+    foreign = [key for key in part if key not in registry.load(name).Spec.model_fields]
+    for key in foreign:
+        del part[key]
+    if foreign:
+        logger.warning("%s is now %s, which has no %s: left out", ".".join(path), name, ", ".join(foreign))
 
 
 def _var_name(raw: Mapping[str, Any], name: str, item: str) -> str:

@@ -99,8 +99,8 @@ def _name_problems(name: str) -> list[Problem]:
     return [
         Problem(
             "",
-            f"its name is also that of the run's folder (expected: at most {MAX_NAME} letters, digits, spaces and _ - . + =, "
-            "the first a letter, digit or _)",
+            f"its name is also that of the run's folder (expected: at most {MAX_NAME} letters, digits, spaces and "
+            "_ - . + =, the first a letter, digit or _)",
         )
     ]
 

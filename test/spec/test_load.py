@@ -149,3 +149,15 @@ def test_variables():
 def test_variables_without_a_value(raw, path, what):
     _, [problem] = substitute(raw)
     assert problem.path == path and what in problem.message
+
+
+def test_a_part_is_changed_by_its_name_alone(caplog):
+    """Keys that the new part doesn't have go, and it is said; those it has stay."""
+    core = {"name": "LSTM", "hidden_size": 32, "forget_bias": 2.0}
+    raw = {"agent": {"net": {"name": "MLP", "hid_layers": [8], "core": core}}}
+    assert apply_overrides(raw, ["agent.net.core.name=none"])["agent"]["net"]["core"] == {"name": "none"}
+    assert "agent.net.core is now none, which has no hidden_size, forget_bias: left out" in caplog.text
+    swapped = apply_overrides(raw, ["agent.net.core.name=GRU", "agent.net.core.num_layers=2"])
+    assert swapped["agent"]["net"]["core"] == {"name": "GRU", "hidden_size": 32, "num_layers": 2}
+    assert apply_overrides(raw, ["agent.net.core.name=GRUU"])["agent"]["net"]["core"]["name"] == "GRUU"
+    assert raw["agent"]["net"]["core"] == core

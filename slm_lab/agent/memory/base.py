@@ -31,9 +31,6 @@ class Memory:
         """Windows to learn from (numpy leaves)."""
         raise NotImplementedError
 
-    def feedback(self, index: Any, priority: Any) -> None:
-        """How surprising the sampled windows were; for memories that care."""
-
     def core(self, in_size: int) -> Core | None:
         """A working memory that reads from this experience memory, to be mounted in the net in place of `net.core`."""
         return None
