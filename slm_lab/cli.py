@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if (error.name or "").startswith("slm_lab"):
             raise
         print(
-            f"error: the package {error.name!r} isn't installed for {sys.executable}. Run the lab with .venv/bin/python "
-            "(make run builds it), or type: pip install -e .",
+            f"error: the package {error.name!r} isn't installed for {sys.executable}. Run the lab with "
+            ".venv/bin/python (make run builds it), or type: pip install -e .",
             file=sys.stderr,
         )
         return 2

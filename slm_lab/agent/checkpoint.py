@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.files import write_atomic
 from slm_lab.lib.types import Tree
 
 FORMAT = "slm_lab checkpoint 1"
@@ -77,18 +77,6 @@ def load(folder: Path, name: str) -> Tree | None:
         return _restored(content["state"])  # type: ignore[no-any-return]
     except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError, EOFError, ValueError) as error:
         raise LabError(f"{file} isn't a checkpoint of this lab ({FORMAT}). Restore it, or start a new run.") from error
-
-
-def write_atomic(path: Path, write: Any) -> None:
-    """Let `write(temporary)` write a file, sync it, and rename it to `path`: readers see the old file or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_pointer(pointer: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from slm_lab.agent.checkpoint import write_atomic
 from slm_lab.experiment.metrics import Metrics, clean, session_metrics, trial_metrics
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.files import write_atomic
 
 __all__ = ["Run", "analyze_session", "analyze_trial", "list_trials", "load_run", "session_metrics", "trial_metrics"]
 

@@ -135,6 +135,8 @@ def finish(run: RunDir, baseline: float | None, console: Console, png: bool = Tr
                 analyze_session(run.path, 0, session, baseline)
         scalar = analyze_trial(run.path).get("scalar", {})
         _print_result(run, scalar, baseline, console)
+        if console.is_terminal:
+            _say(console, "drawing graphs ...")
         draw_run(run.path, png=png)
         page = write_report(run.path)
     except OSError as error:

@@ -13,8 +13,8 @@ import numpy as np
 
 from slm_lab.agent.agent import Agent
 from slm_lab.agent.build import build_agent
-from slm_lab.agent.checkpoint import write_atomic
 from slm_lab.env.vec import VecEnv, make_env
+from slm_lab.lib.files import write_atomic
 from slm_lab.lib.types import ActOut
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from slm_lab import __version__
-from slm_lab.agent.checkpoint import write_atomic
 from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.files import write_atomic
 
 FOLDERS = ("info", "graph", "log", "model")
 STAMP = "_YYYY_MM_DD_HHMMSS"  # what follows the spec's name

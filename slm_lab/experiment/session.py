@@ -293,6 +293,7 @@ class Session:
             self.env.load_state_dict(state["env"])
             self.step, self.carry = Step(**state["step"]), to_torch(state["carry"], self.agent.algorithm.net.device)
             return
+        self.env.state_dict()  # finds out the reason
         logger.warning(
             "session %d: this env can't be saved (%s), so the run goes on from new episodes: not exact to the bit",
             self.index,

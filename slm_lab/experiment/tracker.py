@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from slm_lab.agent.algorithm.base import Metrics
-from slm_lab.agent.checkpoint import write_atomic
+from slm_lab.lib.files import write_atomic
 from slm_lab.lib.types import Step, Tree
 
 WINDOW = 100  # episodes of the moving average

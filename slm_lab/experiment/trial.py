@@ -18,11 +18,11 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slm_lab.agent.checkpoint import write_atomic
 from slm_lab.env.base import EnvError
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import TWICE, Progress, Report, Session
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.files import write_atomic
 from slm_lab.lib.log import log_to, note, without_session
 
 if TYPE_CHECKING:
