@@ -24,7 +24,7 @@ RESUMED = ("train", "enjoy")  # those that go on with a run: MODE@latest, MODE@R
 SHOWN_MODES = ("dev", "train", "train@latest", "enjoy@latest", "search")
 ENTRY = "python run_lab.py"
 USAGE = """python run_lab.py SPEC_FILE [SPEC_NAME] MODE [--set KEY=VALUE] ...
-       python run_lab.py list [FAMILY] | check SPEC_FILE [SPEC_NAME] | show SPEC_FILE [SPEC_NAME] | plot RUN_DIR"""
+       python run_lab.py list [FAMILY] | check SPEC_FILE [SPEC_NAME] | show SPEC_FILE [SPEC_NAME] | plot RUN_DIR ..."""
 HELP = """
 modes:
   dev                   short, checked run: one session, capped frames
@@ -38,6 +38,7 @@ other commands:
   check SPEC_FILE       validate without running: all errors at once
   show SPEC_FILE        the resolved spec, every default written out
   plot RUN_DIR          draw the graphs and the report again from the saved metrics
+  plot RUN_DIR RUN_DIR  compare runs: their returns in one graph
 
 SPEC_NAME may be left out when the file holds one spec, or one named like the file.
 
@@ -170,12 +171,12 @@ def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) ->
 
     run = RunDir.find(args.data, name, which, mode="train" if mode == "train" else None)
     console = _console()
-    from slm_lab.experiment import control
+    from slm_lab.experiment import control, enjoy
 
     if mode == "train":
         control.resume(run, args.data, console)
     else:
-        control.enjoy(run, console)
+        enjoy.enjoy(run, console)
 
 
 def _raw(words: list[str]) -> tuple[str, dict[str, Any]]:
@@ -259,14 +260,18 @@ def _show(words: list[str], args: argparse.Namespace) -> None:
 
 
 def _plot(words: list[str], args: argparse.Namespace) -> None:
-    if len(words) != 1:
-        raise LabError("which run? Expected: plot RUN_DIR")
+    """One run drawn again, or several in one graph."""
+    if not words:
+        raise LabError("which run? Expected: plot RUN_DIR [RUN_DIR ...]")
     from slm_lab.experiment.run_dir import RunDir
 
-    run = RunDir.find(args.data, None, words[0])
+    runs = [RunDir.find(args.data, None, word) for word in words]
     from slm_lab.experiment import control
 
-    control.replot(run, args.data, _console())
+    if len(runs) == 1:
+        control.replot(runs[0], args.data, _console())
+    else:
+        control.compare(runs, args.data, _console())
 
 
 COMMANDS = {"list": _list, "check": _check, "show": _show, "plot": _plot}

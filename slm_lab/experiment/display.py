@@ -19,6 +19,11 @@ LINE_SECONDS = 5.0  # between plain lines of a session at first; a long run is t
 MAX_LINE_SECONDS = 60.0
 
 
+def say(console: Console, text: str) -> None:
+    """A line as it is: no colours in numbers, no markup, a path in one piece."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
 class Display:
     """Shows the progress of sessions; give `update` to them as their report."""
 
@@ -32,7 +37,7 @@ class Display:
         self.logged = [-math.inf] * sessions
 
     def __enter__(self) -> Display:
-        self.console.print(self.title, highlight=False, markup=False, soft_wrap=True)
+        say(self.console, self.title)
         if self.live:
             self.live.start()
         return self
@@ -58,7 +63,7 @@ class Display:
         pause = min(max(LINE_SECONDS, (now - self.began) / 10), MAX_LINE_SECONDS)
         if news or now - self.printed[i] >= pause:
             self.printed[i] = now
-            self.console.print(self._line(progress), highlight=False, markup=False, soft_wrap=True)
+            say(self.console, self._line(progress))
 
     def _line(self, p: Progress) -> str:
         share = min(p.frame / p.max_frame, 1.0)
@@ -101,5 +106,4 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.ERROR and not getattr(record, "quiet", False):
-            text = f"{record.levelname.lower()}: {record.getMessage()}"
-            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+            say(self.console, f"{record.levelname.lower()}: {record.getMessage()}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -182,7 +183,7 @@ def _failures(run: Run) -> str:
 
 
 def _commands(run: Run) -> str:
-    where = Path(run.path.resolve().parent.name, run.path.resolve().name).as_posix()
+    where = shlex.quote(run.path.as_posix())
     lines = [
         f"python run_lab.py train@{where}   # train on, from the last checkpoint",
         f"python run_lab.py enjoy@{where}   # watch it play",

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -20,6 +21,8 @@ from typing import Any
 from slm_lab import __version__
 from slm_lab.lib.errors import LabError, did_you_mean
 from slm_lab.lib.files import write_atomic
+from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.spec.validate import resolve
 
 FOLDERS = ("info", "graph", "log", "model")
 STAMP = "_YYYY_MM_DD_HHMMSS"  # what follows the spec's name
@@ -88,6 +91,16 @@ class RunDir:
             missing = sorted(sections - set(content)) if isinstance(content, dict) else sorted(sections)
             raise LabError(f"{self.spec_file} isn't the resolved spec of a run: it has no {', '.join(missing)}. {cure}")
         return content
+
+    def stored_spec(self) -> LabSpec:
+        """The spec that the run was started with."""
+        facts = self.read_spec()
+        return resolve({key: facts[key] for key in ("agent", "env", "meta", "search") if key in facts}, facts["name"])
+
+    def command(self, mode: str) -> str:
+        """What to type to go on with this run in a mode, or to `plot` it."""
+        words = ["plot", str(self.path)] if mode == "plot" else [f"{mode}@{self.path}"]
+        return f"python run_lab.py {shlex.join(words)}"
 
     def fingerprint(self) -> str:
         """A digest of what must be the same for a checkpoint to be of this run: agent and env, but not how long."""

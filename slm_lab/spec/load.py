@@ -251,7 +251,7 @@ def apply_overrides(raw: Mapping[str, Any], items: Iterable[str]) -> dict[str, A
 
 
 def _drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> None:
-    """Changing a part by its name alone is what the lab is for: keys of the old part that the new one lacks go, aloud."""
+    """A part is changed by its name alone: keys of the old part that the new one lacks go, and it is said."""
     registry = PARTS.get(".".join(path))
     if registry is None or name not in registry:
         return

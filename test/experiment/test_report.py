@@ -50,7 +50,7 @@ def test_the_page_tells_the_run_and_asks_nothing_of_the_network(make_run):
     final = np.mean([df["total_reward_ma"].iloc[-1] for df in sessions[:2]])
     assert f"{final:.3g} ± " in page.text
     for command in ("train@", "enjoy@", "plot "):
-        assert f"{command}data/{run_dir.name}" in page.text
+        assert f"{command}{run_dir}" in page.text
     assert "ValueError: <b>NaN</b>" in page.text
     assert "<b>NaN</b>" not in html
     assert '"gamma": 0.99' in page.text

@@ -1,0 +1,132 @@
+"""Mode enjoy: the best checkpoint of a run, played greedily and filmed where the env can draw."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from slm_lab.agent import checkpoint
+from slm_lab.agent.agent import Agent
+from slm_lab.agent.build import build_agent
+from slm_lab.env.vec import VecEnv, make_env
+from slm_lab.experiment.analysis import plural
+from slm_lab.experiment.display import say
+from slm_lab.experiment.evaluate import Played, play
+from slm_lab.experiment.run_dir import RunDir, unwritable
+from slm_lab.lib.errors import LabError
+from slm_lab.spec.lab_spec import LabSpec
+
+logger = logging.getLogger("slm_lab")
+
+ENJOY_EPISODES = 10
+GIF_FRAMES = 500
+
+
+def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list[float]:
+    """Play the best checkpoint of a run greedily; prints returns, and records a GIF where the env can draw."""
+    spec = run.stored_spec()
+    session, state = _best(run, spec.meta.max_session)
+    film = _Film()
+    env = _watchable(spec)
+    try:
+        agent = build_agent(spec.agent, env.obs_space, env.action_space, 1, seed=0)
+        _step_into(agent, env, state, run)
+        score = f"best at frame {state['frame']:,}, return {state['score']:.2f}"
+        say(console, f"{run.path}: session {session}, {score}")
+        played = play(agent, env, episodes, seed=0, on_step=lambda: film.shoot(env))
+    finally:
+        env.close()
+    _print_episodes(played, console)
+    film.write(run.graph / "enjoy.gif", console)
+    return [float(total) for total in played.returns]
+
+
+def _step_into(agent: Agent, env: VecEnv, state: dict[str, Any], run: RunDir) -> None:
+    """Give agent and wrappers what the best checkpoint holds. Raises `LabError` where it is of another spec."""
+    try:
+        if state.get("fingerprint", run.fingerprint()) != run.fingerprint():
+            raise ValueError("another spec")
+        agent.algorithm.load_state_dict(state["algorithm"])
+        env.reset(0)
+        env.load_wrapper_state(state["wrappers"])
+    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise LabError(
+            f"the best checkpoint in {run.model} isn't of the spec in {run.spec_file}, or of other code. "
+            "Restore the files, or train a new run."
+        ) from error
+    env.freeze()
+
+
+def _best(run: RunDir, sessions: int) -> tuple[int, dict[str, Any]]:
+    found: dict[int, dict[str, Any]] = {}
+    for i in range(sessions):
+        state = checkpoint.load(run.model, f"session{i}_best")
+        if state is None:
+            continue
+        if not {"score", "frame", "algorithm", "wrappers"} <= state.keys():
+            raise LabError(f"{run.model / f'session{i}_best.json'} isn't a best checkpoint. Restore it, or train anew.")
+        found[i] = state
+    if not found:
+        raise LabError(
+            f"{run.path} has no best checkpoint: no episode has ended yet. Train it on with: {run.command('train')}"
+        )
+    session = max(found, key=lambda i: float(found[i]["score"]))
+    return session, found[session]
+
+
+def _watchable(spec: LabSpec) -> VecEnv:
+    """One world that draws pictures, or one that doesn't where it can't. No display is needed for it."""
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return make_env(spec.env, num_envs=1, render_mode="rgb_array")
+        except LabError:
+            return make_env(spec.env, num_envs=1)
+
+
+def _print_episodes(played: Played, console: Console) -> None:
+    for i, (total, length) in enumerate(zip(played.returns, played.lengths, strict=True)):
+        say(console, f"episode {i}: return {total:.2f}, {length} steps")
+    mean, std = played.returns.mean(), played.returns.std()
+    say(console, f"mean return {mean:.2f} ± {std:.2f} over {plural(len(played.returns), 'episode')}")
+
+
+class _Film:
+    """Pictures of the first steps; one that can't be drawn ends the film, not the play."""
+
+    def __init__(self) -> None:
+        self.pictures: list[Any] = []
+        self.problem = "this env draws no pictures"
+
+    def shoot(self, env: VecEnv) -> None:
+        if len(self.pictures) >= GIF_FRAMES:
+            return
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.pictures += [picture for picture in env.render()[:1] if getattr(picture, "ndim", 0) == 3]
+        except NotImplementedError:
+            return
+        except Exception as error:  # whatever a drawing package raises: the returns are what counts
+            if "render mode" not in str(error):  # Gymnasium's words for an env that has none
+                self.problem = f"the env can't draw: {error}"
+
+    def write(self, file: Path, console: Console) -> None:
+        if not self.pictures:
+            say(console, f"no GIF: {self.problem}")
+            return
+        from PIL import Image
+
+        images = [Image.fromarray(picture) for picture in self.pictures]
+        try:
+            images[0].save(file, save_all=True, append_images=images[1:], duration=33, loop=0)
+        except OSError as error:
+            logger.warning("no GIF: %s", unwritable(file, error))
+            return
+        say(console, f"film     {file} ({len(images)} frames)")
