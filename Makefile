@@ -30,7 +30,7 @@ docs: $(VENV)/ready
 	$(BIN)/python -m slm_lab.spec.reference
 
 bench: $(VENV)/ready
-	$(BIN)/python -m bench.on_policy
+	$(BIN)/python -m bench.learning
 
 # torch first: its pinned version has a small CPU build, and nothing installed later pulls in another
 $(VENV)/ready: setup.py constraints.txt

@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 source = Path("slm_lab/__init__.py").read_text(encoding="utf-8").splitlines()
 version = next(line.split('"')[1] for line in source if "__version__" in line)
 
-TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "pandas-stubs", "types-PyYAML"]
+TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy", "ruff", "mypy", "pandas-stubs"]
+TEST += ["types-PyYAML"]
 
 setup(
     name="slm_lab",

@@ -56,7 +56,12 @@ def draw_run(run_dir: str | Path, png: bool = True, timeout: float = 120.0) -> l
 
 
 def multi_trial_graph(
-    runs: Sequence[tuple[str, str | Path]], out_dir: str | Path, name: str, png: bool = True, timeout: float = 120.0
+    runs: Sequence[tuple[str, str | Path]],
+    out_dir: str | Path,
+    name: str,
+    png: bool = True,
+    timeout: float = 120.0,
+    title: str | None = None,
 ) -> list[Path]:
     """Compare runs, given as (label, run folder): mean return ± std over the sessions of trial 0, a line a run.
 
@@ -64,7 +69,7 @@ def multi_trial_graph(
     """
     loaded = [(label, load_run(run_dir)) for label, run_dir in runs]
     stem = f"{name}_multi_trial_graph_mean_returns_ma_vs_frames"
-    return _write({stem: lambda: _multi_trial(name, loaded)}, Path(out_dir), png, timeout)
+    return _write({stem: lambda: _multi_trial(title or name, loaded)}, Path(out_dir), png, timeout)
 
 
 def _session_builders(run: Run, session: int) -> dict[str, Builder]:
@@ -177,7 +182,7 @@ def _trial_metric(run: Run, metric: str, frames: Array, sessions: Array) -> go.F
     return _focus(_finish(figure, list(run.train.values()), baseline), metric, sessions)
 
 
-def _multi_trial(name: str, runs: Sequence[tuple[str, Run]]) -> go.Figure | None:
+def _multi_trial(title: str, runs: Sequence[tuple[str, Run]]) -> go.Figure | None:
     curves = []
     for label, run in runs:
         local = run.metrics()["local"]
@@ -189,7 +194,7 @@ def _multi_trial(name: str, runs: Sequence[tuple[str, Run]]) -> go.Figure | None
         return None
     counts = sorted({len(run.whole) for _, run, *_ in curves})
     each = plural(counts[0], "session") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} sessions"
-    figure = new_figure(f"{name}: training return", f"mean ± 1 std, {each} each", RETURN_MA)
+    figure = new_figure(f"{title}: training return", f"mean ± 1 std, {each} each", RETURN_MA)
     for index, (_, _, frames, mean, std) in enumerate(curves):
         add_band(figure, frames, mean, std, PALETTE[index % len(PALETTE)], None)
     for index, (label, _, frames, mean, _) in enumerate(curves):

@@ -253,7 +253,7 @@ def apply_overrides(raw: Mapping[str, Any], items: Iterable[str]) -> dict[str, A
 def _drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> None:
     """A part is changed by its name alone: keys of the old part that the new one lacks go, and it is said."""
     registry = PARTS.get(".".join(path))
-    if registry is None or name not in registry:
+    if registry is None or not isinstance(name, str) or name not in registry:
         return
     part = functools.reduce(operator.getitem, path, spec)
     foreign = [key for key in part if key not in registry.load(name).Spec.model_fields]

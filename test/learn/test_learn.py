@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_learn_fast import evaluated, trained
 
-from bench.on_policy import ROWS, Row
+from bench.learning import ROWS, Row
 
 pytestmark = [pytest.mark.learn, pytest.mark.timeout(3600)]
 

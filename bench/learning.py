@@ -1,4 +1,4 @@
-"""python -m bench.on_policy [SPEC_NAME ...]: runs benchmark specs, writes docs/benchmarks/on_policy.md.
+"""python -m bench.learning [SPEC_NAME ...]: runs benchmark specs against their bars, writes docs/benchmarks.md.
 
 Every row is one command (`python run_lab.py FILE NAME train`), seeds 0 to max_session - 1, no run left out. A spec
 named on the command line is run again; the others keep the rows of their last run.
@@ -43,9 +43,9 @@ class Row:
     below: bool = False
 
 
-INTRO = """# On-policy benchmarks
+INTRO = """# Benchmarks
 
-Written by `make bench` (`python -m bench.on_policy`). One row is one command, `python run_lab.py FILE NAME train`, on 2
+Written by `make bench` (`python -m bench.learning`). One row is one command, `python run_lab.py FILE NAME train`, on 2
 cores with one torch thread a session. Seeds are 0 to n-1, none left out.
 
 - CartPole, Acrobot, Pendulum: mean return of the last 100 training episodes; their mean over seeds must reach the bar.
@@ -110,7 +110,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         lines += [f"## {group}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         for row in (r for r in rows if r["group"] == group):
             cells = [
-                f"[{row['name']}](../../{row['file']})",
+                f"[{row['name']}](../{row['file']})",
                 f"{row['frames']:,}",
                 ", ".join(f"{s:g}" for s in row["seeds"]),
                 f"{row['mean']:.2f}",
@@ -121,7 +121,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 row["date"],
             ]
             lines.append(f"| {' | '.join(cells)} |")
-        lines += ["", f"![{group}]({picture(group)})", ""]
+        lines += ["", f"![{group}](benchmarks/{picture(group)})", ""]
     return "\n".join(lines)
 
 
@@ -133,14 +133,14 @@ def draw(rows: list[dict[str, Any]], group: str) -> None:
     """The curves of a group, as PNG beside the page."""
     runs = [(row["name"], DATA / row["run"]) for row in rows if row["group"] == group and (DATA / row["run"]).exists()]
     name = picture(group).split("_multi_trial")[0]
-    for file in multi_trial_graph(runs, DATA, name):
+    for file in multi_trial_graph(runs, DATA, name, title=group):
         if file.suffix == ".png":
             shutil.copy(file, OUT / file.name)
 
 
 def main(names: list[str]) -> int:
     OUT.mkdir(parents=True, exist_ok=True)
-    store = OUT / "on_policy.json"
+    store = OUT / "learning.json"
     kept = {row["name"]: row for row in json.loads(store.read_text())} if store.exists() else {}
     unknown = set(names) - {row.name for row in ROWS}
     if unknown:
@@ -156,7 +156,7 @@ def main(names: list[str]) -> int:
                 return 2
             rows = [kept[r.name] for r in ROWS if r.name in kept]
             store.write_text(json.dumps(rows, indent=1) + "\n")
-            (OUT / "on_policy.md").write_text(table(rows))
+            (ROOT / "docs" / "benchmarks.md").write_text(table(rows))
             draw(rows, row.group)
     missed = [row["name"] for row in kept.values() if not passed(row)]
     console.print(f"missed: {', '.join(missed)}" if missed else "every bar is reached")
