@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import torch
 
 from slm_lab.agent.algorithm.base import Algorithm, Metrics
 from slm_lab.agent.memory.base import Memory
 from slm_lab.lib.rng import Rng
-from slm_lab.lib.tree import to_numpy, to_torch, tree_map
-from slm_lab.lib.types import ActOut, Batch, Row, Step, Tree
+from slm_lab.lib.tree import map_batch, to_numpy, tree_map
+from slm_lab.lib.types import ActOut, Row, Step, Tree
 
 
 class Agent:
@@ -40,16 +38,11 @@ class Agent:
         )  # fmt: skip
         self.frame += int(np.count_nonzero(row.mask))
         self.memory.update(row)
-        learned = []
+        device, learned = self.algorithm.net.device, []
         while self.memory.to_train:
-            batch = self._on_device(self.memory.sample())
+            batch = map_batch(lambda leaf: torch.as_tensor(leaf, device=device), self.memory.sample())
             learned.append(self.algorithm.update(batch, self.frame))
         return learned
-
-    def _on_device(self, batch: Batch) -> Batch:
-        tree = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-        held = {name: value for name, value in tree.items() if value is not None}
-        return batch.replace(**to_torch(held, self.algorithm.net.device))
 
     def state_dict(self) -> Tree:
         return {

@@ -17,6 +17,7 @@ from gymnasium import spaces
 from slm_lab.env.base import VecEnv, own
 from slm_lab.env.spec import EnvSpec
 from slm_lab.env.wrapper_base import VecWrapper, add_key, like, with_reward
+from slm_lab.lib.image import channel_axis
 from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.types import Step, Tree
 
@@ -150,7 +151,7 @@ class FrameStack(VecWrapper):
         shape = box.shape
         if len(shape) in (0, 2):
             return np.stack(list(frames), axis=-1)
-        channels_first = len(shape) == 3 and shape[0] <= 4 < shape[2]
+        channels_first = len(shape) == 3 and channel_axis(shape) == 0
         return np.concatenate(list(frames), axis=1 if channels_first else -1)
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:

@@ -28,9 +28,6 @@ from slm_lab.spec.validate import resolve
 
 logger = logging.getLogger("slm_lab")
 
-ENJOY_EPISODES = 10
-GIF_FRAMES = 500
-
 
 # ---- the modes -------------------------------------------------------------------------------------------------------
 

@@ -19,12 +19,14 @@ from slm_lab.experiment.display import say
 from slm_lab.experiment.evaluate import Played, play
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.rng import world_seed
 from slm_lab.spec.lab_spec import LabSpec
 
 logger = logging.getLogger("slm_lab")
 
 ENJOY_EPISODES = 10
 GIF_FRAMES = 500
+ENJOY_WORLDS = 4  # a stream of seeds that neither training nor evaluation has seen
 
 
 def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list[float]:
@@ -38,7 +40,7 @@ def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list
         _step_into(agent, env, state, run)
         score = f"best at frame {state['frame']:,}, return {state['score']:.2f}"
         say(console, f"{run.path}: session {session}, {score}")
-        played = play(agent, env, episodes, seed=0, on_step=lambda: film.shoot(env))
+        played = play(agent, env, episodes, world_seed(spec.meta.seed, ENJOY_WORLDS), on_step=lambda: film.shoot(env))
     finally:
         env.close()
     _print_episodes(played, console)

@@ -45,12 +45,12 @@ def play(
     it stands when no episode has finished. `on_step` is called after every step, e.g. to film it.
     """
     E = env.num_envs
-    quota = -(-episodes // E)
+    quota = episodes // E + (np.arange(E) < episodes % E)  # [E]
     step, carry = env.reset(seed), agent.initial(E)
     total, length, count, frame = np.zeros(E), np.zeros(E, np.int64), np.zeros(E, np.int64), 0
     returns: list[float] = []
     lengths: list[int] = []
-    while count.min() < quota and (max_frame is None or frame < max_frame) and length.max() < LONGEST:
+    while (count < quota).any() and (max_frame is None or frame < max_frame) and length.max() < LONGEST:
         act = agent.act(step, carry, explore)
         step, carry = env.step(world_action(act, env)), act.carry
         if on_step is not None:
@@ -64,7 +64,7 @@ def play(
         count += ended
     if not returns:
         returns, lengths = total.tolist(), length.tolist()
-    return Played(np.array(returns[:episodes]), np.array(lengths[:episodes]))
+    return Played(np.array(returns), np.array(lengths))
 
 
 def world_action(act: ActOut, env: VecEnv) -> np.ndarray:

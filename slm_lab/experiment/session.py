@@ -23,6 +23,7 @@ from slm_lab.experiment.evaluate import Played, play, world_action
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.tracker import WINDOW, Tracker, write_table
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.rng import world_seed
 from slm_lab.lib.tree import to_torch
 from slm_lab.lib.types import Step, Tree
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("slm_lab")
 
 TWICE = 0.5  # seconds within which two Ctrl-C are one: a terminal and a wrapper may both send it
-EVAL_SEED = 1_000_000  # evaluation worlds never share a seed with training ones
+TRAIN_WORLDS, EVAL_WORLDS, NEW_WORLDS = 1, 2, 3  # streams of seeds
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class Session:
         self.started = time.monotonic()
         state = checkpoint.load(self.run_dir.model, f"session{self.index}")
         if state is None:
-            self.step, self.carry = self.env.reset(self.seed), self.agent.initial(self.env.num_envs)
+            first = world_seed(self.seed, TRAIN_WORLDS)
+            self.step, self.carry = self.env.reset(first), self.agent.initial(self.env.num_envs)
         else:
             self._go_on(state)
         self.began_at = self.frame
@@ -158,7 +160,8 @@ class Session:
         assert self.eval_env is not None
         self.eval_env.load_wrapper_state(self.env.wrapper_state())
         self.eval_env.freeze()
-        played: Played = play(self.agent, self.eval_env, self.spec.meta.rigorous_eval, EVAL_SEED + self.seed)
+        first = world_seed(self.seed, EVAL_WORLDS)
+        played: Played = play(self.agent, self.eval_env, self.spec.meta.rigorous_eval, first)
         row = {
             "epi": len(played.returns),
             "frame": self.frame,
@@ -300,5 +303,7 @@ class Session:
             self.env.opaque,
         )
         self.agent.memory.reset()
-        self.step, self.carry = self.env.reset(self.seed + self.frame), self.agent.initial(self.env.num_envs)
+        self.tracker.forget_running()
         self.env.load_wrapper_state(state["wrappers"])
+        first = world_seed(self.seed, NEW_WORLDS, self.frame)
+        self.step, self.carry = self.env.reset(first), self.agent.initial(self.env.num_envs)

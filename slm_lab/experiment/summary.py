@@ -40,7 +40,7 @@ def print_result(run: RunDir, scalar: dict[str, Any], baseline: float | None, co
 
 
 def print_check(found: list[str], console: Console) -> None:
-    for finding in found or ["every parameter got a gradient and moved; no NaN"]:
+    for finding in found or ["every parameter got a gradient and moved; losses and gradients stayed finite"]:
         say(console, f"check    {finding}")
         note(f"check: {finding}")
 

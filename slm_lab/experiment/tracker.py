@@ -51,6 +51,11 @@ class Tracker:
             for name, value in row.items():
                 self.pending.setdefault(name, []).append(value)
 
+    def forget_running(self) -> None:
+        """Drop the episodes that have not ended: a resumed run of an env that can't be saved begins new ones."""
+        self.running_return = np.zeros_like(self.running_return)
+        self.running_length = np.zeros_like(self.running_length)
+
     @property
     def total_reward_ma(self) -> float:
         """Mean of the last 100 returns; NaN before the first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -16,14 +17,15 @@ def reduce_losses(
     alike; `scales` multiplies terms by name (1 where not named). A term of another shape is a bug and is refused: a
     silent broadcast of [B] with [B, 1] trains on nonsense.
     """
-    rows = mask.float() if weight is None else mask.float() * weight[:, None]
+    row_weight = 1.0 if weight is None else weight[:, None]
     count = mask.sum().clamp(min=1)
     means = {}
     for name, term in losses.items():
         assert term.shape == mask.shape, (
             f"loss '{name}' has shape {tuple(term.shape)}, expected [B, T] = {tuple(mask.shape)}"
         )
-        means[name] = (term * rows).sum() / count
+        # chosen, not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN
+        means[name] = (torch.where(mask, term, 0.0) * row_weight).sum() / count
     total = sum((scales or {}).get(name, 1.0) * mean for name, mean in means.items())
     assert isinstance(total, Tensor), "no loss terms"
     return total, means

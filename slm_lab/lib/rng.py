@@ -8,6 +8,15 @@ import torch
 from slm_lab.lib.types import Tree
 
 
+def world_seed(seed: int, *stream: int) -> int:
+    """Seed of a vector's first world; world i takes it plus i, as Gymnasium does.
+
+    Spread over 2^32: neighbouring session seeds, given as they are, would share all worlds but one, while the sessions
+    of a trial and its evaluation (another stream) must play independent episodes.
+    """
+    return int(np.random.SeedSequence([seed, *stream]).generate_state(1)[0])
+
+
 class Rng:
     """A numpy and a torch generator under one seed, independent of all other streams of the same run."""
 

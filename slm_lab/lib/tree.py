@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from slm_lab.lib.types import Tree
+from slm_lab.lib.types import Batch, Tree
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -13,6 +14,13 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     if isinstance(tree, dict):
         return {key: tree_map(function, value, *(other[key] for other in others)) for key, value in tree.items()}
     return function(tree, *others)
+
+
+def map_batch(function: Callable[..., Any], batch: Batch) -> Batch:
+    """Apply `function` to every array of a batch: all its fields, so that none stays behind."""
+    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    held = {name: value for name, value in fields.items() if value is not None}
+    return batch.replace(**tree_map(function, held))
 
 
 def tree_leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -61,7 +61,20 @@ class OptimSpec(SpecModel):
     weight_decay: float = Field(0.0, ge=0)
     alpha: float | None = Field(None, ge=0, le=1, description="smoothing of RMSprop")
     momentum: float | None = Field(None, ge=0, description="momentum of RMSprop, SGD")
-    betas: list[float] | None = Field(None, min_length=2, max_length=2, description="betas of Adam, AdamW")
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] | None = Field(
+        None, min_length=2, max_length=2, description="betas of Adam, AdamW"
+    )
+
+    @model_validator(mode="after")
+    def _only_its_own(self) -> OptimSpec:
+        own = {"Adam": {"eps", "betas"}, "AdamW": {"eps", "betas"}, "RMSprop": {"eps", "alpha", "momentum"}}
+        own_keys = own.get(self.name, {"momentum"})
+        foreign = [
+            k for k in ("eps", "alpha", "momentum", "betas") if getattr(self, k) is not None and k not in own_keys
+        ]
+        if foreign:
+            raise ValueError(f"{self.name} has no {', '.join(foreign)}")
+        return self
 
 
 class LrScheduleSpec(SpecModel):
@@ -70,3 +83,9 @@ class LrScheduleSpec(SpecModel):
     name: Literal["LinearToZero", "LinearToMin"] = "LinearToZero"
     frame: PositiveInt = Field(description="frame at which it has fallen to zero, or to min_factor")
     min_factor: Unit = Field(0.0, description="LinearToMin: lowest multiple of lr")
+
+    @model_validator(mode="after")
+    def _floor(self) -> LrScheduleSpec:
+        if self.name == "LinearToZero" and self.min_factor:
+            raise ValueError("min_factor is for LinearToMin; LinearToZero ends at 0")
+        return self

@@ -66,14 +66,16 @@ def resolve(raw: Mapping[str, Any], name: str = "spec", check_env: bool = True) 
     found.add(problems)
     meta, problems = check(MetaSpec, sections["meta"], "meta")
     found.add(problems)
+    found.add(_fit_problems(classes))
+    if check_env and env is not None:  # the world is looked at even where other parts are wrong: all errors at once
+        found.add(ENV.load("env_problems")(env))
     _finish(found, name)
 
     assert env is not None and meta is not None  # else they had problems
     meta = meta.filled(env.max_frame)
     spec = LabSpec(name, agent, env, meta, translation.spec.get("search"), tuple(translation.notes))
-    found.add(_fit_problems(classes))
     if check_env:
-        found.add(_env_problems(spec, classes))
+        found.add(_space_problems(spec, classes))
     _finish(found, name)
     return spec
 
@@ -195,11 +197,9 @@ def _fit_problems(classes: Mapping[str, Any]) -> list[Problem]:
     return [Problem("agent.memory.name", message)]
 
 
-def _env_problems(spec: LabSpec, classes: Mapping[str, Any]) -> list[Problem]:
-    """What the env says of itself, and what the parts say of its spaces (an optional `problems` of their class)."""
-    problems = list(ENV.load("env_problems")(spec.env))
-    if problems:
-        return problems
+def _space_problems(spec: LabSpec, classes: Mapping[str, Any]) -> list[Problem]:
+    """What the parts say of the world's spaces (an optional `problems` of their class)."""
+    problems: list[Problem] = []
     try:
         env = ENV.load("make_env")(spec.env, num_envs=1)
     except LabError as error:

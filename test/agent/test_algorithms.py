@@ -135,6 +135,54 @@ def test_n_step_and_lambda_exclude_each_other() -> None:
         A2C.Spec(num_step_returns=3, lam=0.9)
 
 
+def test_weights_go_with_their_windows() -> None:
+    rows = batch(B=4, T=5).replace(weight=torch.arange(4.0), index=torch.arange(4))
+    steps = single_steps(build(PPO).prepare(rows)[0])
+    assert torch.equal(steps.weight, torch.arange(4.0)[:, None].expand(4, 5)[rows.mask])
+    ppo = build(PPO, net={"core": {"name": "GRU", "hidden_size": 4}}, minibatch_size=5, training_epoch=1)
+    prepared, _ = ppo.prepare(rows.replace(carry=ppo.net.initial(4)))
+    for minibatch in ppo.minibatches(prepared):
+        assert torch.equal(minibatch.weight, minibatch.index.float())
+        assert torch.equal(minibatch.reward, rows.reward[minibatch.index])
+
+
+def test_rows_that_no_one_played_teach_nothing() -> None:
+    a2c, rows = build(A2C), batch()
+    before = [p.detach().clone() for p in a2c.net.parameters()]
+    metrics = a2c.update(rows.replace(mask=torch.zeros_like(rows.mask)), 0)
+    assert a2c.optim.opt_step == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, a2c.net.parameters(), strict=True))
+    assert "loss" not in metrics
+
+
+def test_one_advantage_is_not_standardised_away() -> None:
+    x, mask = torch.tensor([[2.5, 9.0]]), torch.tensor([[True, False]])
+    assert standardize(x, mask).tolist() == [[2.5, 0.0]]
+
+
+def test_the_value_is_clipped_around_what_the_critic_said() -> None:
+    """With scaled targets too: before any gradient step the critic has moved from its old value by nothing."""
+    ppo = build(PPO, normalize_v_targets=True, clip_vloss=True)
+    prepared, _ = ppo.prepare(batch().replace(reward=batch().reward * 1000))
+    out = ppo.net(prepared.obs, prepared.carry, prepared.is_first)
+    torch.testing.assert_close(out.heads["value"].squeeze(-1), prepared.extras["value"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "keys"),
+    [
+        (PPO, {"lam": None}),
+        (PPO, {"clip_eps_spec": {"name": "no_decay", "start_val": -0.2}}),
+        (OptimSpec, {"name": "SGD", "eps": 1e-5}),
+        (OptimSpec, {"betas": [2.0, 2.0]}),
+        (MLP, {"actor_optim_spec": {"name": "Adam", "lr": 1.0}}),
+    ],
+)
+def test_what_can_not_be_meant_is_refused(cls: Any, keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        getattr(cls, "Spec", cls)(**keys)
+
+
 def test_a_loss_that_is_not_finite_is_an_error_that_names_its_term() -> None:
     ppo = build(PPO)
     rows = batch()

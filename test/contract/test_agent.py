@@ -61,6 +61,9 @@ def check_learning(spec: AgentSpec, obs_space: dict[str, spaces.Space], action_s
         assert not still, f"weights that did not move: {still}"
 
 
+ON_POLICY = [name for name in MEMORY if MEMORY.load(name).on_policy]
+
+
 def memories_for(algorithm: str) -> list[str]:
     wanted = ALGORITHM.load(algorithm).on_policy
     return [name for name in MEMORY if MEMORY.load(name).on_policy == wanted]
@@ -133,7 +136,7 @@ def test_greedy_acting_uses_no_chance(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("core", CORE)
-@pytest.mark.parametrize("memory", ["OnPolicyBatchReplay", "OnPolicyReplay"])
+@pytest.mark.parametrize("memory", ON_POLICY)
 def test_learning_repeats_the_acting_log_prob(core: str, memory: str) -> None:
     """With unchanged weights the log-probability computed when learning is the one recorded when acting, to 1e-6."""
     agent = build_agent(parts("PPO", memory, core), OBS_SPACES["vector"], ACTION_SPACES["discrete"], E, seed=0)
@@ -162,3 +165,21 @@ def test_frames_are_those_really_played(num_envs: int) -> None:
         played += int((~next_step.is_first).sum())
         step = next_step
     assert agent.frame == played < 50 * num_envs
+
+
+@pytest.mark.parametrize("memory", ON_POLICY)
+def test_what_a_core_shows_reaches_the_batch(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slm_lab.agent.net.core.rnn import GRU
+
+    forward = GRU.forward
+
+    def showing(self: GRU, x: torch.Tensor, carry: Any, is_first: torch.Tensor) -> Any:
+        features, carry, _, losses = forward(self, x, carry, is_first)
+        return features, carry, {"slots": torch.ones(*x.shape[:2], 7)}, losses
+
+    monkeypatch.setattr(GRU, "forward", showing)
+    agent = build_agent(parts("PPO", memory, "GRU"), OBS_SPACES["vector"], ACTION_SPACES["discrete"], E, seed=0)
+    batches = []
+    agent.algorithm.update = lambda batch, frame: batches.append(batch) or {}  # type: ignore[method-assign,func-returns-value]
+    live(agent, Worlds(OBS_SPACES["vector"], E), 60)
+    assert batches[0].extras["actor"]["slots"].shape == (*batches[0].mask.shape, 7)

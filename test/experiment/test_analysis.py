@@ -130,11 +130,17 @@ def test_align_of_nothing():
 # ---- sessions and trials ---------------------------------------------------------------------------------------------
 
 
+def test_one_lucky_first_episode_is_not_the_best_return():
+    returns = [500.0, 100.0, 140.0, 120.0]
+    scalar = session_metrics(rows(returns, epi=[1, 100, 200, 300]), 0.0)["scalar"]
+    assert (scalar["best_return"], scalar["final_return"]) == (140.0, 120.0)
+
+
 def test_session_metrics_by_hand():
     scalar = session_metrics(rows([1.0, 3.0, 2.0]), 1.0)["scalar"]
     assert scalar["strength"] == 1.0
     assert (scalar["max_strength"], scalar["final_strength"]) == (2.0, 1.0)
-    assert (scalar["final_return"], scalar["best_return"], scalar["total_reward_ma"]) == (2.0, 3.0, 2.0)
+    assert (scalar["final_return"], scalar["best_return"], scalar["total_reward_ma"]) == (2.0, 2.0, 2.0)
     assert_allclose(scalar["sample_efficiency"], (0 / 100 + 2 / 200 + 1 / 300) / 3)
     assert_allclose(scalar["training_efficiency"], 10 * scalar["sample_efficiency"])
     assert_allclose(scalar["stability"], 1 - 1 / 2)

@@ -139,16 +139,25 @@ def _kill_at(process: subprocess.Popen[bytes], data: Path, frame: int) -> int:
 def test_an_env_that_cannot_be_saved_goes_on_from_new_episodes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = make_spec(env={"name": "CartPole-v1", "num_envs": 2, "max_frame": 600})
+    spec = make_spec(env={"name": "MemoryTask", "delay": 50, "num_envs": 2, "max_frame": 600, "normalize_obs": True})
     run = start(tmp_path, spec)
     session = Session(spec, run, 0, lambda progress: None)
     session._begin()
-    for _ in range(100):
+    for _ in range(75):  # in the middle of an episode
         session._advance()
     session.env.state_dict = lambda: None  # type: ignore[method-assign,assignment,return-value]
     session._save()
-    assert finish(spec, run).status == "done"
+    moments = session.env.wrapper_state()
+    session = Session(spec, run, 0, lambda progress: None)
+    session._begin()
     assert "can't be saved" in caplog.text
+    assert session.step.is_first.all()
+    assert str(session.env.wrapper_state()) != "{}"
+    assert max(abs(session.step.obs["obs"]).max(), 0.0) > 0, "the first observation is normalised by what was learned"
+    assert moments.keys() == session.env.wrapper_state().keys()
+    assert session.run().status == "done"
+    lengths = next(iter(tables(run).values()))["episode_length"].dropna()
+    assert set(lengths) == {50.0}, "no episode is glued from two"
 
 
 def test_sessions_run_in_parallel_and_one_that_dies_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -244,7 +253,13 @@ def test_one_lucky_episode_is_not_the_best_for_ever(tmp_path: Path) -> None:
     run = start(tmp_path, spec)
     session = Session(spec, run, 0, lambda progress: None)
     session._begin()
-    for score, sure, kept in [(1.0, False, 1.0), (0.5, True, 0.5), (0.9, False, 0.5), (0.4, True, 0.5), (0.6, True, 0.6)]:
+    for score, sure, kept in [
+        (1.0, False, 1.0),
+        (0.5, True, 0.5),
+        (0.9, False, 0.5),
+        (0.4, True, 0.5),
+        (0.6, True, 0.6),
+    ]:
         session._keep_best(score, sure)
         best = checkpoint.load(run.model, "session0_best")
         assert best is not None

@@ -34,7 +34,7 @@ MEMORY = "specs/memory/memory_task.yaml"
 @pytest.mark.parametrize("core", ["gru", "lstm"])
 def test_a_core_recalls_a_bit_after_four_steps_and_none_does_not(tmp_path: Path, core: str) -> None:
     assert evaluated(trained(tmp_path, MEMORY, f"{core}_memory_task_4", 0)) >= 0.95
-    assert evaluated(trained(tmp_path, MEMORY, "mlp_memory_task_4", 0)) <= 0.25
+    assert evaluated(trained(tmp_path, MEMORY, "mlp_memory_task_4", 0)) <= 0.2
 
 
 @pytest.mark.parametrize("seed", [0])

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.image import channel_axis
 from slm_lab.lib.reduce import reduce_losses
 from slm_lab.lib.registry import Registry
-from slm_lab.lib.rng import Rng
+from slm_lab.lib.rng import Rng, world_seed
 from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.schedule import scheduled
 
@@ -22,6 +23,14 @@ def test_reducer_masks_weighs_and_scales() -> None:
     assert total == 33.0
     total, _ = reduce_losses({"a": term}, mask, weight=torch.tensor([2.0, 0.5]))
     assert total == pytest.approx((2 * 1 + 0.5 * 3 + 0.5 * 5) / 3)
+
+
+def test_a_masked_row_may_hold_anything() -> None:
+    term = torch.tensor([[1.0, torch.inf], [3.0, torch.nan]], requires_grad=True)
+    total, _ = reduce_losses({"a": term}, torch.tensor([[True, False], [True, False]]))
+    assert total == 2.0
+    total.backward()
+    assert torch.equal(term.grad, torch.tensor([[0.5, 0.0], [0.5, 0.0]]))
 
 
 def test_reducer_refuses_a_silent_broadcast() -> None:
@@ -69,3 +78,27 @@ def test_streams_are_independent_and_resume() -> None:
     c.load_state_dict(state)
     assert c.numpy.random() == first[0]
     assert torch.equal(torch.rand(3, generator=c.torch), first[1])
+
+
+def test_sessions_and_their_evaluation_play_different_worlds() -> None:
+    """World i of a vector is seeded first + i: the ranges of neighbouring sessions must not meet."""
+    firsts = [world_seed(seed, stream) for seed in range(50) for stream in (1, 2, 3, 4)]
+    gaps = np.diff(np.sort(firsts))
+    assert gaps.min() > 10_000
+    assert world_seed(3, 1) == world_seed(3, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((84, 84, 3), 2),
+        ((3, 84, 84), 0),
+        ((7, 7, 12), 2),
+        ((12, 7, 7), 0),
+        ((210, 160, 3), 2),
+        ((3, 210, 160), 0),
+        ((4, 4, 4), 2),
+    ],
+)
+def test_where_an_image_has_its_channels(shape: tuple[int, ...], axis: int) -> None:
+    assert channel_axis(shape) == axis

@@ -98,7 +98,7 @@ BAD = [
     ),
     (
         "agent.net.optim_spec.betas=[0.9]",
-        "agent.net.optim_spec.betas: [0.9] has 1 items (expected: list of 2: number | null; betas of Adam, AdamW)",
+        "agent.net.optim_spec.betas: [0.9] has 1 items (expected: list of 2: number >= 0, < 1 | null; betas of Adam, AdamW)",
     ),
     ("agent.algorithm.name=PO", "agent.algorithm.name: unknown algorithm 'PO'. Did you mean 'PPO'?"),
     ("agent.algorithm.name=[]", "agent.algorithm.name: unknown algorithm []. Options: DQN, PPO."),

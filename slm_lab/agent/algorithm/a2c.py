@@ -26,7 +26,7 @@ from slm_lab.spec.model import PositiveInt, Unit
 class ActorCriticSpec(PolicyGradientSpec):
     """Keys of policy gradients with a critic."""
 
-    lam: Unit | None = Field(0.95, description="λ of the generalised advantage estimate")
+    lam: Unit = Field(0.95, description="λ of the generalised advantage estimate")
     val_loss_coef: float = Field(0.5, ge=0, description="weight of the value loss")
     normalize_advantages: bool = Field(True, description="standardise advantages over the batch")
     normalize_v_targets: bool = Field(
@@ -52,7 +52,8 @@ class ActorCritic(PolicyGradient):
 
     def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
         out = self.net(batch.obs, batch.carry, batch.is_first, heads=("value",))
-        value = self._unscale(out.heads["value"].squeeze(-1))  # [B, T+1]
+        raw = out.heads["value"].squeeze(-1)  # [B, T+1], as the critic gives it
+        value = self._unscale(raw)
         advantage, target = self.estimate(batch, value)
         variance = explained_variance(value[:, :-1][batch.mask], target[batch.mask])
         if self.spec.normalize_advantages:
@@ -62,7 +63,7 @@ class ActorCritic(PolicyGradient):
         extras = {
             **batch.extras,
             "advantage": advantage,
-            "value": self._scale(value[:, :-1]),
+            "value": raw[:, :-1],
             "v_target": self._scale(target),
         }
         return batch.replace(extras=extras), {"explained_variance": float(variance)}
@@ -118,6 +119,7 @@ class A2C(ActorCritic):
 
     class Spec(ActorCriticSpec):
         name: Literal["A2C"] = "A2C"
+        lam: Unit | None = Field(0.95, description="λ of the generalised advantage estimate")  # type: ignore[assignment]
         training_frequency: PositiveInt = Field(
             32, description="steps per env (OnPolicyReplay: episodes) between updates"
         )

@@ -66,10 +66,14 @@ class Algorithm:
 
     def update(self, batch: Batch, frame: int) -> Metrics:
         """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite."""
+        if not batch.mask.any():  # only rows that no one played
+            return {}
         batch, prepared = self.prepare(batch)
         scales = self.scales(frame)
         shown: list[Metrics] = []
         for minibatch in self.minibatches(batch):
+            if not minibatch.mask.any():
+                continue
             out = self.net(minibatch.obs, minibatch.carry, minibatch.is_first)
             terms, extra = self.losses(minibatch, out, frame)
             loss, means = reduce_losses(terms | out.losses, minibatch.mask, minibatch.weight, scales)
@@ -77,7 +81,7 @@ class Algorithm:
             _check_finite(metrics, terms | out.losses, frame)
             shown.append(metrics | self.optim.step(loss, frame))
         self.after_update()
-        return prepared | {name: sum(row[name] for row in shown) / len(shown) for name in shown[0]}
+        return prepared | {name: sum(row[name] for row in shown) / len(shown) for name in (shown[0] if shown else ())}
 
     def after_update(self) -> None:
         """For what follows a batch: target networks, statistics."""

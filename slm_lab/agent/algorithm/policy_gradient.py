@@ -60,7 +60,8 @@ class PolicyGradient(Algorithm):
         out = self.net(obs, carry, is_first, heads=("policy",))
         policy = self._behaviour(out, frame) if explore else out.heads["policy"]
         action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
-        return ActOut(action[:, 0], out.carry, {"log_prob": policy.log_prob(action)[:, 0]})
+        extras = {"log_prob": policy.log_prob(action), **{part: shown for part, shown in out.extras.items() if shown}}
+        return ActOut(action[:, 0], out.carry, tree_map(lambda x: x[:, 0], extras))  # what cores show is kept too
 
     def _behaviour(self, out: NetOut, frame: int) -> Distribution:
         spec = self.spec
@@ -101,7 +102,7 @@ class PolicyGradient(Algorithm):
 
     def update(self, batch: Batch, frame: int) -> Metrics:
         metrics = super().update(batch, frame)
-        metrics.pop("entropy_loss")  # shown as entropy
+        metrics.pop("entropy_loss", None)  # shown as entropy
         return metrics | self.watched(frame)
 
     @staticmethod
@@ -129,6 +130,9 @@ class PolicyGradient(Algorithm):
                     f"'{algorithm.action_policy}' is for discrete actions; {action_space} takes 'default'",
                 )
             )
+        explore_var = algorithm.explore_var_spec
+        if explore_var is not None:
+            found += _explore_var_problems(algorithm.action_policy, explore_var)
         if algorithm.action_policy in ("epsilon_greedy", "boltzmann") and algorithm.explore_var_spec is None:
             found.append(
                 Problem(
@@ -139,7 +143,20 @@ class PolicyGradient(Algorithm):
         return found
 
 
+def _explore_var_problems(action_policy: ActionPolicy, spec: ScheduleSpec) -> list[Problem]:
+    path, values = "agent.algorithm.explore_var_spec", (spec.start_val, spec.at(spec.end_step + 1))
+    if action_policy not in ("epsilon_greedy", "boltzmann"):
+        return [Problem(path, f"'{action_policy}' has nothing to vary: leave it null, or use another action_policy")]
+    if action_policy == "epsilon_greedy" and not 0 <= min(values) <= max(values) <= 1:
+        return [Problem(path, f"an epsilon from {values[0]} to {values[1]} is no probability (expected: from 0 to 1)")]
+    if action_policy == "boltzmann" and min(values) <= 0:
+        return [Problem(path, f"a temperature from {values[0]} to {values[1]} must stay above 0")]
+    return []
+
+
 def standardize(x: Tensor, mask: Tensor) -> Tensor:
     """Zero mean and unit deviation over the valid rows; 0 elsewhere."""
     valid = x[mask]
+    if valid.numel() < 2:  # one advantage less its own mean would teach nothing
+        return torch.where(mask, x, 0.0)
     return torch.where(mask, (x - valid.mean()) / (valid.std(unbiased=False) + 1e-8), 0.0)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from slm_lab.agent.algorithm.a2c import ActorCritic, ActorCriticSpec
 from slm_lab.agent.algorithm.base import Metrics
-from slm_lab.lib.tree import tree_map
+from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt, ScheduleSpec
 
@@ -43,6 +43,13 @@ class PPO(ActorCritic):
         def frequency(self) -> int:
             return self.time_horizon
 
+        @field_validator("clip_eps_spec")
+        @classmethod
+        def _positive(cls, spec: ScheduleSpec) -> ScheduleSpec:
+            if spec.start_val <= 0 or (spec.end_val is not None and spec.end_val < 0):
+                raise ValueError(f"ε from {spec.start_val} to {spec.end_val} must be above 0")
+            return spec
+
     def minibatches(self, batch: Batch) -> Iterator[Batch]:
         T = batch.mask.shape[1]
         if self.net.stateless:
@@ -53,9 +60,7 @@ class PPO(ActorCritic):
         for _ in range(self.spec.training_epoch):
             order = torch.randperm(count, generator=self.rng.torch).to(batch.reward.device)
             for index in torch.split(order, per_minibatch):
-                chosen = take(batch, index)
-                if chosen.mask.any():
-                    yield chosen
+                yield map_batch(lambda x, index=index: x[index], batch)
 
     def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
         log_ratio = log_prob - batch.extras["log_prob"]  # [B, T]
@@ -79,23 +84,14 @@ class PPO(ActorCritic):
 
 
 def single_steps(batch: Batch) -> Batch:
-    """Windows [B, T] of a memoryless net as [N, 1] valid steps."""
+    """Windows [B, T] of a memoryless net as [N, 1] valid steps, each with its window's weight."""
+    B, T = batch.mask.shape
 
-    def flat(x: Tensor) -> Tensor:
+    def flat(x: Tensor) -> Tensor:  # [B, T, ...] -> [N, 1, ...]
         return x[batch.mask].unsqueeze(1)
 
-    names = ("is_first", "action", "reward", "terminated", "truncated", "mask")
-    changes = {name: flat(getattr(batch, name)) for name in names}
-    return batch.replace(obs=tree_map(flat, batch.obs), extras=tree_map(flat, batch.extras), **changes)
+    def per_step(x: Tensor | None) -> Tensor | None:  # [B] -> [N]
+        return None if x is None else x[:, None].expand(B, T)[batch.mask]
 
-
-def take(batch: Batch, index: Tensor) -> Batch:
-    """Some of a batch's windows."""
-
-    def pick(x: Tensor) -> Tensor:
-        return x[index]
-
-    names = ("is_first", "action", "reward", "terminated", "truncated", "mask")
-    changes = {name: pick(getattr(batch, name)) for name in names}
-    trees = {name: tree_map(pick, getattr(batch, name)) for name in ("obs", "carry", "extras")}
-    return batch.replace(**changes, **trees)
+    steps = map_batch(flat, batch.replace(carry={}, weight=None, index=None))
+    return steps.replace(carry=batch.carry, weight=per_step(batch.weight), index=per_step(batch.index))

@@ -47,8 +47,11 @@ class NetSpec(SpecModel):
     def _optimisers(self) -> NetSpec:
         if not self.use_same_optim and self.shared:
             raise ValueError("use_same_optim: false needs shared: false (a shared part can't have two optimisers)")
-        if not self.use_same_optim and not (self.actor_optim_spec and self.critic_optim_spec):
+        own = (self.actor_optim_spec, self.critic_optim_spec)
+        if not self.use_same_optim and None in own:
             raise ValueError("use_same_optim: false needs actor_optim_spec and critic_optim_spec")
+        if self.use_same_optim and own != (None, None):
+            raise ValueError("actor_optim_spec and critic_optim_spec need use_same_optim: false")
         return self
 
     def optim_of(self, part: str) -> OptimSpec:

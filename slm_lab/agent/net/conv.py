@@ -6,26 +6,34 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from gymnasium import spaces
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from slm_lab.agent.net.base import Encoder, HidLayers, NetSpec
 from slm_lab.agent.net.encode import ObsSpace, is_image, vector_size, vectors
 from slm_lab.agent.net.layers import ACTIVATIONS, init_weights, mlp
 from slm_lab.lib.errors import Problem
+from slm_lab.lib.image import channel_axis
 from slm_lab.lib.types import Tree
 from slm_lab.spec.model import NonNegativeInt
 
 if TYPE_CHECKING:
     from slm_lab.spec.lab_spec import LabSpec
 
-ConvLayer = Annotated[list[NonNegativeInt], Field(min_length=3, max_length=5)]
+
+def _layer(values: list[int]) -> list[int]:
+    if min(values[:3]) < 1 or (len(values) == 5 and values[4] < 1):
+        raise ValueError(f"{values}: channels, kernel, stride and dilation must be 1 or more")
+    return values
+
+
+ConvLayer = Annotated[list[NonNegativeInt], Field(min_length=3, max_length=5), AfterValidator(_layer)]
 
 
 class Conv(Encoder):
     """Convolutions over each uint8 image, other observations beside them, then fully connected layers.
 
-    Images are [H, W], [H, W, C] or [C, H, W] (the smaller of first and last axis is taken for the channels), scaled to
+    Images are [H, W], [H, W, C] or [C, H, W] (see `slm_lab.lib.image`), scaled to
     [0, 1]. Source of the default: Mnih et al. 2015 (Nature DQN).
 
     Sample spec: `"net": {"name": "Conv", "conv_hid_layers": [[32, 8, 4], [64, 4, 2], [64, 3, 1]], "fc_hid_layers":
@@ -65,7 +73,7 @@ class Conv(Encoder):
         for out, kernel, stride, *rest in spec.conv_hid_layers:
             padding, dilation = (*rest, 0, 1)[:2] if len(rest) != 1 else (rest[0], 1)
             layers += [
-                nn.Conv2d(channels, out, kernel, stride, padding, max(dilation, 1)),
+                nn.Conv2d(channels, out, kernel, stride, padding, dilation),
                 ACTIVATIONS[spec.hid_layers_activation](),
             ]
             channels = out
@@ -87,13 +95,26 @@ class Conv(Encoder):
 
     @staticmethod
     def problems(spec: LabSpec, obs_space: ObsSpace, action_space: spaces.Space) -> list[Problem]:
-        if not any(is_image(space) for space in obs_space.values()):
+        images = [space for space in obs_space.values() if is_image(space)]
+        if not images:
             return [Problem("agent.net.name", "'Conv' reads uint8 images, but the env shows none. Use 'MLP'.")]
-        return []
+        small = [space.shape for space in images if not Conv._fits(spec.agent.net, space)]
+        where = "agent.net.conv_hid_layers"
+        return [
+            Problem(where, f"don't fit an image of {shape}: smaller kernels or strides are needed") for shape in small
+        ]
+
+    @staticmethod
+    def _fits(spec: Spec, space: spaces.Space) -> bool:
+        image = _channels_first(torch.zeros(1, *(space.shape or ())))
+        try:
+            return bool(Conv._tower(spec, space)(image).numel() > 0)
+        except RuntimeError:  # torch: kernel larger than what is left of the image
+            return False
 
 
 def _channels_first(x: Tensor) -> Tensor:
     """[N, H, W], [N, H, W, C] or [N, C, H, W] to [N, C, H, W]."""
     if x.dim() == 3:
         return x.unsqueeze(1)
-    return x if x.shape[1] <= x.shape[3] else x.permute(0, 3, 1, 2)
+    return x if channel_axis(tuple(x.shape[1:])) == 0 else x.permute(0, 3, 1, 2)
