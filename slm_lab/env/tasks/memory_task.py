@@ -11,7 +11,7 @@ EASY, HARD = 0, 1
 
 
 class MemoryTask(Rules):
-    """Recall one bit, shown at the first step, after `delay` steps (EASY: silence between; HARD: random bits).
+    """Say at the last of `delay` steps the bit shown at the first (EASY: silence between; HARD: random bits).
 
     Observation float32 [3], `[bit or distractor, distractor, 0]`. Step 0 shows the target bit in channel 0 and, if HARD
     (`difficulty` 1), a random bit in channel 1; the later ones, the last observation included, show zeros (EASY,
