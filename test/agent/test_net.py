@@ -134,6 +134,9 @@ def test_a_memory_may_bring_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = AgentSpec("test", PPO.Spec(), OnPolicyBatchReplay.Spec(), MLP.Spec(shared=True))
     agent = build_agent(spec, OBS, ACTIONS, num_envs=2, seed=0)
     assert agent.initial(2)["shared"]["h"].shape == (2, 1, 5)
+    both = AgentSpec("test", PPO.Spec(), OnPolicyBatchReplay.Spec(), MLP.Spec(core={"name": "LSTM"}))
+    with pytest.raises(LabError, match=r"agent.net.core: LSTM would go unused"):
+        build_agent(both, OBS, ACTIONS, num_envs=2, seed=0)
 
 
 def test_equal_seeds_give_equal_nets() -> None:
