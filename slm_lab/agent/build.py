@@ -47,7 +47,7 @@ def _part(spec: NetSpec, obs_space: ObsSpace, memory: Memory | None) -> Part:
     encoder = NET.load(spec.name)(spec, obs_space)  # type: ignore[attr-defined]
     core = memory.core(encoder.out_size) if memory else None
     if core is not None and spec.core["name"] != "none":
-        raise LabError(f"agent.net.core: {spec.core['name']} would go unused, as the memory brings its own. Use 'none'.")
+        raise LabError(f"agent.net.core: {spec.core['name']} would go unused: the memory brings its own. Use 'none'.")
     if core is None:
         core_class = CORE.load(spec.core["name"])
         core = core_class(core_class.Spec(**spec.core), encoder.out_size)
