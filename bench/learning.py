@@ -55,7 +55,7 @@ cores with one torch thread a session. Seeds are 0 to n-1, none left out.
 - "SLM-Lab" is what that library publishes for the same env and number of frames.
 - Frames/s are of one session while two ran at a time, on a machine that was not otherwise idle: a rough guide.
 - A commit is "dirty" also where only the results file of this page had changed.
-- Settings are the same for all seeds. REINFORCE's batch of 16 episodes and falling learning rate were chosen on seeds 10
+- Settings are the same for all seeds. REINFORCE's 16 episodes a batch and falling learning rate were chosen on seeds 10
   to 13, after the first setting (8 episodes, constant rate) had given 472.9 on seeds 0 to 3.
 """
 ROWS = [
