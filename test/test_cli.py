@@ -18,6 +18,8 @@ import pytest
 from small_specs import ROOT, raw_spec
 
 from slm_lab.cli import main
+from slm_lab.experiment.session import TRAIN_WORLDS
+from slm_lab.lib.rng import world_seed
 
 SHORT = {"env__max_frame": 400, "meta__checkpoint_frequency": 100}
 BAD_ENV = """
@@ -82,7 +84,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     (tmp_path / "needs_more.py").write_text("import a_package_nobody_has")
     (tmp_path / "syntax.py").write_text("x = = 1")
     monkeypatch.delitem(sys.modules, "bad_env", raising=False)
-    monkeypatch.setattr("slm_lab.experiment.control.GIF_FRAMES", 20)  # quantising pictures is slow
+    monkeypatch.setattr("slm_lab.experiment.enjoy.GIF_FRAMES", 20)  # quantising pictures is slow
     save("ok.json", {"ok": raw_spec(**SHORT)})
     save("two.json", {"first": raw_spec(**SHORT), "second": raw_spec(**SHORT)})
     (tmp_path / "empty.json").write_text("")
@@ -502,7 +504,7 @@ def test_a_session_that_raises_is_reported_and_the_other_finishes(lab: Lab) -> N
         "from gymnasium.envs.classic_control import CartPoleEnv\n"
         "class OneBad(CartPoleEnv):\n"
         "    def reset(self, seed=None, options=None):\n"
-        "        if seed == 1: self.bad = True\n"
+        f"        if seed == {world_seed(1, TRAIN_WORLDS)}: self.bad = True\n"  # the world of session 1
         "        return super().reset(seed=seed)\n"
         "    def step(self, action):\n"
         "        if getattr(self, 'bad', False) and os.path.exists('go_wrong'): raise ValueError('it is broken')\n"
