@@ -14,6 +14,7 @@ import numpy as np
 from slm_lab.agent.agent import Agent
 from slm_lab.agent.build import build_agent
 from slm_lab.env.vec import VecEnv, make_env
+from slm_lab.experiment.tracker import count_step
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.types import ActOut
 
@@ -55,13 +56,19 @@ def play(
         step, carry = env.step(world_action(act, env)), act.carry
         if on_step is not None:
             on_step()
-        played = ~step.is_first
-        total, length = np.where(played, total + step.raw_reward, 0.0), np.where(played, length + 1, 0)
-        frame += int(played.sum())
-        ended = (step.terminated | step.truncated) & played & (count < quota)
+        total, length, ended = count_step(total, length, step)
+        frame += int(np.count_nonzero(~step.is_first))
+        ended &= count < quota
         returns += total[ended].tolist()
         lengths += length[ended].tolist()
         count += ended
+    if length.max() >= LONGEST:
+        logger.warning(
+            "play was ended at an episode of %s steps: %d of %d episodes had ended",
+            f"{LONGEST:,}",
+            len(returns),
+            episodes,
+        )
     if not returns:
         returns, lengths = total.tolist(), length.tolist()
     return Played(np.array(returns), np.array(lengths))

@@ -18,6 +18,16 @@ WINDOW = 100  # episodes of the moving average
 WALL = ("wall_t", "fps")  # the only columns that depend on the clock
 
 
+def count_step(total: np.ndarray, length: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns and lengths [E] of the running episodes after a step, and which of them it has ended [E].
+
+    From rewards as the world gave them; a row that begins an episode counts for none.
+    """
+    played = ~step.is_first
+    total = np.where(played, total + step.raw_reward, 0.0)
+    return total, np.where(played, length + 1, 0), (step.terminated | step.truncated) & played
+
+
 class Tracker:
     """Returns and lengths per env, from rewards as the world gave them, and the rows of the session's table.
 
@@ -39,10 +49,7 @@ class Tracker:
 
     def update(self, step: Step, metrics: list[Metrics]) -> None:
         """Take in what the worlds showed after a step, and what was learned from it."""
-        played = ~step.is_first
-        self.running_return = np.where(played, self.running_return + step.raw_reward, 0.0)
-        self.running_length = np.where(played, self.running_length + 1, 0)
-        ended = (step.terminated | step.truncated) & played
+        self.running_return, self.running_length, ended = count_step(self.running_return, self.running_length, step)
         if ended.any():
             self.last_return[ended], self.last_length[ended] = self.running_return[ended], self.running_length[ended]
             self.returns.extend(self.running_return[ended].tolist())

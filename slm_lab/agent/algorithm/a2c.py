@@ -51,7 +51,7 @@ class ActorCritic(PolicyGradient):
         return {**super().heads(spec, net_spec, action_space), "value": Head("critic", build)}
 
     def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
-        out = self.net(batch.obs, batch.carry, batch.is_first, heads=("value",))
+        out = self.net(batch.obs, batch.carry, batch.is_first, heads=("value",), go_on=False)
         raw = out.heads["value"].squeeze(-1)  # [B, T+1], as the critic gives it
         value = self._unscale(raw)
         advantage, target = self.estimate(batch, value)

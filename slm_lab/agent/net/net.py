@@ -69,18 +69,21 @@ class Net(nn.Module):
         assert isinstance(part, Part)
         return part
 
-    def forward(self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str] | None = None) -> NetOut:
+    def forward(
+        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str] | None = None, go_on: bool = True
+    ) -> NetOut:
         """obs {key: [B, T, *O]}, carry before the first step, is_first [B, T].
 
-        `heads` limits the work to the heads named (all by default); a part with a carry always runs, so that its
-        memory goes on.
+        `heads` limits the work to the heads named (all by default). A part with a carry runs all the same, so that its
+        memory goes on; `go_on=False` says that nobody will.
         """
         wanted = set(self.heads if heads is None else heads)
         features: dict[str, Tensor] = {}
         losses: dict[str, Tensor] = {}
         new_carry, extras = dict(carry), {}
         for name in self.parts:
-            if not carry[name] and not any(self.part_of[head] == name for head in wanted):
+            remembers = bool(carry[name]) and go_on
+            if not remembers and not any(self.part_of[head] == name for head in wanted):
                 continue
             features[name], new_carry[name], extras[name], own = self.parts[name](obs, carry[name], is_first)
             losses |= {f"{name}_{key}": term for key, term in own.items()}
