@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
-from gymnasium import spaces
 
 from slm_lab.agent.agent import Agent
-from slm_lab.agent.memory.base import Memory
+from slm_lab.agent.memory.base import Memory, MemoryContext
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.encode import ObsSpace, is_image
 from slm_lab.agent.net.net import Head, Net, Part
 from slm_lab.agent.net.optim import Optim
+from slm_lab.env.base import World
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.rng import Rng
 from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
@@ -23,17 +24,23 @@ logger = logging.getLogger("slm_lab")
 LARGE = 1_000_000  # parameters from which a GPU pays for its latency
 
 
-def build_agent(agent_spec: Any, obs_space: ObsSpace, action_space: spaces.Space, num_envs: int, seed: int) -> Agent:
-    """The agent of a validated spec (`LabSpec.agent`), for `num_envs` worlds; equal seeds give equal agents."""
-    algorithm_class = ALGORITHM.load(agent_spec.algorithm.name)
-    memory = MEMORY.load(agent_spec.memory.name)(agent_spec.memory, num_envs, agent_spec.algorithm.frequency)
+def build_agent(agent_spec: Any, world: World, seed: int, max_frame: int = 1, folder: Path | None = None) -> Agent:
+    """The agent of a validated spec (`LabSpec.agent`) for its worlds; equal seeds give equal agents.
+
+    `max_frame` is how long it will live, for schedules; in `folder` its memory may keep files while it does.
+    """
+    learns = agent_spec.algorithm
+    algorithm_class = ALGORITHM.load(learns.name)
+    gamma = getattr(learns, "gamma", 0.99)
+    context = MemoryContext(world, learns.frequency, learns.start, learns.iterations, gamma, max_frame, seed, folder)
+    memory = MEMORY.load(agent_spec.memory.name)(agent_spec.memory, context)
     torch.manual_seed(seed)  # the only use of torch's global generator: first weights
     net = build_net(
-        agent_spec.net, obs_space, algorithm_class.heads(agent_spec.algorithm, agent_spec.net, action_space), memory
+        agent_spec.net, world.obs_space, algorithm_class.heads(learns, agent_spec.net, world.action_space), memory
     )
-    net.to(pick_device(agent_spec.net.device, net, obs_space))
+    net.to(pick_device(agent_spec.net.device, net, world.obs_space))
     rng = Rng(seed, 0)
-    algorithm = algorithm_class(agent_spec.algorithm, net, Optim(net, agent_spec.net), rng)
+    algorithm = algorithm_class(learns, net, Optim(net, agent_spec.net), rng)
     return Agent(algorithm, memory, rng)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
@@ -13,6 +14,32 @@ from slm_lab.lib.types import Step, Tree
 
 Space = spaces.Space[Any]
 LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """An observation of `count` frames joined along `axis` of [*O], the newest last: one frame is all that is new."""
+
+    count: int
+    axis: int
+
+
+class Goals(Protocol):
+    """What a goal env pays for reaching `desired` by `achieved`, both [N, *G], as the agent would see it."""
+
+    def reward(self, achieved: np.ndarray, desired: np.ndarray) -> np.ndarray: ...  # [N] float32
+    def terminated(self, achieved: np.ndarray, desired: np.ndarray) -> np.ndarray: ...  # [N] bool
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What the parts of an agent may know of the worlds they will live in."""
+
+    num_envs: int
+    obs_space: dict[str, Space]
+    action_space: Space
+    stacks: dict[str, Stack] = field(default_factory=dict)  # of the stacked keys
+    goals: Goals | None = None  # of goal envs
 
 
 class EnvError(LabError):
@@ -36,7 +63,14 @@ class VecEnv(ABC):
     num_envs: int
     obs_space: dict[str, Space]
     action_space: Space
+    stacks: dict[str, Stack] = {}  # of the keys that FrameStack has stacked; never changed in place
+    goals: Goals | None = None  # how a goal env pays, seen through its wrappers
     opaque: str = ""  # why state_dict() is None: the attribute that can't be saved
+
+    @property
+    def world(self) -> World:
+        """What an agent is built from."""
+        return World(self.num_envs, self.obs_space, self.action_space, self.stacks, self.goals)
 
     @abstractmethod
     def reset(self, seed: int) -> Step:

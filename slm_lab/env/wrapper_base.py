@@ -21,6 +21,7 @@ class VecWrapper(VecEnv):
     def __init__(self, env: VecEnv) -> None:
         self.env, self.name, self.num_envs = env, env.name, env.num_envs
         self.obs_space, self.action_space = dict(env.obs_space), env.action_space
+        self.stacks, self.goals = env.stacks, env.goals
         self._frozen = False
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:

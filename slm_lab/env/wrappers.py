@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from slm_lab.env.base import VecEnv, own
+from slm_lab.env.base import Stack, VecEnv, own
 from slm_lab.env.spec import EnvSpec
 from slm_lab.env.wrapper_base import VecWrapper, add_key, like, with_reward
 from slm_lab.lib.image import channel_axis
@@ -144,6 +144,8 @@ class FrameStack(VecWrapper):
         for key, box in self._boxes_stacked.items():
             low, high = (self._join(np.stack([bound] * count)[:, None], box)[0] for bound in (box.low, box.high))
             self.obs_space[key] = spaces.Box(low, high, dtype=box.dtype.type)
+            channels_first = len(box.shape) == 3 and channel_axis(box.shape) == 0
+            self.stacks = {**self.stacks, key: Stack(count, 0 if channels_first else -1)}
 
     @staticmethod
     def _join(frames: np.ndarray, box: spaces.Box) -> np.ndarray:

@@ -36,7 +36,7 @@ def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list
     film = _Film()
     env = _watchable(spec)
     try:
-        agent = build_agent(spec.agent, env.obs_space, env.action_space, 1, seed=0)
+        agent = build_agent(spec.agent, env.world, seed=0)
         _step_into(agent, env, state, run)
         score = f"best at frame {state['frame']:,}, return {state['score']:.2f}"
         say(console, f"{run.path}: session {session}, {score}")

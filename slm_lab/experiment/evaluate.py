@@ -122,7 +122,7 @@ def random_agent(env: VecEnv) -> Agent:
         memory=OnPolicyBatchReplay.Spec(),
         net=MLP.Spec(hid_layers=[], device="cpu"),
     )
-    return build_agent(parts, env.obs_space, env.action_space, env.num_envs, seed=0)
+    return build_agent(parts, env.world, seed=0)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class Session:
         self.max_frame = spec.env.max_frame
         gamma = getattr(spec.agent.algorithm, "gamma", 0.99)  # one source of γ, also for normalised rewards
         self.env = make_env(spec.env, gamma=gamma)
-        self.agent = build_agent(spec.agent, self.env.obs_space, self.env.action_space, self.env.num_envs, self.seed)
+        self.agent = build_agent(spec.agent, self.env.world, self.seed, self.max_frame, run.model)
         self.tracker = Tracker(self.env.num_envs)
         self.eval_rows: list[Metrics] = []
         self.eval_env: VecEnv | None = None

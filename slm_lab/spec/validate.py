@@ -206,7 +206,7 @@ def _space_problems(spec: LabSpec, classes: Mapping[str, Any]) -> list[Problem]:
         return [Problem("env", str(error))]
     for cls in classes.values():
         if hasattr(cls, "problems"):
-            problems += cls.problems(spec, env.obs_space, env.action_space)
+            problems += cls.problems(spec, env.world)
     if hasattr(env, "close"):
         env.close()
     return problems

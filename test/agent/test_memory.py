@@ -6,9 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
+from slm_lab.agent.memory.base import MemoryContext
 from slm_lab.agent.memory.onpolicy import OnPolicyBatchReplay, OnPolicyReplay
+from slm_lab.env.base import World
 from slm_lab.lib.types import Batch, Row
+
+
+def context(E: int, frequency: int) -> MemoryContext:
+    return MemoryContext(World(E, {"obs": spaces.Box(-np.inf, np.inf, (3,))}, spaces.Discrete(9)), frequency)
 
 
 class Worlds:
@@ -62,7 +69,7 @@ def check_windows(batch: Batch) -> None:
 
 @pytest.mark.parametrize("E", [1, 4, 16])
 def test_horizons_hold_everything_once(E: int) -> None:
-    worlds, memory = Worlds(E), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), E, 7)
+    worlds, memory = Worlds(E), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), context(E, 7))
     stored: list[list[tuple[int, ...]]] = [[] for _ in range(E)]
     for step in range(7 * 6):
         memory.update(worlds.row())
@@ -82,7 +89,7 @@ def test_horizons_hold_everything_once(E: int) -> None:
 @pytest.mark.parametrize("E", [1, 4, 16])
 @pytest.mark.parametrize("frequency", [1, 3])
 def test_episodes_are_complete_and_none_is_lost(E: int, frequency: int) -> None:
-    worlds, memory = Worlds(E, seed=1), OnPolicyReplay(OnPolicyReplay.Spec(), E, frequency)
+    worlds, memory = Worlds(E, seed=1), OnPolicyReplay(OnPolicyReplay.Spec(), context(E, frequency))
     stored: list[list[tuple[int, ...]]] = [[] for _ in range(E)]
     updates = 0
     for _ in range(600):
@@ -107,7 +114,7 @@ def test_episodes_are_complete_and_none_is_lost(E: int, frequency: int) -> None:
 
 
 def test_env_dtypes_are_kept() -> None:
-    memory = OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), 2, 1)
+    memory = OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), context(2, 1))
     flags = np.zeros(2, bool)
     for dtype, value in [(np.int64, 70_000), (np.float64, 70_000.123), (np.uint8, 255), (np.float32, 2049.0)]:
         memory.rows.data = {}
@@ -119,7 +126,7 @@ def test_env_dtypes_are_kept() -> None:
 
 
 def test_a_batch_outlives_later_writes() -> None:
-    worlds, memory = Worlds(1), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), 1, 3)
+    worlds, memory = Worlds(1), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), context(1, 3))
     for _ in range(3):
         memory.update(worlds.row())
     batch = memory.sample()
@@ -132,9 +139,9 @@ def test_a_batch_outlives_later_writes() -> None:
 @pytest.mark.parametrize("cls", [OnPolicyBatchReplay, OnPolicyReplay])
 def test_saved_anywhere_it_goes_on_alike(cls: Any) -> None:
     for cut in range(1, 14):
-        worlds, memory = Worlds(3, seed=2), cls(cls.Spec(), 3, 4)
+        worlds, memory = Worlds(3, seed=2), cls(cls.Spec(), context(3, 4))
         rows = [worlds.row() for _ in range(40)]
-        other = cls(cls.Spec(), 3, 4)
+        other = cls(cls.Spec(), context(3, 4))
         for i, row in enumerate(rows):
             memory.update(row)
             if i == cut:

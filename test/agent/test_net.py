@@ -18,6 +18,7 @@ from slm_lab.agent.net.encode import vectors
 from slm_lab.agent.net.mlp import MLP
 from slm_lab.agent.net.net import Net
 from slm_lab.agent.net.optim import Optim
+from slm_lab.env.base import World
 from slm_lab.lib.errors import LabError
 from slm_lab.spec.lab_spec import AgentSpec
 from slm_lab.spec.model import LrScheduleSpec, OptimSpec
@@ -132,17 +133,17 @@ def test_a_memory_may_bring_the_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(OnPolicyBatchReplay, "core", core)
     spec = AgentSpec("test", PPO.Spec(), OnPolicyBatchReplay.Spec(), MLP.Spec(shared=True))
-    agent = build_agent(spec, OBS, ACTIONS, num_envs=2, seed=0)
+    agent = build_agent(spec, World(2, OBS, ACTIONS), seed=0)
     assert agent.initial(2)["shared"]["h"].shape == (2, 1, 5)
     both = AgentSpec("test", PPO.Spec(), OnPolicyBatchReplay.Spec(), MLP.Spec(core={"name": "LSTM"}))
     with pytest.raises(LabError, match=r"agent.net.core: LSTM would go unused"):
-        build_agent(both, OBS, ACTIONS, num_envs=2, seed=0)
+        build_agent(both, World(2, OBS, ACTIONS), seed=0)
 
 
 def test_equal_seeds_give_equal_nets() -> None:
     def weights(seed: int) -> Tensor:
         spec = AgentSpec("test", PPO.Spec(), OnPolicyBatchReplay.Spec(), MLP.Spec())
-        agent = build_agent(spec, OBS, ACTIONS, num_envs=2, seed=seed)
+        agent = build_agent(spec, World(2, OBS, ACTIONS), seed=seed)
         return torch.cat([p.flatten() for p in agent.algorithm.net.parameters()])
 
     assert torch.equal(weights(0), weights(0))

@@ -15,6 +15,7 @@ from worlds import ACTION_SPACES, IMAGE_SPACES, OBS_SPACES, Worlds
 from slm_lab.agent import checkpoint
 from slm_lab.agent.agent import Agent
 from slm_lab.agent.build import build_agent
+from slm_lab.env.base import World
 from slm_lab.lib.tree import tree_leaves, tree_map
 from slm_lab.spec.lab_spec import AgentSpec
 from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
@@ -50,7 +51,7 @@ def live(agent: Agent, worlds: Worlds, steps: int) -> list[dict[str, float]]:
 
 
 def check_learning(spec: AgentSpec, obs_space: dict[str, spaces.Space], action_space: spaces.Space) -> None:
-    agent = build_agent(spec, obs_space, action_space, E, seed=0)
+    agent = build_agent(spec, World(E, obs_space, action_space), seed=0)
     before = tree_map(torch.clone, dict(agent.algorithm.net.state_dict()))
     metrics = live(agent, Worlds(obs_space, E), 24)
     assert metrics or spec.algorithm.name == "Random"
@@ -109,7 +110,9 @@ def test_learns_from_images(space: str, shared: bool) -> None:
 @pytest.mark.parametrize(("algorithm", "memory", "core"), COMBINATIONS)
 def test_saved_and_loaded_it_goes_on_alike(algorithm: str, memory: str, core: str, tmp_path: Path) -> None:
     def fresh() -> Agent:
-        return build_agent(parts(algorithm, memory, core), OBS_SPACES["vector"], ACTION_SPACES["discrete"], E, seed=0)
+        return build_agent(
+            parts(algorithm, memory, core), World(E, OBS_SPACES["vector"], ACTION_SPACES["discrete"]), seed=0
+        )
 
     agent, worlds = fresh(), Worlds(OBS_SPACES["vector"], E)
     live(agent, worlds, 13)
@@ -128,7 +131,7 @@ def test_saved_and_loaded_it_goes_on_alike(algorithm: str, memory: str, core: st
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHM if name != "Random"])
 def test_greedy_acting_uses_no_chance(algorithm: str) -> None:
-    agent = build_agent(parts(algorithm), OBS_SPACES["vector"], ACTION_SPACES["box"], E, seed=0)
+    agent = build_agent(parts(algorithm), World(E, OBS_SPACES["vector"], ACTION_SPACES["box"]), seed=0)
     step, before = Worlds(OBS_SPACES["vector"], E).reset(), agent.rng.torch.get_state()
     a, b = (agent.act(step, agent.initial(E), explore=False).action for _ in range(2))
     assert torch.equal(a, b)
@@ -139,7 +142,7 @@ def test_greedy_acting_uses_no_chance(algorithm: str) -> None:
 @pytest.mark.parametrize("memory", ON_POLICY)
 def test_learning_repeats_the_acting_log_prob(core: str, memory: str) -> None:
     """With unchanged weights the log-probability computed when learning is the one recorded when acting, to 1e-6."""
-    agent = build_agent(parts("PPO", memory, core), OBS_SPACES["vector"], ACTION_SPACES["discrete"], E, seed=0)
+    agent = build_agent(parts("PPO", memory, core), World(E, OBS_SPACES["vector"], ACTION_SPACES["discrete"]), seed=0)
     batches = []
     agent.algorithm.update = lambda batch, frame: batches.append(batch) or {}  # type: ignore[method-assign,func-returns-value]
     live(agent, Worlds(OBS_SPACES["vector"], E), 100)
@@ -155,7 +158,7 @@ def test_learning_repeats_the_acting_log_prob(core: str, memory: str) -> None:
 @pytest.mark.parametrize("num_envs", [1, 2, 8])
 def test_frames_are_those_really_played(num_envs: int) -> None:
     """Rows whose action the world ignored are no frames and no experience."""
-    agent = build_agent(parts("Random"), OBS_SPACES["vector"], ACTION_SPACES["discrete"], num_envs, seed=0)
+    agent = build_agent(parts("Random"), World(num_envs, OBS_SPACES["vector"], ACTION_SPACES["discrete"]), seed=0)
     worlds = Worlds(OBS_SPACES["vector"], num_envs, end=0.5)
     step, carry, played = worlds.reset(), agent.initial(num_envs), 0
     for _ in range(50):
@@ -178,7 +181,7 @@ def test_what_a_core_shows_reaches_the_batch(memory: str, monkeypatch: pytest.Mo
         return features, carry, {"slots": torch.ones(*x.shape[:2], 7)}, losses
 
     monkeypatch.setattr(GRU, "forward", showing)
-    agent = build_agent(parts("PPO", memory, "GRU"), OBS_SPACES["vector"], ACTION_SPACES["discrete"], E, seed=0)
+    agent = build_agent(parts("PPO", memory, "GRU"), World(E, OBS_SPACES["vector"], ACTION_SPACES["discrete"]), seed=0)
     batches = []
     agent.algorithm.update = lambda batch, frame: batches.append(batch) or {}  # type: ignore[method-assign,func-returns-value]
     live(agent, Worlds(OBS_SPACES["vector"], E), 60)

@@ -29,8 +29,8 @@ class PPO:
         val_loss_coef: float = 0.5
 
     @staticmethod
-    def problems(spec, obs_space, action_space):
-        return [Problem("agent.algorithm.name", "no such actions")] if action_space == "strange" else []
+    def problems(spec, world):
+        return [Problem("agent.algorithm.name", "no such actions")] if world.action_space == "strange" else []
 
 
 class DQN:
@@ -120,7 +120,8 @@ def env_problems(spec):
 
 
 def make_env(spec, num_envs):
-    return SimpleNamespace(obs_space="box", action_space="strange" if spec.name == "Strange-v0" else "discrete")
+    world = SimpleNamespace(obs_space="box", action_space="strange" if spec.name == "Strange-v0" else "discrete")
+    return SimpleNamespace(world=world)
 
 
 def make_raw():

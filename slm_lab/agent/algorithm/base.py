@@ -26,8 +26,18 @@ class AlgorithmSpec(SpecModel):
 
     @property
     def frequency(self) -> int:
-        """How often the memory raises the gate, in the memory's own unit (steps per env, or episodes)."""
+        """How often the memory raises the gate: in frames, or on-policy in steps per env or episodes."""
         raise NotImplementedError
+
+    @property
+    def start(self) -> int:
+        """Frames before the first update."""
+        return 0
+
+    @property
+    def iterations(self) -> int:
+        """Batches per update."""
+        return 1
 
 
 class Algorithm:

@@ -13,7 +13,6 @@ from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec, Metrics
 from slm_lab.agent.exploration import ActionPolicy, explore
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.distribution import Distribution
-from slm_lab.agent.net.encode import ObsSpace
 from slm_lab.agent.net.layers import init_head
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.agent.net.policy_head import ActionPd, PolicyHead, fitting_pds
@@ -23,6 +22,7 @@ from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import ScheduleSpec, Unit
 
 if TYPE_CHECKING:
+    from slm_lab.env.base import World
     from slm_lab.spec.lab_spec import LabSpec
 
 
@@ -106,7 +106,8 @@ class PolicyGradient(Algorithm):
         return metrics | self.watched(frame)
 
     @staticmethod
-    def problems(spec: LabSpec, obs_space: ObsSpace, action_space: spaces.Space) -> list[Problem]:
+    def problems(spec: LabSpec, world: World) -> list[Problem]:
+        action_space = world.action_space
         algorithm, fitting = spec.agent.algorithm, fitting_pds(action_space)
         found = []
         if not fitting:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec, Metrics
 from slm_lab.agent.net.base import NetSpec
-from slm_lab.agent.net.encode import ObsSpace
 from slm_lab.agent.net.net import Head
 from slm_lab.agent.net.policy_head import PolicyHead, fitting_pds
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import ActOut, Batch, Tree
 
 if TYPE_CHECKING:
+    from slm_lab.env.base import World
     from slm_lab.spec.lab_spec import LabSpec
 
 
@@ -54,11 +54,12 @@ class Random(Algorithm):
         return {}
 
     @staticmethod
-    def problems(spec: LabSpec, obs_space: ObsSpace, action_space: spaces.Space) -> list[Problem]:
-        if fitting_pds(action_space):
+    def problems(spec: LabSpec, world: World) -> list[Problem]:
+        if fitting_pds(world.action_space):
             return []
         return [
             Problem(
-                "agent.algorithm.name", f"can't act in {action_space}; it can in Discrete, MultiDiscrete and Box spaces"
+                "agent.algorithm.name",
+                f"can't act in {world.action_space}; it can in Discrete, MultiDiscrete and Box spaces",
             )
         ]

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from slm_lab.agent.net.core.base import Core
+from slm_lab.env.base import World
 from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import SpecModel
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryContext:
+    """What a memory may know of the agent around it: the worlds, when it learns, the discount, chance, room on disk."""
+
+    world: World
+    frequency: int  # between updates: frames (off-policy), steps per env or episodes (on-policy)
+    start: int = 0  # frames before the first update
+    iterations: int = 1  # batches per update
+    gamma: float = 0.99
+    max_frame: int = 1
+    seed: int = 0
+    folder: Path | None = None  # where it may keep files while the run lasts; None: the system's place for such
 
 
 class Memory:
@@ -20,8 +39,8 @@ class Memory:
     on_policy: ClassVar[bool]
     to_train: bool = False
 
-    def __init__(self, spec: Any, num_envs: int, training_frequency: int) -> None:
-        self.spec, self.num_envs, self.training_frequency = spec, num_envs, training_frequency
+    def __init__(self, spec: Any, context: MemoryContext) -> None:
+        self.spec, self.context = spec, context
 
     def update(self, row: Row) -> None:
         """Take in one step of all envs."""
@@ -31,13 +50,23 @@ class Memory:
         """Windows to learn from (numpy leaves)."""
         raise NotImplementedError
 
+    def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
+        """How much there was to learn from the windows at `index` [B] of the last sample: `priority` [B], 0 or more."""
+
     def core(self, in_size: int) -> Core | None:
         """A working memory that reads from this experience memory, to be mounted in the net in place of `net.core`."""
         return None
 
     def reset(self) -> None:
-        """Forget everything held, as when a run goes on in a world that couldn't be saved."""
+        """Forget everything held."""
         raise NotImplementedError
+
+    def interrupt(self, row: Row) -> None:
+        """The worlds could not be saved, and the run goes on in new ones: the episodes under way end here, truncated.
+
+        `row` bridges the gap: its obs is the last one seen, its next_obs the first of the new worlds, all of it masked.
+        """
+        self.reset()
 
     def state_dict(self) -> Tree:
         raise NotImplementedError

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from slm_lab.agent.memory.base import Memory
+from slm_lab.agent.memory.base import Memory, MemoryContext
 from slm_lab.agent.memory.rows import Rows
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Batch, Row, Tree
@@ -28,16 +28,16 @@ class OnPolicyBatchReplay(Memory):
 
     on_policy = True
 
-    def __init__(self, spec: Spec, num_envs: int, training_frequency: int) -> None:
-        super().__init__(spec, num_envs, training_frequency)
-        self.rows = Rows(training_frequency)
+    def __init__(self, spec: Spec, context: MemoryContext) -> None:
+        super().__init__(spec, context)
+        self.rows = Rows(context.frequency)
         self.carry: Tree = {}
 
     def update(self, row: Row) -> None:
         if self.rows.size == 0:
             self.carry = tree_map(np.array, row.carry)
         self.rows.append(row)
-        self.to_train = self.rows.size >= self.training_frequency
+        self.to_train = self.rows.size >= self.context.frequency
 
     def sample(self) -> Batch:
         def windows(store: np.ndarray) -> np.ndarray:  # [T, E, ...] -> [B = E, T, ...]
@@ -73,13 +73,13 @@ class OnPolicyReplay(Memory):
 
     on_policy = True
 
-    def __init__(self, spec: Spec, num_envs: int, training_frequency: int) -> None:
-        super().__init__(spec, num_envs, training_frequency)
+    def __init__(self, spec: Spec, context: MemoryContext) -> None:
+        super().__init__(spec, context)
         self.reset()
 
     def reset(self) -> None:
         self.rows = Rows(256)
-        self.begin = np.zeros(self.num_envs, np.int64)  # first row of each env's running episode
+        self.begin = np.zeros(self.context.world.num_envs, np.int64)  # first row of each env's running episode
         self.carry: Tree = {}  # {..: [E, ...]} each env's carry at that row
         self.ended: list[Tree] = []  # for each step that ended some: env, begin, end [n], carry {..: [n, ...]}
         self.to_train = False
@@ -93,7 +93,7 @@ class OnPolicyReplay(Memory):
         if env.size:
             carry = tree_map(lambda leaf: leaf[env], self.carry)
             self.ended.append({"env": env, "begin": self.begin[env], "end": np.full(env.size, t + 1), "carry": carry})
-        self.to_train = sum(len(part["env"]) for part in self.ended) >= self.training_frequency
+        self.to_train = sum(len(part["env"]) for part in self.ended) >= self.context.frequency
 
     def sample(self) -> Batch:
         episodes = {key: np.concatenate([part[key] for part in self.ended]) for key in ("env", "begin", "end")}
@@ -115,7 +115,7 @@ class OnPolicyReplay(Memory):
 
     def _forget(self) -> None:
         """Drop all rows before the earliest running episode."""
-        last = np.zeros(self.num_envs, np.int64)
+        last = np.zeros(self.context.world.num_envs, np.int64)
         for part in self.ended:
             last[part["env"]] = part["end"]
         self.begin = np.maximum(

@@ -18,6 +18,7 @@ from slm_lab.lib.types import Tree
 from slm_lab.spec.model import NonNegativeInt
 
 if TYPE_CHECKING:
+    from slm_lab.env.base import World
     from slm_lab.spec.lab_spec import LabSpec
 
 
@@ -94,8 +95,8 @@ class Conv(Encoder):
         return x
 
     @staticmethod
-    def problems(spec: LabSpec, obs_space: ObsSpace, action_space: spaces.Space) -> list[Problem]:
-        images = [space for space in obs_space.values() if is_image(space)]
+    def problems(spec: LabSpec, world: World) -> list[Problem]:
+        images = [space for space in world.obs_space.values() if is_image(space)]
         if not images:
             return [Problem("agent.net.name", "'Conv' reads uint8 images, but the env shows none. Use 'MLP'.")]
         small = [space.shape for space in images if not Conv._fits(spec.agent.net, space)]
