@@ -8,7 +8,7 @@ source = Path("slm_lab/__init__.py").read_text(encoding="utf-8").splitlines()
 version = next(line.split('"')[1] for line in source if "__version__" in line)
 
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy", "ruff", "mypy", "pandas-stubs"]
-TEST += ["types-PyYAML"]
+TEST += ["types-PyYAML", "types-psutil"]
 
 setup(
     name="slm_lab",
@@ -33,6 +33,7 @@ setup(
         "plotly>=6.1,<7",
         "kaleido==0.2.1",
         "pillow>=10",
+        "psutil>=5.9",
         "rich>=13.7",
         "tensorboard>=2.18",
     ],
@@ -40,6 +41,7 @@ setup(
         "test": TEST,
         "classic": ["gymnasium[classic-control]"],  # pictures of the classic control envs, for enjoy
         "box2d": ["gymnasium[box2d]"],
+        "multiagent": ["pettingzoo>=1.24"],
     },
     entry_points={"console_scripts": ["slm-lab=slm_lab.cli:main"]},
 )

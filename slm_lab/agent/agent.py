@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
+from torch import nn
 
 from slm_lab.agent.algorithm.base import Algorithm, Metrics
 from slm_lab.agent.memory.base import Memory
@@ -32,17 +35,52 @@ class Agent:
 
     def update(self, step: Step, carry: Tree, act: ActOut, next_step: Step) -> list[Metrics]:
         """Remember a step (`carry` as before acting) and learn while the memory says so; the metrics of each update."""
-        row = Row(
-            step.obs, step.is_first, to_numpy(carry), to_numpy({"action": act.action})["action"], to_numpy(act.extras),
-            next_step.reward, next_step.terminated, next_step.truncated, next_step.obs, next_step.is_first,
-        )  # fmt: skip
+        row = _row(step, carry, act, next_step)
         self.frame += int(np.count_nonzero(row.mask))
         self.memory.update(row)
         device, learned = self.algorithm.net.device, []
         while self.memory.to_train:
             batch = map_batch(lambda leaf: torch.as_tensor(leaf, device=device), self.memory.sample())
-            learned.append(self.algorithm.update(batch, self.frame))
+            metrics, priority = self.algorithm.update(batch, self.frame)
+            learned.append(metrics)
+            if priority is not None:
+                self.memory.feedback(batch.index.cpu().numpy(), priority.cpu().numpy())
         return learned
+
+    def interrupt(self, step: Step, carry: Tree, next_step: Step) -> None:
+        """The run goes on in new worlds, which show `next_step`; those that showed `step` could not be saved."""
+        act = self.act(step, carry, explore=False)  # no one plays it; it gives the row its shapes
+        self.memory.interrupt(_row(step, carry, act, next_step))
+
+    # --- what a session asks, of one learner or of several (multi.py) ---
+
+    @property
+    def device(self) -> torch.device:
+        return self.algorithm.net.device
+
+    @property
+    def opt_step(self) -> int:
+        """Gradient steps taken."""
+        return self.algorithm.optim.opt_step
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.algorithm.net.named_parameters()
+
+    def watch(self) -> None:
+        """Note which parameters ever get a gradient (dev mode)."""
+        self.algorithm.optim.watch()
+
+    @property
+    def untrained(self) -> set[str]:
+        """Names of parameters without any gradient so far, when watched."""
+        return self.algorithm.optim.untrained or set()
+
+    def learned(self) -> Tree:
+        """What acting needs, without the experience it came from."""
+        return self.algorithm.state_dict()
+
+    def load_learned(self, state: Tree) -> None:
+        self.algorithm.load_state_dict(state)
 
     def state_dict(self) -> Tree:
         return {
@@ -57,3 +95,10 @@ class Agent:
         self.memory.load_state_dict(state["memory"])
         self.rng.load_state_dict(state["rng"])
         self.frame = int(state["frame"])
+
+
+def _row(step: Step, carry: Tree, act: ActOut, next_step: Step) -> Row:
+    return Row(
+        step.obs, step.is_first, to_numpy(carry), to_numpy({"action": act.action})["action"], to_numpy(act.extras),
+        next_step.reward, next_step.terminated, next_step.truncated, next_step.obs, next_step.is_first,
+    )  # fmt: skip

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from slm_lab.agent.net.distribution import Categorical, Distribution, MultiCategorical
+from slm_lab.lib.errors import Problem
+from slm_lab.spec.model import ScheduleSpec
 
 ActionPolicy = Literal["default", "random", "epsilon_greedy", "boltzmann"]
 
@@ -34,3 +36,19 @@ def _logits(log_probs: Tensor, action_policy: ActionPolicy, explore_var: float) 
         return log_probs / max(explore_var, 1e-8)
     best = torch.nn.functional.one_hot(log_probs.argmax(dim=-1), log_probs.shape[-1])
     return torch.log(explore_var / log_probs.shape[-1] + (1 - explore_var) * best)  # −inf never wins a draw
+
+
+def explore_var_problems(action_policy: ActionPolicy, spec: ScheduleSpec | None) -> list[Problem]:
+    """What is wrong with the epsilon or temperature of an action policy."""
+    path, varies = "agent.algorithm.explore_var_spec", action_policy in ("epsilon_greedy", "boltzmann")
+    if spec is None:
+        missing = f"missing: '{action_policy}' needs its epsilon or temperature"
+        return [Problem(path, missing)] if varies else []
+    values = (spec.start_val, spec.at(spec.end_step + 1))
+    if not varies:
+        return [Problem(path, f"'{action_policy}' has nothing to vary: leave it null, or use another action_policy")]
+    if action_policy == "epsilon_greedy" and not 0 <= min(values) <= max(values) <= 1:
+        return [Problem(path, f"an epsilon from {values[0]} to {values[1]} is no probability (expected: from 0 to 1)")]
+    if action_policy == "boltzmann" and min(values) <= 0:
+        return [Problem(path, f"a temperature from {values[0]} to {values[1]} must stay above 0")]
+    return []

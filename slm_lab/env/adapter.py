@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from slm_lab.env import snapshot
 from slm_lab.env.action import ActionUnits
 from slm_lab.env.base import EnvError, Space, VecEnv, check_finite, first_step, leaf_arrays, leaf_spaces, own
+from slm_lab.env.goals import gym_goals
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Step, Tree
 
@@ -111,7 +112,7 @@ class NextStepVec(GymVec):
 
     def __init__(self, name: str, vector: Vector) -> None:
         super().__init__(name, vector.num_envs, vector.single_observation_space, vector.single_action_space)
-        self._vector = vector
+        self._vector, self.goals = vector, gym_goals(name, self.obs_space, _worlds(vector)[0])
 
     def _reset(self, seed: int) -> dict[str, np.ndarray]:
         return leaf_arrays(self._space, self._vector.reset(seed=seed)[0], self.num_envs)
@@ -121,12 +122,11 @@ class NextStepVec(GymVec):
         return leaf_arrays(self._space, obs, self.num_envs), reward, terminated, truncated
 
     def _capture(self) -> list[Any]:
-        vector = self._vector
-        return [snapshot.capture(env) for env in (vector.envs if isinstance(vector, SyncVectorEnv) else [vector])]
+        return [snapshot.capture(env) for env in _worlds(self._vector)]
 
     def _restore(self, worlds: list[Any]) -> None:
         vector = self._vector
-        for env, saved in zip(vector.envs if isinstance(vector, SyncVectorEnv) else [vector], worlds, strict=True):
+        for env, saved in zip(_worlds(vector), worlds, strict=True):
             snapshot.restore(env, saved)
         if isinstance(vector, SyncVectorEnv):
             vector._autoreset_envs = self._ended.copy()  # private, and the only state it keeps between steps
@@ -149,6 +149,7 @@ class PausedVec(GymVec):
         super().__init__(name, len(vectors), vectors[0].single_observation_space, vectors[0].single_action_space)
         self._vectors = vectors
         self._same_step = vectors[0].metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+        self.goals = gym_goals(name, self.obs_space, _worlds(vectors[0])[0])
         self._begun: list[Any] = [None] * len(vectors)  # SAME_STEP: the next episode's first obs, waiting to be shown
 
     def _reset(self, seed: int) -> dict[str, np.ndarray]:
@@ -195,6 +196,11 @@ class PausedVec(GymVec):
     def close(self) -> None:
         for vector in self._vectors:
             vector.close()
+
+
+def _worlds(vector: Vector) -> list[Any]:
+    """The worlds that a vector steps one by one; one that doesn't is a world by itself."""
+    return list(vector.envs) if isinstance(vector, SyncVectorEnv) else [vector]
 
 
 def _single(final_obs: Any) -> Any:

@@ -40,6 +40,7 @@ class World:
     action_space: Space
     stacks: dict[str, Stack] = field(default_factory=dict)  # of the stacked keys
     goals: Goals | None = None  # of goal envs
+    agents: tuple[str, ...] = ()  # of worlds with several: `num_envs` counts their columns (multi.py)
 
 
 class EnvError(LabError):
@@ -65,12 +66,13 @@ class VecEnv(ABC):
     action_space: Space
     stacks: dict[str, Stack] = {}  # of the keys that FrameStack has stacked; never changed in place
     goals: Goals | None = None  # how a goal env pays, seen through its wrappers
+    agents: tuple[str, ...] = ()  # where a world has several: column w * A + a is agent a of world w
     opaque: str = ""  # why state_dict() is None: the attribute that can't be saved
 
     @property
     def world(self) -> World:
         """What an agent is built from."""
-        return World(self.num_envs, self.obs_space, self.action_space, self.stacks, self.goals)
+        return World(self.num_envs, self.obs_space, self.action_space, self.stacks, self.goals, self.agents)
 
     @abstractmethod
     def reset(self, seed: int) -> Step:
@@ -107,11 +109,11 @@ class VecEnv(ABC):
         """Take over another vector's `wrapper_state()`; the number of envs may differ."""
 
     def target(self) -> np.ndarray | None:  # [E]
-        """The right answer, in a memory task of ours; else None."""
+        """The right answer, in a task of ours; else None."""
         return None
 
     def cue_steps(self) -> np.ndarray | None:  # [E, C]
-        """The steps of this episode at which what must be remembered is shown, in a memory task of ours; else None."""
+        """The steps of this episode at which what must be remembered is shown, in a task of ours; else None."""
         return None
 
 
@@ -154,15 +156,16 @@ def first_step(obs: Tree, count: int) -> Step:
     return Step(obs, np.zeros(count, np.float32), np.ones(count, dtype=bool), nothing, nothing.copy(), np.zeros(count))
 
 
-def check_finite(name: str, number: int, step: Step) -> Step:
-    """`step` itself. Raises `EnvError` naming the first world with a NaN or an infinity in what it shows."""
+def check_finite(name: str, number: int, step: Step, agents: tuple[str, ...] = ()) -> Step:
+    """`step` itself. Raises `EnvError` naming the first world and agent with a NaN or an infinity in what it shows."""
     for what, array in (("reward", step.raw_reward), *step.obs.items()):
         if array.dtype.kind != "f" or np.isfinite(array).all():
             continue
         world = int(np.nonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0][0])
         shown = "reward" if what == "reward" else f"observation {what!r}"
+        who = f"agent {agents[world % len(agents)]} of world {world // len(agents)}" if agents else f"world {world}"
         raise EnvError(
-            f"{name}: the {shown} of world {world} is {array[world]} at step {number} since reset; "
+            f"{name}: the {shown} of {who} is {array[world]} at step {number} since reset; "
             "finite numbers were expected. Learning from it would spoil every weight: mend the env."
         )
     return step

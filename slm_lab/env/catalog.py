@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from types import ModuleType
 from typing import Any
 
 import gymnasium
@@ -23,7 +24,7 @@ PACKAGES = {
     "BabyAI-": ("minigrid", "minigrid"),
     "popgym-": ("popgym", "popgym"),
 }
-PYPI_NAMES = {"ale_py": "ale-py", "cv2": "opencv-python"}
+PYPI_NAMES = {"ale_py": "ale-py", "cv2": "opencv-python", "pettingzoo": '"slm_lab[multiagent]"'}
 
 
 def gym_id(spec: EnvSpec) -> str:
@@ -36,9 +37,9 @@ def find(name: str) -> GymSpec:
     module, _, plain = name.rpartition(":")
     for start, (package, install) in PACKAGES.items():
         if plain.startswith(start):
-            _import(package, install)
+            imported(package, install)
     if module:
-        _import(module, PYPI_NAMES.get(module.split(".")[0], module.split(".")[0]))
+        imported(module)
     if plain not in gymnasium.registry:
         near = did_you_mean(plain, [*gymnasium.registry, *TASK])
         all_ids = (
@@ -49,12 +50,15 @@ def find(name: str) -> GymSpec:
     return gymnasium.registry[plain]
 
 
-def _import(module: str, install: str) -> None:
+def imported(module: str, install: str = "") -> ModuleType:
+    """The module of that name. Raises `EnvError` saying what to install (by default what it is called on PyPI)."""
+    package = module.split(".")[0]
+    install = install or PYPI_NAMES.get(package, package)
     try:
-        importlib.import_module(module)
+        return importlib.import_module(module)
     except ImportError as error:
         missing = (getattr(error, "name", None) or module).split(".")[0]
-        if missing != module.split(".")[0]:  # it is there, but needs another
+        if missing != package:  # it is there, but needs another
             install = PYPI_NAMES.get(missing, missing)
         raise EnvError(
             f"can't import {module} ({error}). If {missing} isn't installed: pip install {install}", "name"

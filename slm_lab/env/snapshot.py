@@ -167,15 +167,14 @@ def _with_parts(space: Any) -> Iterator[Any]:
 
 def _decode(value: Any, current: Any) -> Any:
     """The reverse of `_Encoder.encode`; a checkpoint may have made tensors of the arrays."""
-    if isinstance(value, list):
-        return [_decode(item, None) for item in value]
-    if isinstance(value, tuple):
-        return tuple(_decode(item, None) for item in value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_decode(item, _item(current, i)) for i, item in enumerate(value))
     if not isinstance(value, dict):
         return own(value) if hasattr(value, "__array__") else value
     kind = value[TAG]
     if kind == "dict":
-        return {_decode(key, None): _decode(item, None) for key, item in value["items"]}
+        pairs = [(_decode(key, None), item) for key, item in value["items"]]
+        return {key: _decode(item, _item(current, key)) for key, item in pairs}
     if kind == "scalar":
         return np.dtype(value["dtype"]).type(value["value"])
     if kind == "bytes":
@@ -185,6 +184,14 @@ def _decode(value: Any, current: Any) -> Any:
     for space, rng in zip(_with_parts(current), value["rngs"], strict=True):
         space._np_random = None if rng is None else _generator(rng)
     return current
+
+
+def _item(current: Any, key: Any) -> Any:
+    """What stands there now; only a space is needed, to get its generator back."""
+    try:
+        return current[key]
+    except (TypeError, LookupError):
+        return None
 
 
 def _generator(state: Tree) -> np.random.Generator:

@@ -9,6 +9,7 @@ import gymnasium
 from slm_lab.env.adapter import native_vec, sync_vec
 from slm_lab.env.base import EnvError, VecEnv
 from slm_lab.env.catalog import cannot_build, find, gym_id, parameters
+from slm_lab.env.multi import PREFIX, multi_parameters, multi_vec
 from slm_lab.env.spec import EnvSpec
 from slm_lab.env.tasks.base import VecTask
 from slm_lab.env.wrappers import WRAPPERS, wanted
@@ -49,7 +50,7 @@ def env_problems(spec: EnvSpec) -> list[Problem]:
 
 
 def _unknown_keys(spec: EnvSpec) -> list[Problem]:
-    known = parameters(spec)
+    known = multi_parameters(spec) if spec.name.startswith(PREFIX) else parameters(spec)
     if known is None:
         return []
     ours = set(EnvSpec.model_fields)
@@ -66,6 +67,8 @@ def _nearest(key: str, known: set[str]) -> str:
 def _bare_env(spec: EnvSpec, num_envs: int, render_mode: str | None) -> VecEnv:
     arguments: dict[str, Any] = dict(spec.model_extra or {})
     try:
+        if spec.name.startswith(PREFIX):
+            return multi_vec(spec, num_envs, arguments | ({"render_mode": render_mode} if render_mode else {}))
         # The native face draws nothing; the same episodes can be watched through the other one.
         if spec.name in TASK and spec.vectorization != "sync" and render_mode is None:
             return VecTask(TASK.load(spec.name)(**arguments), num_envs, spec.max_t)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from slm_lab.env.base import EnvError, Space, VecEnv
+from slm_lab.env.goals import ACHIEVED, DESIRED, shows_goals
 from slm_lab.lib.types import Step, Tree
 
 
@@ -21,7 +23,7 @@ class VecWrapper(VecEnv):
     def __init__(self, env: VecEnv) -> None:
         self.env, self.name, self.num_envs = env, env.name, env.num_envs
         self.obs_space, self.action_space = dict(env.obs_space), env.action_space
-        self.stacks, self.goals = env.stacks, env.goals
+        self.stacks, self.goals, self.agents = env.stacks, env.goals, env.agents
         self._frozen = False
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:
@@ -81,13 +83,19 @@ class VecWrapper(VecEnv):
     def cue_steps(self) -> np.ndarray | None:
         return self.env.cue_steps()
 
-    def _boxes(self, what: str, floats_only: bool) -> dict[str, spaces.Box]:
+    def _boxes(self, what: str, fits: Callable[[spaces.Box], bool]) -> dict[str, spaces.Box]:
         boxes = {key: space for key, space in self.obs_space.items() if isinstance(space, spaces.Box)}
-        fitting = {key: box for key, box in boxes.items() if not floats_only or box.dtype.kind == "f"}
+        fitting = {key: box for key, box in boxes.items() if fits(box)}
+        if shows_goals(self.env.obs_space):  # goals stay in the world's own units, in which it pays for them
+            fitting = {key: box for key, box in fitting.items() if key not in (ACHIEVED, DESIRED)}
         if not fitting:
             has = ", ".join(f"{key}: {space}" for key, space in self.obs_space.items())
             raise EnvError(f"needs a {what} observation, {self.name} shows {has}. Take the key out.", self.key)
         return fitting
+
+
+def is_float(box: spaces.Box) -> bool:
+    return box.dtype.kind == "f"
 
 
 def add_key(wrapper: VecWrapper, space: Space) -> None:

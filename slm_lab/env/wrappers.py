@@ -1,8 +1,11 @@
 """Wrappers around a `VecEnv`, chosen by keys of the `env` section, in the order of `WRAPPERS`.
 
-Reward: scale, then normalise, then clip. Observations: normalise, clip, stack; the previous action and reward are added
-last, so that they are neither normalised nor stacked, and the reward shown is the one the agent learns from.
+Reward: scale, then normalise, then clip. Observations: hide, normalise, clip, stack; the previous action and reward are
+added last, so that they are neither normalised nor stacked, and the reward shown is the one the agent learns from.
 `raw_reward` is never touched. In the row that begins an episode the reward is 0 and no statistic of rewards is taken.
+
+Goal envs: the observations achieved_goal and desired_goal are left as the world shows them, and `goals` pays what the
+changed reward would be. Where that can't be told (normalize_reward, prev_reward), `goals` is None.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from slm_lab.env.base import Stack, VecEnv, own
+from slm_lab.env.base import EnvError, Stack, VecEnv, own
+from slm_lab.env.goals import Repaid
 from slm_lab.env.spec import EnvSpec
-from slm_lab.env.wrapper_base import VecWrapper, add_key, like, with_reward
+from slm_lab.env.wrapper_base import VecWrapper, add_key, is_float, like, with_reward
 from slm_lab.lib.image import channel_axis
 from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.types import Step, Tree
@@ -30,9 +34,13 @@ class ScaleReward(VecWrapper):
     def __init__(self, env: VecEnv, scale: float) -> None:
         super().__init__(env)
         self._scale = scale
+        self.goals = self.goals and Repaid(self.goals, self._changed)
+
+    def _changed(self, reward: np.ndarray) -> np.ndarray:
+        return reward * self._scale
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:
-        return with_reward(step, step.reward * self._scale)
+        return with_reward(step, self._changed(step.reward))
 
 
 class NormalizeReward(VecWrapper):
@@ -47,6 +55,7 @@ class NormalizeReward(VecWrapper):
     def __init__(self, env: VecEnv, gamma: float) -> None:
         super().__init__(env)
         self._gamma, self._moments = gamma, RunningMoments()
+        self.goals = None  # what a goal would have paid then, by the statistics of then, is lost
         self._returns = np.zeros(self.num_envs)
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:
@@ -78,9 +87,43 @@ class ClipReward(VecWrapper):
     def __init__(self, env: VecEnv, bound: float) -> None:
         super().__init__(env)
         self._bound = bound
+        self.goals = self.goals and Repaid(self.goals, self._changed)
+
+    def _changed(self, reward: np.ndarray) -> np.ndarray:
+        clipped: np.ndarray = np.clip(reward, -self._bound, self._bound)
+        return clipped
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:
-        return with_reward(step, np.clip(step.reward, -self._bound, self._bound))
+        return with_reward(step, self._changed(step.reward))
+
+
+class HideObs(VecWrapper):
+    """Shows 0 in place of some numbers of each float vector: what they say has to be inferred and remembered."""
+
+    key = "hide_obs"
+
+    def __init__(self, env: VecEnv, hidden: list[int]) -> None:
+        super().__init__(env)
+        self._hidden = hidden
+        self._vectors = self._boxes("float vector", lambda box: is_float(box) and len(box.shape) == 1)
+        for key, box in self._vectors.items():
+            if max(hidden) >= box.shape[0]:
+                raise EnvError(
+                    f"{hidden}: {max(hidden)} is outside observation {key!r} of {self.name}, which has {box.shape[0]} "
+                    f"numbers. Numbers from 0 to {box.shape[0] - 1} were expected.",
+                    self.key,
+                )
+            low, high = self._without(box.low[None])[0], self._without(box.high[None])[0]
+            self.obs_space[key] = spaces.Box(low, high, dtype=box.dtype.type)
+
+    def _without(self, vectors: np.ndarray) -> np.ndarray:  # [E, D], fresh
+        vectors = vectors.copy()
+        vectors[:, self._hidden] = 0
+        return vectors
+
+    def _show(self, step: Step, action: np.ndarray | None) -> Step:
+        obs = {key: self._without(step.obs[key]) for key in self._vectors}
+        return dataclasses.replace(step, obs={**step.obs, **obs})
 
 
 class NormalizeObs(VecWrapper):
@@ -90,7 +133,7 @@ class NormalizeObs(VecWrapper):
 
     def __init__(self, env: VecEnv) -> None:
         super().__init__(env)
-        boxes = self._boxes("float Box", floats_only=True)
+        boxes = self._boxes("float Box", is_float)
         self._moments = {key: RunningMoments(box.shape) for key, box in boxes.items()}
         self.obs_space |= {key: spaces.Box(-np.inf, np.inf, box.shape, np.float32) for key, box in boxes.items()}
 
@@ -117,7 +160,7 @@ class ClipObs(VecWrapper):
 
     def __init__(self, env: VecEnv, bound: float) -> None:
         super().__init__(env)
-        self._bound, self._clipped = bound, self._boxes("float Box", floats_only=True)
+        self._bound, self._clipped = bound, self._boxes("float Box", is_float)
         for key, box in self._clipped.items():
             low, high = np.clip(box.low, -bound, bound), np.clip(box.high, -bound, bound)
             self.obs_space[key] = spaces.Box(low, high, dtype=box.dtype.type)
@@ -139,7 +182,7 @@ class FrameStack(VecWrapper):
 
     def __init__(self, env: VecEnv, count: int) -> None:
         super().__init__(env)
-        self._count, self._boxes_stacked = count, self._boxes("Box", floats_only=False)
+        self._count, self._boxes_stacked = count, self._boxes("Box", lambda box: True)
         self._frames: Tree = {}  # {key: [count, E, *O]}
         for key, box in self._boxes_stacked.items():
             low, high = (self._join(np.stack([bound] * count)[:, None], box)[0] for bound in (box.low, box.high))
@@ -200,6 +243,7 @@ class PrevReward(VecWrapper):
     def __init__(self, env: VecEnv) -> None:
         super().__init__(env)
         add_key(self, spaces.Box(-np.inf, np.inf, (1,), np.float32))
+        self.goals = None  # with another goal, the reward in sight would be another one too
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:
         return dataclasses.replace(step, obs={**step.obs, self.key: step.reward[:, None].copy()})
@@ -210,6 +254,7 @@ WRAPPERS: dict[str, Callable[[VecEnv, Any, float], VecWrapper]] = {
     "reward_scale": lambda env, value, gamma: ScaleReward(env, value),
     "normalize_reward": lambda env, value, gamma: NormalizeReward(env, gamma),
     "clip_reward": lambda env, value, gamma: ClipReward(env, value),
+    "hide_obs": lambda env, value, gamma: HideObs(env, value),
     "normalize_obs": lambda env, value, gamma: NormalizeObs(env),
     "clip_obs": lambda env, value, gamma: ClipObs(env, value),
     "frame_stack": lambda env, value, gamma: FrameStack(env, value),

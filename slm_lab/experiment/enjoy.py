@@ -12,7 +12,8 @@ from rich.console import Console
 
 from slm_lab.agent import checkpoint
 from slm_lab.agent.agent import Agent
-from slm_lab.agent.build import build_agent
+from slm_lab.agent.build import build_agents
+from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.vec import VecEnv, make_env
 from slm_lab.experiment.analysis import plural
 from slm_lab.experiment.display import say
@@ -36,7 +37,7 @@ def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list
     film = _Film()
     env = _watchable(spec)
     try:
-        agent = build_agent(spec.agent, env.world, seed=0)
+        agent = build_agents(spec.agent, env.world, seed=0)
         _step_into(agent, env, state, run)
         score = f"best at frame {state['frame']:,}, return {state['score']:.2f}"
         say(console, f"{run.path}: session {session}, {score}")
@@ -48,12 +49,12 @@ def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list
     return [float(total) for total in played.returns]
 
 
-def _step_into(agent: Agent, env: VecEnv, state: dict[str, Any], run: RunDir) -> None:
+def _step_into(agent: Agent | MultiAgent, env: VecEnv, state: dict[str, Any], run: RunDir) -> None:
     """Give agent and wrappers what the best checkpoint holds. Raises `LabError` where it is of another spec."""
     try:
         if state.get("fingerprint", run.fingerprint()) != run.fingerprint():
             raise ValueError("another spec")
-        agent.algorithm.load_state_dict(state["algorithm"])
+        agent.load_learned(state["algorithm"])
         env.reset(0)
         env.load_wrapper_state(state["wrappers"])
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:

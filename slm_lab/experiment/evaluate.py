@@ -13,6 +13,7 @@ import numpy as np
 
 from slm_lab.agent.agent import Agent
 from slm_lab.agent.build import build_agent
+from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.vec import VecEnv, make_env
 from slm_lab.experiment.tracker import count_step
 from slm_lab.lib.files import write_atomic
@@ -37,8 +38,8 @@ class Played:
 
 
 def play(
-    agent: Agent, env: VecEnv, episodes: int, seed: int, explore: bool = False, max_frame: int | None = None,
-    on_step: Callable[[], object] | None = None,
+    agent: Agent | MultiAgent, env: VecEnv, episodes: int, seed: int, explore: bool = False,
+    max_frame: int | None = None, on_step: Callable[[], object] | None = None,
 ) -> Played:  # fmt: skip
     """Play `episodes` from a seed, equally many in each env (so that short ones are not favoured), without learning.
 

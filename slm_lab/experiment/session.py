@@ -16,7 +16,7 @@ import torch
 
 from slm_lab.agent import checkpoint
 from slm_lab.agent.algorithm.base import Metrics
-from slm_lab.agent.build import build_agent
+from slm_lab.agent.build import build_agents
 from slm_lab.env.base import VecEnv
 from slm_lab.env.vec import make_env
 from slm_lab.experiment.evaluate import Played, play, world_action
@@ -67,8 +67,8 @@ class Session:
         self.max_frame = spec.env.max_frame
         gamma = getattr(spec.agent.algorithm, "gamma", 0.99)  # one source of γ, also for normalised rewards
         self.env = make_env(spec.env, gamma=gamma)
-        self.agent = build_agent(spec.agent, self.env.world, self.seed, self.max_frame, run.model)
-        self.tracker = Tracker(self.env.num_envs)
+        self.agent = build_agents(spec.agent, self.env.world, self.seed, self.max_frame, run.model)
+        self.tracker = Tracker(self.env.num_envs, self.env.agents)
         self.eval_rows: list[Metrics] = []
         self.eval_env: VecEnv | None = None
         if spec.meta.rigorous_eval:
@@ -79,10 +79,10 @@ class Session:
         self.due = dict(every)  # frame at which the next one is owed
         self.stop = False
         self.first_weights = (
-            {name: p.detach().clone() for name, p in self.agent.algorithm.net.named_parameters()} if check else None
+            {name: p.detach().clone() for name, p in self.agent.named_parameters()} if check else None
         )
         if check:
-            self.agent.algorithm.optim.watch()
+            self.agent.watch()
         self.board: Any = None
         self.fingerprint = run.fingerprint()
 
@@ -148,7 +148,7 @@ class Session:
         return True
 
     def _log(self) -> None:
-        row = self.tracker.log(self.frame, self.agent.algorithm.optim.opt_step, self._wall_t())
+        row = self.tracker.log(self.frame, self.agent.opt_step, self._wall_t())
         if self.board is not None:
             for name, value in row.items():
                 self.board.add_scalar(f"train/{name}", value, self.frame)
@@ -165,7 +165,7 @@ class Session:
         row = {
             "epi": len(played.returns),
             "frame": self.frame,
-            "opt_step": self.agent.algorithm.optim.opt_step,
+            "opt_step": self.agent.opt_step,
             "wall_t": self._wall_t(),
             "total_reward": float(played.returns.mean()),
             "total_reward_std": float(played.returns.std()),
@@ -181,7 +181,7 @@ class Session:
         if (sure, score) > self.best:
             self.best = (sure, score)
             state = {
-                "algorithm": self.agent.algorithm.state_dict(),
+                "algorithm": self.agent.learned(),
                 "wrappers": self.env.wrapper_state(),
                 "score": score,
                 "frame": self.frame,
@@ -227,10 +227,10 @@ class Session:
     def check_report(self) -> list[str]:
         """Dev mode: parameters that never got a gradient, and weights that did not move."""
         assert self.first_weights is not None
-        untrained = self.agent.algorithm.optim.untrained or set()
-        if self.agent.algorithm.optim.opt_step == 0:
+        untrained = self.agent.untrained
+        if self.agent.opt_step == 0:
             return ["no gradient step was taken: raise meta.dev_max_frame, or train more often"]
-        same = {n for n, p in self.agent.algorithm.net.named_parameters() if torch.equal(p, self.first_weights[n])}
+        same = {n for n, p in self.agent.named_parameters() if torch.equal(p, self.first_weights[n])}
         found = [f"{name}: no gradient ever reached it" for name in sorted(untrained)]
         return found + [f"{name}: its weights did not move" for name in sorted(same - untrained)]
 
@@ -292,9 +292,9 @@ class Session:
         self.agent.load_state_dict(state["agent"])
         self.tracker.load_state_dict(state["tracker"])
         self.eval_rows, self.best, self.due = state["eval_rows"], state["best"], state["due"]
+        self.step, self.carry = Step(**state["step"]), to_torch(state["carry"], self.agent.device)
         if state["env"] is not None:
             self.env.load_state_dict(state["env"])
-            self.step, self.carry = Step(**state["step"]), to_torch(state["carry"], self.agent.algorithm.net.device)
             return
         self.env.state_dict()  # finds out the reason
         logger.warning(
@@ -302,8 +302,8 @@ class Session:
             self.index,
             self.env.opaque,
         )
-        self.agent.memory.reset()
         self.tracker.forget_running()
         self.env.load_wrapper_state(state["wrappers"])
-        first = world_seed(self.seed, NEW_WORLDS, self.frame)
-        self.step, self.carry = self.env.reset(first), self.agent.initial(self.env.num_envs)
+        first = self.env.reset(world_seed(self.seed, NEW_WORLDS, self.frame))
+        self.agent.interrupt(self.step, self.carry, first)
+        self.step, self.carry = first, self.agent.initial(self.env.num_envs)

@@ -32,11 +32,12 @@ class Tracker:
     """Returns and lengths per env, from rewards as the world gave them, and the rows of the session's table.
 
     Columns: `epi` episodes ended, `frame`, `opt_step`, `wall_t` [s], `fps`, `total_reward` (mean over envs of their
-    last episode's return), `total_reward_ma` (mean of the last 100 returns), `episode_length`, and the mean of every
-    metric since the row before.
+    last episode's return), `total_reward_ma` (mean of the last 100 returns), `episode_length`, the mean of every metric
+    since the row before, and where a world has several agents `total_reward_NAME` of each.
     """
 
-    def __init__(self, num_envs: int) -> None:
+    def __init__(self, num_envs: int, agents: tuple[str, ...] = ()) -> None:
+        self.agents = agents
         self.running_return = np.zeros(num_envs)
         self.running_length = np.zeros(num_envs, np.int64)
         self.last_return = np.full(num_envs, np.nan)
@@ -82,6 +83,8 @@ class Tracker:
             "total_reward_ma": self.total_reward_ma,
             "episode_length": _mean(self.last_length),
         }
+        each = {name: self.last_return[a :: len(self.agents)] for a, name in enumerate(self.agents)}
+        row |= {f"total_reward_{name}": _mean(own) for name, own in each.items()}
         row |= {name: float(np.mean(values)) for name, values in self.pending.items()}
         self.pending = {}
         self.rows.append(row)

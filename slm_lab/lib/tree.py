@@ -19,7 +19,7 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 def map_batch(function: Callable[..., Any], batch: Batch) -> Batch:
     """Apply `function` to every array of a batch: all its fields, so that none stays behind."""
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    held = {name: value for name, value in fields.items() if value is not None}
+    held = {name: value for name, value in fields.items() if value is not None and name != "burn_in"}
     return batch.replace(**tree_map(function, held))
 
 

@@ -79,6 +79,9 @@ class Batch:
     extras: Tree  # {..: [B, T, ...]}
     weight: Any = None  # [B] importance weight, None: all 1
     index: Any = None  # [B] where the windows lie in the memory
+    discount: Any = None  # [B, T] γ^m, of the value that follows the m rewards summed up in reward[t]
+    after: Any = None  # [B, T] that value belongs to obs[after + 1], None: after = t
+    burn_in: int = 0  # leading steps that only bring the carry up to date
 
     def replace(self, **changes: Any) -> Batch:
         """A copy with some fields changed; a batch is never edited in place."""

@@ -64,6 +64,7 @@ class AgentSpec:
     algorithm: Any
     memory: Any
     net: Any
+    learners: Literal["shared", "independent"] = "shared"  # of a world's several agents: one for all, or each its own
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class LabSpec:
         """The spec as plain data, defaults written out; resolving it again gives an equal LabSpec."""
         parts = {part: getattr(self.agent, part).model_dump(mode="json") for part in ("algorithm", "memory", "net")}
         spec = {
-            "agent": {"name": self.agent.name, **parts},
+            "agent": {"name": self.agent.name, "learners": self.agent.learners, **parts},
             "env": self.env.model_dump(mode="json"),
             "meta": self.meta.model_dump(mode="json"),
         }

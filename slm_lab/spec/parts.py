@@ -15,6 +15,11 @@ ALGORITHM = Registry(
         "REINFORCE": "slm_lab.agent.algorithm.reinforce:REINFORCE",
         "A2C": "slm_lab.agent.algorithm.a2c:A2C",
         "PPO": "slm_lab.agent.algorithm.ppo:PPO",
+        "SARSA": "slm_lab.agent.algorithm.sarsa:SARSA",
+        "DQN": "slm_lab.agent.algorithm.dqn:DQN",
+        "DoubleDQN": "slm_lab.agent.algorithm.dqn:DoubleDQN",
+        "SAC": "slm_lab.agent.algorithm.sac:SAC",
+        "TD3": "slm_lab.agent.algorithm.td3:TD3",
     },
 )
 MEMORY = Registry(
@@ -22,6 +27,10 @@ MEMORY = Registry(
     {
         "OnPolicyReplay": "slm_lab.agent.memory.onpolicy:OnPolicyReplay",
         "OnPolicyBatchReplay": "slm_lab.agent.memory.onpolicy:OnPolicyBatchReplay",
+        "Replay": "slm_lab.agent.memory.replay:Replay",
+        "CER": "slm_lab.agent.memory.replay:CER",
+        "PrioritizedReplay": "slm_lab.agent.memory.prioritized:PrioritizedReplay",
+        "SequenceReplay": "slm_lab.agent.memory.sequence:SequenceReplay",
     },
 )
 NET = Registry(
@@ -47,6 +56,7 @@ TASK = Registry(
         "RepeatFirst": "slm_lab.env.tasks.repeat:RepeatFirst",
         "PassiveTMaze": "slm_lab.env.tasks.tmaze:PassiveTMaze",
         "MultiCueRecall": "slm_lab.env.tasks.multi_cue:MultiCueRecall",
+        "BitFlip": "slm_lab.env.tasks.bit_flip:BitFlip",
     },
 )
 

@@ -13,7 +13,7 @@ from slm_lab.lib.registry import Registry
 from slm_lab.spec.explain import Schema
 from slm_lab.spec.lab_spec import ENV, MetaSpec
 from slm_lab.spec.parts import CORE
-from slm_lab.spec.validate import FAMILIES, loadable, summary
+from slm_lab.spec.validate import FAMILIES, LEARNERS, loadable, summary
 
 PATH = Path(__file__).parents[2] / "specs" / "schema.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -30,7 +30,9 @@ def build_schema() -> Schema:
     if "EnvSpec" in (env := loadable(ENV)):
         _add_model(env["EnvSpec"], "env", defs)
     name = {"type": "string", "description": "what the agent is called"}
-    defs["agent"] = _mapping({"name": name} | {family: _ref(family) for family in FAMILIES}, ["algorithm", "memory"])
+    learners = {"enum": list(LEARNERS), "description": "of a world's several agents: one for all, or each its own"}
+    keys = {"name": name, "learners": learners} | {family: _ref(family) for family in FAMILIES}
+    defs["agent"] = _mapping(keys, ["algorithm", "memory"])
     sections = {section: _ref(section) for section in ("agent", "env", "meta")} | {
         "search": {"type": "object", "description": "ranges of a search, by path of the key"},
         "vars": {"type": "object", "description": "values of ${name} in this spec"},

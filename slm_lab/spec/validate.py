@@ -16,6 +16,7 @@ from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
 from slm_lab.spec.variables import substitute
 
 SECTIONS = {"agent": True, "env": True, "meta": False, "search": False, "vars": False}  # section: must be there
+LEARNERS = ("shared", "independent")
 FAMILIES = {"algorithm": ALGORITHM, "memory": MEMORY, "net": NET}
 MAX_NAME = 100
 _NAME = re.compile(r"\w(?:[\w .+=-]*[\w.+=-])?")
@@ -127,7 +128,7 @@ def _shape_problems(raw: Any) -> list[Problem]:
 
 def _agent(raw: Mapping[str, Any], found: Findings) -> tuple[AgentSpec, dict[str, Any]]:
     """The agent's validated parts and their classes by path; those that fail are None, and told in `found`."""
-    options = ["name", *FAMILIES]
+    options = ["name", "learners", *FAMILIES]
     unknown = [key for key in raw if key not in options]
     found.add(Problem(f"agent.{key}", f"unknown key.{did_you_mean(str(key), options)}") for key in unknown)
     parts: dict[str, Any] = {}
@@ -144,7 +145,10 @@ def _agent(raw: Mapping[str, Any], found: Findings) -> tuple[AgentSpec, dict[str
     name = raw.get("name", getattr(parts["algorithm"], "name", ""))
     if not isinstance(name, str):
         found.add([Problem("agent.name", f"{show(name)} is no name (expected: text)")])
-    return AgentSpec(str(name), **parts), classes
+    learners = raw.get("learners", "shared")
+    if learners not in LEARNERS:
+        found.add([Problem("agent.learners", f"unknown learners {show(learners)} (expected: {' | '.join(LEARNERS)})")])
+    return AgentSpec(str(name), **parts, learners=learners), classes
 
 
 def _part(registry: Registry, raw: Any, path: str, found: Findings) -> tuple[Any, Any]:
@@ -204,6 +208,9 @@ def _space_problems(spec: LabSpec, classes: Mapping[str, Any]) -> list[Problem]:
         env = ENV.load("make_env")(spec.env, num_envs=1)
     except LabError as error:
         return [Problem("env", str(error))]
+    if spec.agent.learners == "independent" and not env.world.agents:
+        message = f"{spec.env.name} has one agent: 'shared' was expected, or a world of several ('pettingzoo:module')"
+        problems.append(Problem("agent.learners", message))
     for cls in classes.values():
         if hasattr(cls, "problems"):
             problems += cls.problems(spec, env.world)

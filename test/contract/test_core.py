@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from slm_lab.agent.net.core import rnn
 from slm_lab.agent.net.core.base import Core
 from slm_lab.lib.tree import tree_leaves, tree_map
+from slm_lab.lib.types import Tree
 from slm_lab.spec.parts import CORE
 
 B, T, D = 3, 9, 5
@@ -92,3 +96,107 @@ def test_carry_keeps_its_shape(name: str) -> None:
     assert all(shape[0] == B for shape in before.values())
     assert all(term.shape == (B, T) for term in losses.values())
     assert all(leaf.shape[:2] == (B, T) for _, leaf in tree_leaves(extras))
+
+
+def scattered(B: int, T: int, chance: float) -> Tensor:
+    return torch.rand(B, T, generator=torch.Generator().manual_seed(2)) < chance
+
+
+def at(B: int, T: int, step: int) -> Tensor:
+    """Every row but the first is reset at one step."""
+    is_first = torch.zeros(B, T, dtype=torch.bool)
+    is_first[1:, step] = True
+    return is_first
+
+
+RESETS = {
+    "scattered": scattered(6, 13, 0.3),
+    "few": scattered(6, 13, 0.03),
+    "one row": scattered(1, 13, 0.3),
+    "every step": scattered(4, 5, 1.1),
+    "only at the start": at(4, 7, 0),
+    "only at the end": at(4, 7, -1),
+    "none": scattered(4, 7, 0.0),
+    "one step": at(4, 1, 0),
+}
+
+
+def plainly(core: rnn.Recurrent, x: Tensor, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tree]:
+    """Torch's own net, one row and one step at a time, from a carry that a first step zeroes."""
+    features, ends = [], []
+    for row in range(len(x)):
+        state = [carry[name][row, :, None] for name in core.state_names]  # [layers, 1, H]
+        for t in range(x.shape[1]):
+            state = [torch.zeros_like(part) if is_first[row, t] else part for part in state]
+            out, new = core.rnn(x[row : row + 1, t : t + 1], state[0] if len(state) == 1 else tuple(state))
+            state = [new] if len(state) == 1 else list(new)
+            features.append(out[0, 0])
+        ends.append([part[:, 0] for part in state])
+    carry = {name: torch.stack(parts) for name, parts in zip(core.state_names, zip(*ends, strict=True), strict=True)}
+    return torch.stack(features).view(*x.shape[:2], -1), carry
+
+
+def learn(core: rnn.Recurrent, resets: str, forward: Any) -> dict[str, Tensor]:
+    """All that learning on a window gives: features, final carry, and the gradient of everything that went in.
+
+    As in a batch, the row before a reset is masked: it may read its own episode but must not be learned from.
+    """
+    is_first = RESETS[resets]
+    dtype = next(core.parameters()).dtype
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    x = normal(*is_first.shape, D).requires_grad_()
+    carry = tree_map(lambda leaf: normal(*leaf.shape).requires_grad_(), core.initial(len(x)))
+    features, end, *_ = forward(x, carry, is_first)
+    mask = torch.cat([~is_first[:, 1:], torch.ones(len(x), 1, dtype=torch.bool)], dim=1)[..., None]
+    loss = (features * normal(*features.shape) * mask).sum()
+    loss = loss + sum((end[name] * normal(*end[name].shape)).sum() for name in core.state_names)
+    inputs = {"x": x, **carry, **dict(core.named_parameters())}
+    gradients = torch.autograd.grad(loss, list(inputs.values()), materialize_grads=True)
+    found = {"features": features, **{f"end {name}": end[name] for name in core.state_names}}
+    return found | {f"gradient {name}": gradient for name, gradient in zip(inputs, gradients, strict=True)}
+
+
+def recurrent(name: str, layers: int, dtype: torch.dtype) -> rnn.Recurrent:
+    torch.manual_seed(0)
+    cls = CORE.load(name)
+    core: rnn.Recurrent = cls(cls.Spec(hidden_size=7, num_layers=layers), D)
+    return core.to(dtype)
+
+
+@pytest.mark.parametrize("way", ["stretches", "segments"])
+@pytest.mark.parametrize("resets", RESETS)
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_resets_equal_a_plain_loop(
+    name: str, layers: int, resets: str, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever way a recurrent core takes through a window with resets: features, final carry and gradients."""
+    monkeypatch.setattr(rnn, "CALL_COST", 0 if way == "stretches" else 1000)
+    core = recurrent(name, layers, torch.float64)
+    expected = learn(core, resets, lambda *window: plainly(core, *window))
+    torch.testing.assert_close(learn(core, resets, core), expected, atol=1e-12, rtol=1e-12)
+    core = recurrent(name, layers, torch.float32)
+    found, expected = learn(core, resets, core), learn(core, resets, lambda *window: plainly(core, *window))
+    for key in ("features", *(f"end {name}" for name in core.state_names)):
+        torch.testing.assert_close(found[key], expected[key], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+def test_scattered_resets_give_the_same_bits_twice(name: str) -> None:
+    core = recurrent(name, 2, torch.float32)
+    a, b = learn(core, "scattered", core), learn(core, "scattered", core)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize(("resets", "calls"), [("scattered", 0), ("few", 2), ("none", 1), ("one step", 1)])
+def test_the_faster_way_is_taken(resets: str, calls: int) -> None:
+    """Scattered resets don't cut a window into calls of the net; few do, and acting is one call."""
+    core = recurrent("GRU", 1, torch.float32)
+    count: list[int] = []
+    core.rnn.register_forward_hook(lambda *_: count.append(1))
+    learn(core, resets, core)
+    assert len(count) == calls

@@ -142,6 +142,67 @@ class ReusedNext(Reused):
         return self.obs, self.reward, self.ends, np.zeros(self.num_envs, bool), {}
 
 
+class Reach(Walk):
+    """The walk as a goal env with a plan: be within 1 of a wanted place [2]; `kind` is how it takes goals."""
+
+    place_space = spaces.Box(-100.0, 100.0, (2,), np.float32)
+    observation_space = spaces.Dict(dict.fromkeys(("observation", "achieved_goal", "desired_goal"), place_space))
+
+    def __init__(self, kind="together"):
+        super().__init__()
+        self.kind, self.asked = kind, 0
+        if kind == "unequal":
+            goal = spaces.Box(-100.0, 100.0, (1,), np.float32)
+            self.observation_space = spaces.Dict({**self.observation_space.spaces, "desired_goal": goal})
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        self.wanted = np.array([self.np_random.normal(), 3], np.float32)
+        return self._goal_obs(obs), info
+
+    def step(self, action):
+        obs, _, _, truncated, info = super().step(action)
+        near = self.near(obs, self.wanted)
+        return self._goal_obs(obs), 3.0 * float(near) - 1.0, bool(near), truncated, info
+
+    def near(self, achieved, desired):
+        return np.linalg.norm(achieved - desired, axis=-1) <= 2.0
+
+    def compute_reward(self, achieved, desired, info):
+        self.asked += 1
+        if self.kind == "told":
+            return info["reward"]
+        if self.kind == "scalar":  # as who never thought of batches
+            return 2.0 if np.linalg.norm(achieved - desired) <= 2.0 else -1.0
+        if self.kind == "single":
+            x, y = achieved - desired
+            return 2.0 if x * x + y * y <= 4.0 else -1.0
+        if self.kind == "column":
+            return 3.0 * self.near(achieved, desired)[..., None] - 1.0
+        if self.kind == "crossed" and achieved.ndim == 2:  # [N], and wrong
+            return 3.0 * self.near(achieved, desired[::-1]) - 1.0
+        return 3.0 * self.near(achieved, desired) - 1.0
+
+    def compute_terminated(self, achieved, desired, info):
+        if self.kind == "scalar":  # PointMaze's way
+            return bool(np.linalg.norm(achieved - desired) <= 2.0)
+        return self.near(achieved, desired)
+
+    def _goal_obs(self, obs):
+        return {"observation": obs, "achieved_goal": obs.copy(), "desired_goal": self.wanted.copy()}
+
+
+class Endless(Reach):
+    """One that doesn't say when goals end an episode, nor, if `blind`, what they pay."""
+
+    compute_terminated = None
+
+    def __init__(self, blind=False):
+        super().__init__()
+        if blind:
+            self.compute_reward = None
+
+
 class Engine:
     """What Python can't see into."""
 
@@ -157,10 +218,11 @@ def vector_of(scalar, mode):
 
 
 WORLDS = {"Walk": Walk, "Nested": Nested, "Echo": Echo, "Faulty": Faulty, "Text": TextEnv, "Simulated": Simulated}
+WORLDS |= {"Reach": Reach, "Endless": Endless}
 for name, world in WORLDS.items():
     gymnasium.register(f"test/{name}-v0", entry_point=world, disable_env_checker=True)
 for mode in AutoresetMode:
-    for scalar in (Walk, Nested):
+    for scalar in (Walk, Nested, Reach):
         gymnasium.register(f"test/{scalar.__name__}{mode.value}-v0", vector_entry_point=vector_of(scalar, mode))
 gymnasium.register("test/Reused-v0", vector_entry_point=Reused)
 gymnasium.register("test/ReusedNext-v0", vector_entry_point=ReusedNext)

@@ -32,6 +32,10 @@ from slm_lab.env.vec import EnvError, EnvSpec, env_problems
         ({"name": "Pendulum-v1", "vectorization": "native"}, "env.vectorization", ["no vector of its own"]),
         ({"name": "FrozenLake-v1", "frame_stack": 3}, "env.frame_stack", ["needs a Box observation", "Discrete(16)"]),
         ({"name": "FrozenLake-v1", "normalize_obs": True}, "env.normalize_obs", ["needs a float Box observation"]),
+        ({"name": "CartPole-v1", "hide_obs": [1, 4]}, "env.hide_obs", ["4 is outside", "'obs'", "from 0 to 3"]),
+        ({"name": "FrozenLake-v1", "hide_obs": [0]}, "env.hide_obs", ["needs a float vector observation"]),
+        ({"name": "BitFlip", "n": 1}, "env.n", ["1: a whole number at least 2"]),
+        ({"name": "BitFlip", "normalize_obs": True}, "env.normalize_obs", ["needs a float Box observation"]),
         ({"name": "test/Text-v0"}, "env", ["Text aren't supported", "Box, Discrete, MultiDiscrete, MultiBinary"]),
         (
             {"name": "test/Echo-v0", "kind": "bits"},
@@ -85,6 +89,7 @@ def test_all_wrappers_that_do_not_fit_are_told_at_once():
         {"name": "slm_lab/MemoryTask-v0"},
         {"name": "slm_lab.env.tasks:slm_lab/MemoryTask-v0"},
         {"name": "MemoryTask", "delay": 4, "vectorization": "sync"},
+        {"name": "BitFlip", "n": 5, "frame_stack": None, "prev_action": True},
         {"name": "test/WalkSameStep-v0"},
     ],
 )
@@ -93,7 +98,15 @@ def test_good_specs_have_no_problem(keys):
 
 
 def test_the_spec_checks_its_own_keys():
-    for keys in ({"num_envs": 0}, {"max_frame": "2e5"}, {"clip_obs": -1.0}, {"vectorization": "async"}, {"max_t": 1.5}):
+    for keys in (
+        {"num_envs": 0},
+        {"max_frame": "2e5"},
+        {"clip_obs": -1.0},
+        {"hide_obs": []},
+        {"hide_obs": [-1]},
+        {"vectorization": "async"},
+        {"max_t": 1.5},
+    ):
         with pytest.raises(ValidationError):
             EnvSpec(**({"name": "CartPole-v1", "max_frame": 1} | keys))
     with pytest.raises(ValidationError):

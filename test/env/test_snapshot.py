@@ -83,6 +83,14 @@ def test_what_can_not_be_saved_is_named(build):
     assert env.opaque == "Simulated.engine (Engine)"
 
 
+def test_lunar_lander_says_that_it_can_not_be_saved(build):
+    pytest.importorskip("Box2D")
+    env = build("LunarLander-v3", 2)
+    env.reset(0)
+    assert env.state_dict() is None
+    assert env.opaque == "LunarLander.world (b2World)"
+
+
 def test_a_state_of_another_env_is_refused(build):
     one, two, three = build("CartPole-v1", 2), build("Acrobot-v1", 2), build("CartPole-v1", 3)
     one.reset(0)

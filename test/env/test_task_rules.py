@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_lab.env.tasks.base import VecTask
+from slm_lab.env.tasks.bit_flip import BitFlip
 from slm_lab.env.tasks.memory_task import MemoryTask
 from slm_lab.env.tasks.multi_cue import MultiCueRecall
 from slm_lab.env.tasks.repeat import RepeatFirst, RepeatPrevious
@@ -145,3 +146,44 @@ def test_multi_cue(seed, cues, symbols, extra):
                 answer = obs[flags[queries[t].argmax()], world, :symbols].argmax()
                 expected = (answer == actions[t, world]) / cues
             assert rewards[t, world] == pytest.approx(expected)
+
+
+@quick
+@given(seeds, st.integers(2, 6))
+def test_bit_flip(seed, n):
+    env, actions = VecTask(BitFlip(n), E), drawn(seed, 30, n)
+    for world in range(E):
+        step, flipped = env.reset(seed), 0
+        for action in actions:
+            bits, desired = (step.obs[key][world].tolist() for key in ("observation", "desired_goal"))
+            step = env.step(action)
+            if step.is_first[world]:
+                flipped = 0
+                continue
+            bits[action[world]] = 1 - bits[action[world]]
+            flipped += 1
+            assert step.obs["observation"][world].tolist() == step.obs["achieved_goal"][world].tolist() == bits
+            assert step.obs["desired_goal"][world].tolist() == desired
+            assert step.raw_reward[world] == (0 if bits == desired else -1)
+            assert step.terminated[world] == (bits == desired)
+            assert step.truncated[world] == (flipped == n and bits != desired)
+
+
+def test_flipping_each_wrong_bit_once_reaches_the_goal():
+    env = VecTask(BitFlip(15), 200)
+    step, returns, reached = env.reset(0), np.zeros(200), np.zeros(200, bool)
+    wrong = (step.obs["observation"] != step.obs["desired_goal"]).sum(axis=1)
+    for _ in range(15):
+        step = env.step(np.maximum(env.target(), 0))
+        returns += np.where(reached, 0, step.raw_reward)
+        reached |= step.terminated
+    assert reached.all()
+    np.testing.assert_array_equal(returns, 1 - wrong)
+
+
+def test_fifteen_bits_are_hardly_ever_reached_by_chance():
+    env, rng = VecTask(BitFlip(), 2000), np.random.default_rng(0)
+    env.reset(0)
+    steps = [env.step(rng.integers(15, size=2000)) for _ in range(159)]
+    reached, missed = (sum(step.terminated.sum() for step in steps), sum(step.truncated.sum() for step in steps))
+    assert reached / (reached + missed) == pytest.approx(43e-5, abs=40e-5)

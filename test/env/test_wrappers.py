@@ -99,23 +99,52 @@ def test_frames_are_stacked_within_an_episode_only(build):
             np.testing.assert_array_equal(two.obs["obs"][world], np.concatenate(history[world]))
 
 
-class Still(VecEnv):
-    """Shows one number as a Box of any shape, counting up."""
+def test_hidden_numbers_are_zero_and_the_others_as_they_were(build):
+    bare, wrapped, _, env = both(build, "CartPole-v1", hide_obs=[1, 3])
+    for one, two in zip(bare, wrapped, strict=True):
+        np.testing.assert_array_equal(two.obs["obs"], one.obs["obs"] * np.float32([1, 0, 1, 0]))
+        assert one.obs["obs"][:, [1, 3]].all()
+        assert all(env.obs_space["obs"].contains(shown) for shown in two.obs["obs"])
+    assert env.obs_space["obs"].high[[1, 3]].tolist() == [0, 0]
+    assert env.env.obs_space["obs"].high[1] > 0  # what lies inside wasn't edited
 
-    def __init__(self, shape):
-        self.name, self.num_envs, self.number = "still", 2, 0
-        self.obs_space, self.action_space = {"obs": spaces.Box(0, 255, shape, np.uint8)}, spaces.Discrete(2)
 
-    def _obs(self):
-        return {"obs": np.full((2, *self.obs_space["obs"].shape), self.number, np.uint8)}
+def test_numbers_are_hidden_before_they_are_normalised_and_stacked(build):
+    _, wrapped, _, _ = both(build, "test/Walk-v0", hide_obs=[1], normalize_obs=True, frame_stack=2)
+    shown = np.stack([step.obs["obs"] for step in wrapped])
+    assert (shown[..., [1, 3]] == 0).all()
+    assert shown[..., [0, 2]].std() > 0.5
+
+
+def test_only_float_vectors_are_hidden(build):
+    bare, wrapped, _, _ = both(build, "test/Nested-v0", hide_obs=[0])
+    for one, two in zip(bare, wrapped, strict=True):
+        assert (two.obs["body.place"][:, 0] == 0).all()
+        np.testing.assert_array_equal(two.obs["body.place"][:, 1], one.obs["body.place"][:, 1])
+        for key in set(one.obs) - {"body.place"}:
+            np.testing.assert_array_equal(one.obs[key], two.obs[key])
+
+
+class Camera(VecEnv):
+    """Shows samples of a Box; episodes of 4 steps, out of step with each other, with NEXT_STEP autoreset."""
+
+    def __init__(self, box):
+        self.name, self.num_envs = "camera", 3
+        self.obs_space, self.action_space = {"obs": box}, spaces.Discrete(2)
+
+    def _shown(self):
+        return {"obs": np.stack([np.asarray(self.obs_space["obs"].sample()) for _ in range(3)])}
 
     def reset(self, seed):
-        return first_step(self._obs(), 2)
+        self.obs_space["obs"].seed(seed)
+        self.number = np.arange(3)
+        return first_step(self._shown(), 3)
 
     def step(self, action):
-        self.number += 1
-        nothing = np.zeros(2, bool)
-        return Step(self._obs(), np.zeros(2, np.float32), nothing, nothing, nothing, np.zeros(2))
+        is_first = self.number == 4
+        self.number = np.where(is_first, 0, self.number + 1)
+        no = np.zeros(3, bool)
+        return Step(self._shown(), np.zeros(3, np.float32), is_first, self.number == 4, no, np.zeros(3))
 
     def state_dict(self):
         return None
@@ -128,21 +157,31 @@ class Still(VecEnv):
 
 
 @pytest.mark.parametrize(
-    ("shape", "stacked", "channel_axis"),
-    [((), (4,), 1), ((5,), (20,), 1), ((8, 9), (8, 9, 4), 3), ((8, 9, 3), (8, 9, 12), 3), ((3, 8, 9), (12, 8, 9), 1)],
+    ("shape", "stacked"),
+    [((), (4,)), ((5,), (20,)), ((8, 9), (8, 9, 4)), ((8, 9, 3), (8, 9, 12)), ((3, 8, 9), (12, 8, 9))],
 )
-def test_pictures_are_stacked_along_their_channels(shape, stacked, channel_axis):
-    env = FrameStack(Still(shape), 4)
-    env.reset(0)
-    for _ in range(5):
-        step = env.step(np.zeros(2, int))
-    assert step.obs["obs"].shape == (2, *stacked)
-    assert step.obs["obs"].dtype == np.uint8
-    assert env.obs_space["obs"].shape == stacked
-    assert all(env.obs_space["obs"].contains(one) for one in step.obs["obs"])
-    # Oldest first along the channel axis: 2, 3, 4, 5, each as often as a frame has channels.
-    line = np.moveaxis(step.obs["obs"], channel_axis, -1).reshape(-1, stacked[channel_axis - 1])[0]
-    assert line.tolist() == np.repeat([2, 3, 4, 5], len(line) // 4).tolist()
+def test_a_stack_splits_into_its_frames_oldest_first(shape, stacked):
+    bare, env = (Camera(spaces.Box(0, 255, shape, np.uint8)) for _ in range(2))
+    env = FrameStack(env, 4)
+    stack, history, firsts = env.world.stacks["obs"], [[], [], []], 0
+    pairs = [(bare.reset(1), env.reset(1))] + [(bare.step(None), env.step(np.zeros(3, int))) for _ in range(20)]
+    for one, two in pairs:
+        assert two.obs["obs"].shape == (3, *stacked)
+        assert all(env.obs_space["obs"].contains(shown) for shown in two.obs["obs"])
+        for world in range(3):
+            now, shown = one.obs["obs"][world], two.obs["obs"][world]
+            history[world] = [now] * 4 if one.is_first[world] else [*history[world], now][-4:]
+            frames = [frame.reshape(shape) for frame in np.split(shown, stack.count, axis=stack.axis)]
+            np.testing.assert_array_equal(frames, history[world])
+            np.testing.assert_array_equal(frames[-1], now)  # the present one, also where an episode ends or begins
+        firsts += one.is_first.sum()
+    assert firsts > 10
+
+
+def test_only_stacked_keys_have_a_stack(build):
+    env = build("test/Nested-v0", 2, frame_stack=3, prev_action=True, prev_reward=True)
+    assert set(env.world.stacks) == {"body.place", "eye.0"}
+    assert build("test/Nested-v0", 2).world.stacks == {}
 
 
 def test_previous_action_and_reward_are_what_led_here(build):
@@ -177,6 +216,7 @@ ALL = {
     "reward_scale": 0.5,
     "normalize_reward": True,
     "clip_reward": 5.0,
+    "hide_obs": [1],
     "normalize_obs": True,
     "clip_obs": 5.0,
     "frame_stack": 3,

@@ -7,13 +7,12 @@ from typing import Any, Literal
 import torch
 from gymnasium import spaces
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from slm_lab.agent.algorithm.base import Metrics
+from slm_lab.agent.algorithm.base import Losses, Metrics
 from slm_lab.agent.algorithm.policy_gradient import PolicyGradient, PolicyGradientSpec, standardize
 from slm_lab.agent.net.base import NetSpec
-from slm_lab.agent.net.layers import init_head
+from slm_lab.agent.net.heads import body
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.returns import explained_variance, gae, n_step_returns
@@ -43,12 +42,8 @@ class ActorCritic(PolicyGradient):
 
     @classmethod
     def heads(cls, spec: ActorCriticSpec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:  # type: ignore[override]
-        def build(features: int) -> nn.Module:
-            head = nn.Linear(features, 1)
-            init_head(head, net_spec.critic_init_std)
-            return head
-
-        return {**super().heads(spec, net_spec, action_space), "value": Head("critic", build)}
+        value = Head("critic", lambda F: body(net_spec, F, 1, net_spec.critic_init_std))
+        return {**super().heads(spec, net_spec, action_space), "value": value}
 
     def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
         out = self.net(batch.obs, batch.carry, batch.is_first, heads=("value",), go_on=False)
@@ -74,15 +69,14 @@ class ActorCritic(PolicyGradient):
         advantage = gae(batch.reward, value, *ends, self.spec.gamma, self.spec.lam)
         return advantage, advantage + value[:, :-1]
 
-    def losses(self, batch: Batch, out: NetOut, frame: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        terms, shown = super().losses(batch, out, frame)
-        terms["value_loss"] = self.value_loss(out.heads["value"].squeeze(-1), batch, frame)
-        return terms, shown
+    def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
+        found = super().losses(batch, out, frame)
+        value_loss = self.value_loss(out.heads["value"].squeeze(-1), batch, frame)
+        return Losses({**found.terms, "value_loss": value_loss}, found.shown)
 
     def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
         """Error of the critic [B, T]."""
-        error = F.mse_loss if self.optim.spec.loss_spec.name == "MSELoss" else F.smooth_l1_loss
-        return error(value, batch.extras["v_target"], reduction="none")
+        return self.error(value, batch.extras["v_target"])
 
     def scales(self, frame: int) -> Metrics:
         return {**super().scales(frame), "value_loss": self.spec.val_loss_coef}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Head, Net, NetOut
@@ -15,10 +17,28 @@ from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.reduce import reduce_losses
 from slm_lab.lib.rng import Rng
+from slm_lab.lib.tree import map_batch, tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import SpecModel
 
 Metrics = dict[str, float]
+SURPRISE = 0.9  # share of the largest error in a sequence's priority, the rest is their mean's (R2D2's η)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What an algorithm makes of a minibatch."""
+
+    terms: dict[str, Tensor]  # name -> [B, T]
+    shown: dict[str, Tensor] = field(default_factory=dict)  # scalars worth showing
+    td_error: Tensor | None = None  # [B, T], how far the prediction was off: priorities come from it
+
+
+class Learned(NamedTuple):
+    """Result of an update."""
+
+    metrics: Metrics
+    priority: Tensor | None = None  # [B], how much there was to learn from each window
 
 
 class AlgorithmSpec(SpecModel):
@@ -50,6 +70,11 @@ class Algorithm:
         self.spec, self.net, self.optim, self.rng = spec, net, optim, rng
 
     @classmethod
+    def free(cls, spec: Any, action_space: spaces.Space) -> dict[str, nn.Parameter]:
+        """Learned numbers that belong to no part of the net."""
+        return {}
+
+    @classmethod
     def heads(cls, spec: Any, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:
         """The heads that this algorithm asks of a net."""
         raise NotImplementedError
@@ -66,32 +91,55 @@ class Algorithm:
         """What each gradient step sees."""
         yield batch
 
-    def losses(self, batch: Batch, out: NetOut, frame: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Loss terms `{name: [B, T]}`, and scalars worth showing."""
+    def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
+        """What a minibatch teaches, every term [B, T]."""
         raise NotImplementedError
 
     def scales(self, frame: int) -> Metrics:
         """Factor of each loss term by name (1 where not named)."""
         return {}
 
-    def update(self, batch: Batch, frame: int) -> Metrics:
+    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Error of values by `net.loss_spec`, elementwise."""
+        error = F.mse_loss if self.optim.spec.loss_spec.name == "MSELoss" else F.smooth_l1_loss
+        return error(prediction, target, reduction="none")
+
+    def update(self, batch: Batch, frame: int) -> Learned:
         """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite."""
         if not batch.mask.any():  # only rows that no one played
-            return {}
+            return Learned({})
         batch, prepared = self.prepare(batch)
-        scales = self.scales(frame)
+        batch = self._warmed(batch)
+        scales, priority = self.scales(frame), None
         shown: list[Metrics] = []
         for minibatch in self.minibatches(batch):
             if not minibatch.mask.any():
                 continue
-            out = self.net(minibatch.obs, minibatch.carry, minibatch.is_first)
-            terms, extra = self.losses(minibatch, out, frame)
-            loss, means = reduce_losses(terms | out.losses, minibatch.mask, minibatch.weight, scales)
-            metrics = {name: float(value.detach()) for name, value in {"loss": loss, **means, **extra}.items()}
-            _check_finite(metrics, terms | out.losses, frame)
+            out = self.net(minibatch.obs, minibatch.carry, minibatch.is_first, action=minibatch.action)
+            found = self.losses(minibatch, out, frame)
+            terms = found.terms | out.losses
+            loss, means = reduce_losses(terms, minibatch.mask, minibatch.weight, scales)
+            metrics = {name: float(value.detach()) for name, value in {"loss": loss, **means, **found.shown}.items()}
+            _check_finite(metrics, terms, frame)
             shown.append(metrics | self.optim.step(loss, frame))
+            if found.td_error is not None and batch.index is not None:
+                priority = _priority(found.td_error.detach(), minibatch.mask)
         self.after_update()
-        return prepared | {name: sum(row[name] for row in shown) / len(shown) for name in (shown[0] if shown else ())}
+        return Learned(prepared | _mean(shown), priority)
+
+    @torch.no_grad()
+    def _warmed(self, batch: Batch) -> Batch:
+        """The batch without its burn-in, which brings the old carry up to date (no gradient goes through it)."""
+        n = batch.burn_in
+        if n == 0:
+            return batch
+        carry = batch.carry
+        if not self.net.stateless:
+            first = {key: x[:, :n] for key, x in batch.obs.items()}
+            carry = self.net(first, carry, batch.is_first[:, :n], heads=()).carry
+        whole = {"weight": batch.weight, "index": batch.index, "burn_in": 0, "carry": carry}  # these have no T
+        held = batch.replace(carry={}, weight=None, index=None)
+        return map_batch(lambda x: x[:, n:], held).replace(**whole)
 
     def after_update(self) -> None:
         """For what follows a batch: target networks, statistics."""
@@ -111,3 +159,29 @@ def _check_finite(metrics: Metrics, terms: dict[str, Tensor], frame: int) -> Non
             f"the loss is {metrics['loss']} at frame {frame} (terms: {', '.join(bad)}). "
             "Try a smaller lr, clip_grad_val, or env.normalize_obs and env.normalize_reward."
         )
+
+
+def _mean(rows: list[Metrics]) -> Metrics:
+    """The mean of each metric over the rows that have it."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name, value in row.items():
+            values.setdefault(name, []).append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _priority(td_error: Tensor, mask: Tensor) -> Tensor:
+    """[B, T] to [B]: 0.9 of the largest error of a window and 0.1 of the mean; of a single step the error itself."""
+    error = torch.where(mask, td_error.abs(), 0.0)
+    return SURPRISE * error.amax(dim=1) + (1 - SURPRISE) * error.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+def without_last(batch: Batch) -> Batch:
+    """The batch without the observation after its last row, which only targets need."""
+    T = batch.reward.shape[1]
+    return batch.replace(obs=tree_map(lambda x: x[:, :T], batch.obs), is_first=batch.is_first[:, :T])
+
+
+def shown_by_cores(out: NetOut) -> Tree:
+    """What the cores of parts show, for those that do."""
+    return {part: shown for part, shown in out.extras.items() if shown}

@@ -9,11 +9,18 @@ from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
 
-from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec, Metrics
-from slm_lab.agent.exploration import ActionPolicy, explore
+from slm_lab.agent.algorithm.base import (
+    Algorithm,
+    AlgorithmSpec,
+    Learned,
+    Losses,
+    Metrics,
+    shown_by_cores,
+    without_last,
+)
+from slm_lab.agent.exploration import ActionPolicy, explore, explore_var_problems
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.distribution import Distribution
-from slm_lab.agent.net.layers import init_head
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.agent.net.policy_head import ActionPd, PolicyHead, fitting_pds
 from slm_lab.lib.errors import Problem
@@ -48,19 +55,14 @@ class PolicyGradient(Algorithm):
 
     @classmethod
     def heads(cls, spec: PolicyGradientSpec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:
-        def build(features: int) -> PolicyHead:
-            head = PolicyHead(features, action_space, spec.action_pdtype, net_spec.log_std_init)
-            init_head(head, net_spec.actor_init_std)
-            return head
-
-        return {"policy": Head("actor", build)}
+        return {"policy": Head("actor", lambda F: PolicyHead(net_spec, F, action_space, spec.action_pdtype))}
 
     @torch.no_grad()
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
         out = self.net(obs, carry, is_first, heads=("policy",))
         policy = self._behaviour(out, frame) if explore else out.heads["policy"]
         action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
-        extras = {"log_prob": policy.log_prob(action), **{part: shown for part, shown in out.extras.items() if shown}}
+        extras = {"log_prob": policy.log_prob(action), **shown_by_cores(out)}
         return ActOut(action[:, 0], out.carry, tree_map(lambda x: x[:, 0], extras))  # what cores show is kept too
 
     def _behaviour(self, out: NetOut, frame: int) -> Distribution:
@@ -76,15 +78,14 @@ class PolicyGradient(Algorithm):
     @torch.no_grad()
     def prepare(self, batch: Batch) -> tuple[Batch, Metrics]:
         batch, metrics = self.advantage(batch)
-        T = batch.reward.shape[1]
-        return batch.replace(obs=tree_map(lambda x: x[:, :T], batch.obs), is_first=batch.is_first[:, :T]), metrics
+        return without_last(batch), metrics
 
-    def losses(self, batch: Batch, out: NetOut, frame: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         policy = out.heads["policy"]
         entropy = policy.entropy()  # [B, T]
         policy_loss, shown = self.policy_loss(policy.log_prob(batch.action), batch, frame)
         shown["entropy"] = (entropy * batch.mask).sum() / batch.mask.sum()
-        return {"policy_loss": policy_loss, "entropy_loss": -entropy}, shown
+        return Losses({"policy_loss": policy_loss, "entropy_loss": -entropy}, shown)
 
     def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
         """`−log π(a|o) A` [B, T], and scalars worth showing."""
@@ -100,10 +101,10 @@ class PolicyGradient(Algorithm):
         shown = {"explore_var": explore_var.at(frame)} if explore_var else {}
         return {"entropy_coef": self.scales(frame)["entropy_loss"], **shown}
 
-    def update(self, batch: Batch, frame: int) -> Metrics:
-        metrics = super().update(batch, frame)
+    def update(self, batch: Batch, frame: int) -> Learned:
+        metrics = super().update(batch, frame).metrics
         metrics.pop("entropy_loss", None)  # shown as entropy
-        return metrics | self.watched(frame)
+        return Learned(metrics | self.watched(frame))
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:
@@ -131,28 +132,7 @@ class PolicyGradient(Algorithm):
                     f"'{algorithm.action_policy}' is for discrete actions; {action_space} takes 'default'",
                 )
             )
-        explore_var = algorithm.explore_var_spec
-        if explore_var is not None:
-            found += _explore_var_problems(algorithm.action_policy, explore_var)
-        if algorithm.action_policy in ("epsilon_greedy", "boltzmann") and algorithm.explore_var_spec is None:
-            found.append(
-                Problem(
-                    "agent.algorithm.explore_var_spec",
-                    f"missing: '{algorithm.action_policy}' needs its epsilon or temperature",
-                )
-            )
-        return found
-
-
-def _explore_var_problems(action_policy: ActionPolicy, spec: ScheduleSpec) -> list[Problem]:
-    path, values = "agent.algorithm.explore_var_spec", (spec.start_val, spec.at(spec.end_step + 1))
-    if action_policy not in ("epsilon_greedy", "boltzmann"):
-        return [Problem(path, f"'{action_policy}' has nothing to vary: leave it null, or use another action_policy")]
-    if action_policy == "epsilon_greedy" and not 0 <= min(values) <= max(values) <= 1:
-        return [Problem(path, f"an epsilon from {values[0]} to {values[1]} is no probability (expected: from 0 to 1)")]
-    if action_policy == "boltzmann" and min(values) <= 0:
-        return [Problem(path, f"a temperature from {values[0]} to {values[1]} must stay above 0")]
-    return []
+        return found + explore_var_problems(algorithm.action_policy, algorithm.explore_var_spec)
 
 
 def standardize(x: Tensor, mask: Tensor) -> Tensor:

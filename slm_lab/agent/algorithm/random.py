@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec, Metrics
+from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec, Learned
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Head
 from slm_lab.agent.net.policy_head import PolicyHead, fitting_pds
@@ -39,19 +39,19 @@ class Random(Algorithm):
 
     @classmethod
     def heads(cls, spec: Spec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:
-        return {"policy": Head("actor", lambda features: PolicyHead(features, action_space, "default"))}
+        return {"policy": Head("actor", lambda F: PolicyHead(net_spec, F, action_space, "default"))}
 
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
         head: Any = self.net.heads["policy"]
         E = is_first.shape[0]
         if hasattr(head, "log_std"):
-            return ActOut(torch.rand(E, head.linear.out_features, generator=self.rng.torch) * 2 - 1, carry, {})
-        sizes = head.nvec or [head.linear.out_features]
+            return ActOut(torch.rand(E, head.size, generator=self.rng.torch) * 2 - 1, carry, {})
+        sizes = head.nvec or [head.size]
         action = torch.stack([torch.randint(n, (E,), generator=self.rng.torch) for n in sizes], dim=-1)
         return ActOut(action if head.nvec else action[:, 0], carry, {})
 
-    def update(self, batch: Batch, frame: int) -> Metrics:
-        return {}
+    def update(self, batch: Batch, frame: int) -> Learned:
+        return Learned({})
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

@@ -37,6 +37,7 @@ class Memory:
 
     Spec: ClassVar[type[SpecModel]]
     on_policy: ClassVar[bool]
+    keeps_carry: ClassVar[bool] = True  # whether its windows come with the carry that a recurrent net needs
     to_train: bool = False
 
     def __init__(self, spec: Any, context: MemoryContext) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from slm_lab.agent.memory.base import Memory, MemoryContext
-from slm_lab.agent.memory.rows import Rows
+from slm_lab.agent.memory.rows import Rows, window
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import SpecModel
@@ -30,7 +30,7 @@ class OnPolicyBatchReplay(Memory):
 
     def __init__(self, spec: Spec, context: MemoryContext) -> None:
         super().__init__(spec, context)
-        self.rows = Rows(context.frequency)
+        self.rows = Rows(context.frequency, context.world.stacks, context.world.action_space)
         self.carry: Tree = {}
 
     def update(self, row: Row) -> None:
@@ -40,15 +40,15 @@ class OnPolicyBatchReplay(Memory):
         self.to_train = self.rows.size >= self.context.frequency
 
     def sample(self) -> Batch:
-        def windows(store: np.ndarray) -> np.ndarray:  # [T, E, ...] -> [B = E, T, ...]
-            return np.array(store.swapaxes(0, 1), order="C")
-
-        batch = _batch(tree_map(windows, self.rows.data), self.carry)
+        t = self.rows.first + np.arange(self.rows.size + 1)[None, :]  # [1, T+1]
+        env = np.arange(self.context.world.num_envs)[:, None]  # [B = E, 1]
+        batch = window(self.rows, t, env, self.carry)
         self.reset()
         return batch
 
     def reset(self) -> None:
-        self.rows.size, self.to_train = 0, False
+        self.rows.reset()
+        self.to_train = False
 
     def state_dict(self) -> Tree:
         return {"rows": self.rows.state_dict(), "carry": self.carry, "to_train": self.to_train}
@@ -78,14 +78,15 @@ class OnPolicyReplay(Memory):
         self.reset()
 
     def reset(self) -> None:
-        self.rows = Rows(256)
-        self.begin = np.zeros(self.context.world.num_envs, np.int64)  # first row of each env's running episode
+        world = self.context.world
+        self.rows = Rows(256, world.stacks, world.action_space, grows=True)
+        self.begin = np.zeros(world.num_envs, np.int64)  # first row of each env's running episode
         self.carry: Tree = {}  # {..: [E, ...]} each env's carry at that row
         self.ended: list[Tree] = []  # for each step that ended some: env, begin, end [n], carry {..: [n, ...]}
         self.to_train = False
 
     def update(self, row: Row) -> None:
-        t = self.rows.size
+        t = self.rows.count
         self.begin = np.where(row.is_first, t, self.begin)
         self.carry = tree_map(lambda new, old: _choose(row.is_first, new, old), row.carry, self.carry or row.carry)
         self.rows.append(row)
@@ -101,29 +102,20 @@ class OnPolicyReplay(Memory):
         env, end = episodes["env"][:, None], episodes["end"][:, None]  # [B, 1]
         T = int((episodes["end"] - episodes["begin"]).max())
         t = episodes["begin"][:, None] + np.arange(T + 1)  # [B, T+1]
-
-        def gather(rows: np.ndarray, last: np.ndarray) -> Any:  # rows past the end repeat the last one, under the mask
-            index = np.minimum(rows, last)
-            return lambda store: store[index, env]
-
-        seen = tree_map(gather(t, end), self.rows.data["seen"])
-        done = tree_map(gather(t[:, :-1], end - 1), self.rows.data["done"])
-        for flag in ("terminated", "truncated", "mask"):
-            done[flag] = done[flag] & (t[:, :-1] < end)
+        batch = window(self.rows, np.minimum(t, end), env, carry)  # past an end: the last observation, under the mask
+        lived = t[:, :-1] < end
+        flags = {name: getattr(batch, name) & lived for name in ("terminated", "truncated", "mask")}
         self._forget()
-        return _batch({"seen": seen, "done": done}, carry)
+        return batch.replace(**flags)
 
     def _forget(self) -> None:
         """Drop all rows before the earliest running episode."""
         last = np.zeros(self.context.world.num_envs, np.int64)
         for part in self.ended:
             last[part["env"]] = part["end"]
-        self.begin = np.maximum(
-            self.begin, last
-        )  # an env whose episode has ended holds nothing until its next one begins
-        oldest = int(self.begin.min())
-        self.rows.drop(oldest)
-        self.begin = self.begin - oldest
+        # an env whose episode has ended holds nothing until its next one begins
+        self.begin = np.maximum(self.begin, last)
+        self.rows.drop(int(self.begin.min()))
         self.ended, self.to_train = [], False
 
     def state_dict(self) -> Tree:
@@ -144,7 +136,3 @@ class OnPolicyReplay(Memory):
 
 def _choose(where: np.ndarray, new: np.ndarray, old: np.ndarray) -> np.ndarray:
     return np.where(where.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def _batch(data: Tree, carry: Tree) -> Batch:
-    return Batch(**data["seen"], **data["done"], carry=carry)

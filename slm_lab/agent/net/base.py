@@ -26,6 +26,10 @@ class NetSpec(SpecModel):
     )
     shared: bool = Field(False, description="one encoder and core for policy and value, or one each")
     hid_layers_activation: Activation = "tanh"
+    head_hid_layers: list[PositiveInt] = Field(
+        [],
+        description="units of hidden layers in each head, after the core; Q(s, a) needs some: the action joins there",
+    )
     init_fn: InitFn | None = Field("orthogonal_", description="how weights begin; null: torch's own way")
     actor_init_std: float | None = Field(0.01, gt=0, description="gain of the policy head's weights; null: torch's own")
     critic_init_std: float | None = Field(1.0, gt=0, description="gain of the value head's weights; null: torch's own")
@@ -56,7 +60,7 @@ class NetSpec(SpecModel):
 
     def optim_of(self, part: str) -> OptimSpec:
         """The optimiser of one part of the net."""
-        own = {"actor": self.actor_optim_spec, "critic": self.critic_optim_spec}.get(part)
+        own = self.critic_optim_spec if part.startswith("critic") else self.actor_optim_spec
         return self.optim_spec if self.use_same_optim or own is None else own
 
 

@@ -104,10 +104,31 @@ class SquashedNormal(Normal):
     def sample(self, generator: torch.Generator) -> Tensor:
         return torch.tanh(super().sample(generator))
 
+    def sample_log_prob(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A draw and its log-probability, differentiable through the draw and exact where tanh is flat."""
+        u = super().sample(generator)
+        return torch.tanh(u), self._log_prob_of(u)
+
     def mode(self) -> Tensor:
         return torch.tanh(self.mean)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        u = torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6))
+        return self._log_prob_of(torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6)))
+
+    def _log_prob_of(self, u: Tensor) -> Tensor:
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 − tanh² u), stable for large u
         return super().log_prob(u) - log_slope.sum(dim=-1)
+
+
+class Noisy:
+    """A deterministic action in [−1, 1], `mean` [..., A], with Gaussian noise when it explores."""
+
+    def __init__(self, mean: Tensor, std: float) -> None:
+        self.mean, self.std = mean, std
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(self.mean.shape, generator=generator).to(self.mean.device)
+        return (self.mean + self.std * noise).clamp(-1, 1)
+
+    def mode(self) -> Tensor:
+        return self.mean

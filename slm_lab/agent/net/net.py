@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from slm_lab.agent.net.base import Encoder
 from slm_lab.agent.net.core.base import Core
@@ -19,8 +20,9 @@ from slm_lab.lib.types import Tree
 class Head:
     """What an algorithm asks of a net: which part it reads from, and how to build it for F features."""
 
-    part: str  # "actor" or "critic"
+    part: str  # "actor", "critic" or "critic2"
     build: Callable[[int], nn.Module]
+    takes_action: bool = False  # Q(s, a): it reads the features and an action beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +50,21 @@ class Part(nn.Module):
 class Net(nn.Module):
     """Parts (`shared`, or `actor` and `critic`) and the heads that read from them.
 
-    The carry of a net is a tree by part; a memoryless net's has no leaves.
+    The carry of a net is a tree by part; a memoryless net's has no leaves. `free` are learned numbers that no part
+    holds.
     """
 
-    def __init__(self, parts: dict[str, Part], heads: dict[str, Head]) -> None:
+    def __init__(
+        self, parts: dict[str, Part], heads: dict[str, Head], free: dict[str, nn.Parameter] | None = None
+    ) -> None:
         super().__init__()
         self.parts = nn.ModuleDict(parts)
         self.part_of = {name: "shared" if "shared" in parts else head.part for name, head in heads.items()}
         self.heads = nn.ModuleDict(
             {name: head.build(parts[self.part_of[name]].core.out_size) for name, head in heads.items()}
         )
+        self.free = nn.ParameterDict(free or {})
+        self.takes_action = {name for name, head in heads.items() if head.takes_action}
         self.stateless = not list(tree_leaves(self.initial(1)))
 
     def initial(self, B: int) -> Tree:
@@ -70,31 +77,49 @@ class Net(nn.Module):
         return part
 
     def forward(
-        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str] | None = None, go_on: bool = True
-    ) -> NetOut:
+        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str] | None = None, go_on: bool = True,
+        action: Tensor | None = None,
+    ) -> NetOut:  # fmt: skip
         """obs {key: [B, T, *O]}, carry before the first step, is_first [B, T].
 
         `heads` limits the work to the heads named (all by default). A part with a carry runs all the same, so that its
-        memory goes on; `go_on=False` says that nobody will.
+        memory goes on; `go_on=False` says that nobody will. Heads that take an action are read for `action` [B, T, *A],
+        and left out without one (their features are there).
         """
         wanted = set(self.heads if heads is None else heads)
-        features: dict[str, Tensor] = {}
-        losses: dict[str, Tensor] = {}
-        new_carry, extras = dict(carry), {}
+        out = self.features(obs, carry, is_first, wanted, go_on)
+        for head in self.heads:
+            if head in wanted and (head not in self.takes_action or action is not None):
+                out.heads[head] = self.read(head, out.features, action)
+        return out
+
+    def features(self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str], go_on: bool = True) -> NetOut:
+        """As `forward`, but for the parts that `heads` read from, without the heads."""
+        needed = {self.part_of[head] for head in heads}
+        out = NetOut({}, {}, dict(carry), {}, {})
         for name in self.parts:
-            remembers = bool(carry[name]) and go_on
-            if not remembers and not any(self.part_of[head] == name for head in wanted):
+            held = carry.get(name, {})  # a memory that keeps none gives {}
+            if name not in needed and not (held and go_on):
                 continue
-            features[name], new_carry[name], extras[name], own = self.parts[name](obs, carry[name], is_first)
-            losses |= {f"{name}_{key}": term for key, term in own.items()}
-        outputs = {head: self.heads[head](features[self.part_of[head]]) for head in self.heads if head in wanted}
-        return NetOut(outputs, features, new_carry, extras, losses)
+            found = self.parts[name](obs, held, is_first)
+            out.features[name], out.carry[name], out.extras[name], losses = found
+            out.losses.update({f"{name}_{key}": term for key, term in losses.items()})
+        return out
+
+    def read(self, head: str, features: dict[str, Tensor], action: Tensor | None = None, frozen: bool = False) -> Any:
+        """What a head makes of its part's features (and an action). `frozen`: as if its weights were constants."""
+        module, x = self.heads[head], features[self.part_of[head]]
+        inputs = (x, action) if head in self.takes_action else (x,)
+        if not frozen:
+            return module(*inputs)
+        return functional_call(module, {name: p.detach() for name, p in module.named_parameters()}, inputs)
 
     def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of each part with its heads: what one optimiser trains and one clip bounds."""
         groups: dict[str, list[nn.Parameter]] = {name: list(self.parts[name].parameters()) for name in self.parts}
         for head, part in self.part_of.items():
             groups[part] += list(self.heads[head].parameters())
+        groups |= {name: [parameter] for name, parameter in self.free.items()}
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     @property

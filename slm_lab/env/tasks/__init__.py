@@ -1,4 +1,4 @@
-"""Memory tasks. Importing this package registers each of them with Gymnasium as `slm_lab/<Name>-v0`."""
+"""Tasks of ours. Importing this package registers each of them with Gymnasium as `slm_lab/<Name>-v0`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A memory task's rules, written once, and its two faces: a Gymnasium env of one world, a vector of many."""
+"""A task's rules, written once, and its two faces: a Gymnasium env of one world, a vector of many."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.utils import seeding
 
 from slm_lab.env.action import ActionUnits
-from slm_lab.env.base import EnvError, Space, VecEnv, first_step, own
+from slm_lab.env.base import EnvError, Goals, Space, VecEnv, first_step, leaf_arrays, leaf_spaces, own
 from slm_lab.lib.types import Step, Tree
 from slm_lab.spec.parts import TASK
 
@@ -18,23 +18,25 @@ State = dict[str, np.ndarray]  # {"t": [E] steps taken in this episode, and what
 
 
 class Rules(ABC):
-    """What a memory task is, for E worlds at once. The constructor's arguments are the keys of the spec.
+    """What a task is, for E worlds at once. The constructor's arguments are the keys of the spec.
 
     An episode's whole script is drawn when it begins, from its world's own generator, so the two faces show the same
-    episodes. Every task lasts `length` steps and is then terminated: nothing follows, so there is nothing to bootstrap.
-    The observation at `t == length` is the last one; nothing is asked there.
+    episodes. Every memory task lasts `length` steps and is then terminated: nothing follows, so there is nothing to
+    bootstrap. The observation at `t == length` is the last one; nothing is asked there. A task that is terminated by
+    what is done in it says so in `terminated`, and is truncated after `length` steps.
     """
 
     obs_space: Space
     action_space: gymnasium.spaces.Discrete
     length: int
+    goals: Goals | None = None  # of a goal task
 
     @abstractmethod
     def script(self, rng: np.random.Generator) -> State:
         """One world's episode: arrays of fixed shapes, without the E."""
 
     @abstractmethod
-    def observe(self, state: State) -> np.ndarray:  # [E, *O], fresh
+    def observe(self, state: State) -> Any:  # [E, *O], or {key: [E, *O]} where obs_space is a Dict
         """What is shown now."""
 
     @abstractmethod
@@ -48,6 +50,15 @@ class Rules(ABC):
     @abstractmethod
     def cue_steps(self, state: State) -> np.ndarray:  # [E, C]
         """The steps at which what must be remembered is shown; -1 where there's none."""
+
+    def terminated(self, state: State) -> np.ndarray:  # [E] bool
+        """Where the episode has come to its end, after `t` steps."""
+        return state["t"] >= self.length
+
+    def ends(self, state: State) -> tuple[np.ndarray, np.ndarray]:  # [E] bool, [E] bool
+        """Terminated, and truncated: no episode is longer than `length`."""
+        terminated = self.terminated(state)
+        return terminated, (state["t"] >= self.length) & ~terminated
 
 
 def whole(key: str, value: Any, low: int, high: int | None = None) -> int:
@@ -71,13 +82,14 @@ def _stacked(scripts: list[State]) -> State:
 
 
 class VecTask(VecEnv):
-    """`num_envs` worlds of a memory task, stepped as arrays: no Python loop over worlds except where episodes begin."""
+    """`num_envs` worlds of a task, stepped as arrays: no Python loop over worlds except where episodes begin."""
 
     def __init__(self, rules: Rules, num_envs: int, max_t: int | None = None) -> None:
         self.rules, self.num_envs, self.max_t = rules, num_envs, max_t
         self.name = type(rules).__name__
         self._units = ActionUnits(rules.action_space)
-        self.obs_space, self.action_space = {"obs": rules.obs_space}, self._units.space
+        self.obs_space, self.action_space = leaf_spaces(rules.obs_space), self._units.space
+        self.goals = rules.goals
         self._rngs: list[np.random.Generator] = []
         self._state: State = {}
         self._ended = np.zeros(num_envs, dtype=bool)
@@ -87,26 +99,27 @@ class VecTask(VecEnv):
         self._rngs = [seeding.np_random(int(seed) + world)[0] for world in range(self.num_envs)]
         self._state = _stacked([self.rules.script(rng) for rng in self._rngs])
         self._ended = np.zeros(self.num_envs, dtype=bool)
-        return first_step({"obs": self.rules.observe(self._state)}, self.num_envs)
+        return first_step(self._shown(), self.num_envs)
 
     def step(self, action: np.ndarray) -> Step:
         if not self._state:
             raise EnvError(f"{self.name}: step before reset")
         reward = self.rules.act(self._state, self._units.to_world(action))
-        number = self._state["t"] + 1  # [E] steps taken, this one included
-        terminated, truncated = number >= self.rules.length, np.zeros(self.num_envs, dtype=bool)
+        self._state["t"] = np.minimum(self._state["t"] + 1, self.rules.length)
+        terminated, truncated = self.rules.ends(self._state)
         if self.max_t is not None:
-            truncated = number >= self.max_t
+            truncated = truncated | (self._state["t"] >= self.max_t)
         # A world whose episode had ended took no action: its reward and end are wiped and its next script drawn.
-        self._state["t"] = np.minimum(number, self.rules.length)
         is_first = self._ended
         if is_first.any():
             self._begin(np.flatnonzero(is_first))
             reward = np.where(is_first, 0.0, reward)
             terminated, truncated = terminated & ~is_first, truncated & ~is_first
         self._ended = terminated | truncated
-        obs = {"obs": self.rules.observe(self._state)}
-        return Step(obs, reward.astype(np.float32), is_first, terminated, truncated, reward)
+        return Step(self._shown(), reward.astype(np.float32), is_first, terminated, truncated, reward)
+
+    def _shown(self) -> Tree:
+        return leaf_arrays(self.rules.obs_space, self.rules.observe(self._state), self.num_envs)
 
     def _begin(self, worlds: np.ndarray) -> None:
         fresh = _stacked([self.rules.script(self._rngs[world]) for world in worlds])
@@ -139,7 +152,7 @@ class VecTask(VecEnv):
 
 
 class TaskEnv(gymnasium.Env[Any, Any]):
-    """One world of a memory task as a plain Gymnasium env, for other libraries: `slm_lab/<Name>-v0`."""
+    """One world of a task as a plain Gymnasium env, for other libraries: `slm_lab/<Name>-v0`."""
 
     metadata = {"render_modes": ["ansi"]}
 
@@ -157,11 +170,26 @@ class TaskEnv(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         reward = float(self.rules.act(self._state, np.array([action]))[0])
         self._state["t"] = np.minimum(self._state["t"] + 1, self.rules.length)
-        return self._shown(), reward, bool(self._state["t"][0] == self.rules.length), False, {}
+        terminated, truncated = self.rules.ends(self._state)
+        return self._shown(), reward, bool(terminated[0]), bool(truncated[0]), {}
+
+    def compute_reward(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:  # [N] float32
+        """Gymnasium-Robotics' question to a goal env: what reaching `desired` by `achieved`, [N, *G], pays."""
+        return self._goals().reward(achieved, desired)
+
+    def compute_terminated(self, achieved: np.ndarray, desired: np.ndarray, info: Any) -> np.ndarray:  # [N] bool
+        return self._goals().terminated(achieved, desired)
+
+    def _goals(self) -> Goals:
+        if self.rules.goals is None:
+            raise EnvError(f"{type(self.rules).__name__} has no goals, so none can be replaced")
+        return self.rules.goals
 
     def _shown(self) -> Any:
-        obs = self.rules.observe(self._state)[0]
-        return obs if obs.shape else int(obs)
+        obs = self.rules.observe(self._state)
+        if isinstance(obs, dict):
+            return {key: value[0] for key, value in obs.items()}
+        return obs[0] if obs[0].shape else int(obs[0])
 
     def render(self) -> str | None:
         if self.render_mode is None:

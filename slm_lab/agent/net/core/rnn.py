@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -13,6 +14,8 @@ from slm_lab.agent.net.core.base import Core, CoreOut
 from slm_lab.lib.types import Tree
 from slm_lab.spec.model import PositiveInt, SpecModel
 
+State = tuple[Tensor, ...]
+
 
 class RecurrentSpec(SpecModel):
     """Keys that recurrent cores share."""
@@ -21,8 +24,16 @@ class RecurrentSpec(SpecModel):
     num_layers: PositiveInt = Field(1, description="stacked layers")
 
 
+# One more call of torch's net takes at least as long as this many steps by segments (measured on a CPU, one thread)
+CALL_COST = 2
+
+
 class Recurrent(Core):
-    """A torch recurrent net over [B, T], its state reset wherever `is_first` says."""
+    """A torch recurrent net over [B, T], its state reset wherever `is_first` says.
+
+    There are two ways to the same numbers (to float rounding), and `forward` takes the one that is faster: by stretches
+    where resets are few, as in acting, and by segments where they are scattered, as in replay of short episodes.
+    """
 
     state_names: tuple[str, ...]
     cell: type[nn.RNNBase]
@@ -40,27 +51,65 @@ class Recurrent(Core):
         return {name: zeros(B, self.spec.num_layers, self.spec.hidden_size) for name in self.state_names}
 
     def forward(self, x: Tensor, carry: Tree, is_first: Tensor) -> CoreOut:
-        T = x.shape[1]
-        # Between two resets (of any row) the whole stretch runs in one call; a reset zeroes the rows it marks.
-        cuts = [0, *[t for t in is_first.any(dim=0).nonzero().flatten().tolist() if t > 0], T]
-        state = tuple(carry[name].transpose(0, 1) for name in self.state_names)  # [layers, B, H]
+        state = tuple(carry[name] for name in self.state_names)  # [B, layers, H]
+        cuts = [0, *[t for t in is_first.any(dim=0).nonzero().flatten().tolist() if t > 0]]
+        segments = _segments(is_first) if len(cuts) > 1 else None
+        if segments and int(segments[1][0]) <= CALL_COST * len(cuts):
+            features, state = self._by_segments(x, state, is_first, *segments)
+        else:
+            features, state = self._by_stretches(x, state, is_first, cuts)
+        return features, dict(zip(self.state_names, state, strict=True)), {}, {}
+
+    def _by_stretches(self, x: Tensor, state: State, is_first: Tensor, cuts: list[int]) -> tuple[Tensor, State]:
+        """One call for each stretch between two resets (of any row); a reset zeroes the rows it marks."""
+        state = tuple(part.transpose(0, 1) for part in state)  # [layers, B, H]
         outputs = []
-        for begin, end in pairwise(cuts):
+        for begin, end in pairwise([*cuts, x.shape[1]]):
             keep = is_first[None, :, begin, None].logical_not()  # [1, B, 1]
             state = tuple((part * keep).contiguous() for part in state)
-            output, state = self._run(x[:, begin:end], state)
+            output, new = self.rnn(x[:, begin:end], state[0] if len(state) == 1 else state)
+            state = (new,) if len(state) == 1 else tuple(new)
             outputs.append(output)
-        features = torch.cat(outputs, dim=1)  # [B, T, H]
-        return (
-            features,
-            {name: part.transpose(0, 1) for name, part in zip(self.state_names, state, strict=True)},
-            {},
-            {},
-        )
+        return torch.cat(outputs, dim=1), tuple(part.transpose(0, 1) for part in state)
 
-    def _run(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        output, new = self.rnn(x, state[0] if len(state) == 1 else state)
-        return output, (new,) if len(state) == 1 else tuple(new)
+    def _by_segments(
+        self, x: Tensor, state: State, is_first: Tensor, begin: Tensor, length: Tensor
+    ) -> tuple[Tensor, State]:
+        """Every segment is a sequence of its own, and all run side by side: as many steps as the longest one has."""
+        B, T, _ = x.shape
+        steps = torch.arange(int(length[0]), device=x.device)[:, None]
+        running = steps < length  # [longest, S]; the longest segments come first, so those that run are the first ones
+        sizes = running.sum(dim=1).tolist()
+        order = (begin + steps)[running]  # [B*T] in the order they run: where each row and step lies in the window
+        place = torch.empty_like(order)
+        place[order] = torch.arange(B * T, device=x.device)  # and back
+        keep = is_first.flatten()[begin].logical_not()[:, None, None]  # a segment that goes on has its row's carry
+        state = tuple(part.index_select(0, begin // T) * keep for part in state)  # [S, layers, H]
+        x, ends = x.flatten(0, 1).index_select(0, order), []
+        for layer, weights in enumerate(self.rnn.all_weights):
+            now, seen = tuple(part[:, layer] for part in state), []
+            for step in torch.split(x, sizes):
+                now = self._step(step, tuple(part[: len(step)] for part in now), weights)
+                seen.append(now)
+            states = tuple(torch.cat(parts) for parts in zip(*seen, strict=True))  # [B*T, H]
+            ends.append(tuple(part.index_select(0, place.view(B, T)[:, -1]) for part in states))
+            x = states[0]
+        state = tuple(torch.stack(parts, dim=1) for parts in zip(*ends, strict=True))  # [B, layers, H]
+        return x.index_select(0, place).view(B, T, -1), state
+
+    def _step(self, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+        """One step of one layer: x [S, D], state [S, H]."""
+        raise NotImplementedError
+
+
+def _segments(is_first: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the segments between resets begin in the flat window, and their lengths, both [S]; the longest first."""
+    first = is_first.clone()
+    first[:, 0] = True
+    begin = first.flatten().nonzero().squeeze(1)
+    length = torch.diff(begin, append=begin.new_tensor([first.numel()]))
+    length, order = length.sort(descending=True, stable=True)
+    return begin[order], length
 
 
 class GRU(Recurrent):
@@ -77,6 +126,9 @@ class GRU(Recurrent):
 
     cell = nn.GRU
     state_names = ("h",)
+
+    def _step(self, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+        return (torch.gru_cell(x, state[0], *weights),)
 
 
 class LSTM(Recurrent):
@@ -102,3 +154,6 @@ class LSTM(Recurrent):
         H = spec.hidden_size
         for layer in range(spec.num_layers):
             getattr(self.rnn, f"bias_ih_l{layer}").data[H : 2 * H] = spec.forget_bias
+
+    def _step(self, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
+        return torch.lstm_cell(x, state, *weights)

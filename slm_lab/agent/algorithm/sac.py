@@ -1,0 +1,124 @@
+"""Soft actor-critic."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from gymnasium import spaces
+from pydantic import Field
+from torch import Tensor, nn
+
+from slm_lab.agent.algorithm.actor import TWINS, OffPolicyActor
+from slm_lab.agent.algorithm.base import Losses, Metrics, without_last
+from slm_lab.agent.algorithm.off_policy import OffPolicySpec, ahead, bootstrapped
+from slm_lab.agent.net.base import NetSpec
+from slm_lab.agent.net.distribution import Categorical
+from slm_lab.agent.net.net import Head, Net, NetOut
+from slm_lab.agent.net.policy_head import PolicyHead
+from slm_lab.lib.errors import Problem
+from slm_lab.lib.types import Batch
+from slm_lab.spec.model import PositiveInt
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
+
+
+class SAC(OffPolicyActor):
+    """Soft actor-critic: reward and entropy together, for Box actions (tanh Gaussian) and Discrete ones.
+
+    `V(o) = E_a~π [min Q⁻(o, a) − α log π(a|o)]`; critics learn `r + γ V(o')`, the actor `E_a [α log π − min Q]`, exact
+    sums over the actions of a Discrete space. α is learned so that the entropy stays near `target_entropy`, or fixed.
+
+    Source: Haarnoja et al. 2018, arXiv 1801.01290 and 1812.05905 (temperature, eq. 18); Christodoulou 2019, arXiv
+    1910.07207 (discrete). Differs: actor, critics and temperature take one step together, so the actor sees the critics
+    of a moment before; the temperature's loss is linear in log α, as in the authors' code.
+
+    Sample spec: `"algorithm": {"name": "SAC", "gamma": 0.99, "training_frequency": 1, "training_start_step": 1000,
+    "polyak_coef": 0.005}`
+    """
+
+    class Spec(OffPolicySpec):
+        name: Literal["SAC"] = "SAC"
+        update_type: Literal["replace", "polyak"] = Field("polyak", description="how the target network follows")
+        update_frequency: PositiveInt = Field(1, description="frames between updates of the target network")
+        temperature: float | None = Field(None, gt=0, description="α; null: learned")
+        target_entropy: float | None = Field(
+            None,
+            description="entropy that a learned α holds; null: minus the action's size, or 0.5 log n for n actions",
+        )
+
+    @classmethod
+    def heads(cls, spec: Spec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:
+        pd: Any = "Categorical" if isinstance(action_space, spaces.Discrete) else "SquashedNormal"
+        policy = Head("actor", lambda F: PolicyHead(net_spec, F, action_space, pd, state_std=True))
+        return {"policy": policy, **cls.critics(net_spec, action_space)}
+
+    @classmethod
+    def free(cls, spec: Spec, action_space: spaces.Space) -> dict[str, nn.Parameter]:
+        return {"log_alpha": nn.Parameter(torch.zeros(()))} if spec.temperature is None else {}
+
+    def target_entropy(self, policy: Any) -> float:
+        if self.spec.target_entropy is not None:
+            return float(self.spec.target_entropy)
+        if isinstance(policy, Categorical):
+            return 0.5 * math.log(policy.log_probs.shape[-1])
+        return -float(policy.mean.shape[-1])
+
+    @property
+    def alpha(self) -> Tensor:
+        if self.spec.temperature is not None:
+            return torch.tensor(self.spec.temperature)
+        alpha: Tensor = self.net.free["log_alpha"].detach().exp()
+        return alpha
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch) -> tuple[Batch, Metrics]:
+        policy = self.net.read("policy", ahead(self.net, batch, ("policy",)))
+        features = ahead(self.target.net, batch, TWINS)
+        value = self.soft_value(policy, self.target.net, features, frozen=False)[0]
+        return without_last(batch.replace(extras={"target": bootstrapped(batch, value)})), {}
+
+    def soft_value(self, policy: Any, net: Net, features: dict[str, Tensor], frozen: bool) -> tuple[Tensor, Tensor]:
+        """`E_a [min Q(o, a) − α log π(a|o)]` and `E_a [log π(a|o)]`, [B, T]; of a Box by one draw, through which it may
+        be differentiated."""
+        if isinstance(policy, Categorical):
+            q = torch.minimum(*(net.read(name, features) for name in TWINS))  # [B, T, A]
+            chance, log_prob = policy.log_probs.exp(), policy.log_probs
+            return (chance * (q - self.alpha * log_prob)).sum(-1), (chance * log_prob).sum(-1)
+        action, log_prob = policy.sample_log_prob(self.rng.torch)
+        q = torch.minimum(*(net.read(name, features, action, frozen) for name in TWINS))  # [B, T]
+        value: Tensor = q - self.alpha * log_prob
+        return value, log_prob
+
+    def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
+        target, policy = batch.extras["target"], out.heads["policy"]
+        discrete = isinstance(policy, Categorical)
+        qs = [out.heads[name] for name in TWINS]
+        if discrete:
+            qs = [q.gather(-1, batch.action.long().unsqueeze(-1)).squeeze(-1) for q in qs]
+        # the actor climbs the critics' values without moving them
+        still = {part: x.detach() for part, x in out.features.items()}
+        value, log_prob = self.soft_value(policy, self.net, still, frozen=True)
+        terms = {"q_loss": sum((self.error(q, target) for q in qs), torch.zeros_like(target)), "policy_loss": -value}
+        surplus = (-log_prob - self.target_entropy(policy)).detach()  # of entropy
+        if self.spec.temperature is None:
+            terms["alpha_loss"] = self.net.free["log_alpha"] * surplus
+        rows = batch.mask.sum()
+        shown = {
+            "q": (qs[0].detach() * batch.mask).sum() / rows,
+            "entropy": (-log_prob.detach() * batch.mask).sum() / rows,
+            "alpha": self.alpha,
+        }
+        error = torch.stack([target - q for q in qs]).abs().mean(dim=0)
+        return Losses(terms, shown, td_error=error)
+
+    @staticmethod
+    def problems(spec: LabSpec, world: World) -> list[Problem]:
+        if isinstance(world.action_space, spaces.Discrete | spaces.Box):
+            return OffPolicyActor.problems(spec, world)
+        return [
+            Problem("agent.algorithm.name", f"SAC can't act in {world.action_space}; it can in Discrete and Box spaces")
+        ]

@@ -1,0 +1,77 @@
+"""What algorithms that act by the values of discrete actions share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from gymnasium import spaces
+from pydantic import Field
+from torch import Tensor
+
+from slm_lab.agent.algorithm.base import Algorithm, Losses, shown_by_cores
+from slm_lab.agent.exploration import explore, explore_var_problems
+from slm_lab.agent.net.base import NetSpec
+from slm_lab.agent.net.distribution import Categorical, Distribution
+from slm_lab.agent.net.heads import QHead
+from slm_lab.agent.net.net import Head, NetOut
+from slm_lab.lib.errors import Problem
+from slm_lab.lib.tree import tree_map
+from slm_lab.lib.types import ActOut, Batch, Tree
+from slm_lab.spec.model import ScheduleSpec, SpecModel
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
+
+
+class ValueSpec(SpecModel):
+    """Keys of acting by values."""
+
+    action_policy: Literal["epsilon_greedy", "boltzmann"] = Field("epsilon_greedy", description="how to explore")
+    explore_var_spec: ScheduleSpec = Field(
+        ScheduleSpec(name="linear_decay", start_val=1.0, end_val=0.05, end_step=10_000),
+        description="epsilon, or temperature",
+    )
+    dueling: bool = Field(False, description="the head is a value and advantages, in two streams")
+
+
+class ValueBased(Algorithm):
+    """Learns Q(o, a) for discrete actions and acts by it: the best one, but for exploration.
+
+    Subclasses leave `target` [B, T] in the batch's extras.
+    """
+
+    @classmethod
+    def heads(cls, spec: Any, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:
+        actions = int(getattr(action_space, "n"))  # noqa: B009  (Discrete, by `problems`)
+        return {"q": Head("critic", lambda F: QHead(net_spec, F, actions, spec.dueling))}
+
+    @torch.no_grad()
+    def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
+        out = self.net(obs, carry, is_first, heads=("q",))
+        q = out.heads["q"]  # [E, 1, A]
+        action = self.behaviour(q, frame).sample(self.rng.torch) if explore else q.argmax(dim=-1)
+        return ActOut(action[:, 0], out.carry, tree_map(lambda x: x[:, 0], shown_by_cores(out)))
+
+    def behaviour(self, q: Tensor, frame: int) -> Distribution:
+        """The distribution that explores, from values [..., A]."""
+        return explore(Categorical(q), self.spec.action_policy, self.spec.explore_var_spec.at(frame))
+
+    def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
+        q = out.heads["q"].gather(-1, batch.action.long().unsqueeze(-1)).squeeze(-1)  # [B, T]
+        target = batch.extras["target"]
+        shown = {
+            "q": (q.detach() * batch.mask).sum() / batch.mask.sum(),
+            "explore_var": torch.tensor(self.spec.explore_var_spec.at(frame)),
+        }
+        return Losses({"q_loss": self.error(q, target)}, shown, td_error=target - q)
+
+    @staticmethod
+    def problems(spec: LabSpec, world: World) -> list[Problem]:
+        algorithm = spec.agent.algorithm
+        found = explore_var_problems(algorithm.action_policy, algorithm.explore_var_spec)
+        if isinstance(world.action_space, spaces.Discrete):
+            return found
+        message = f"{algorithm.name} values each of a Discrete space's actions; it can't act in {world.action_space}"
+        return [Problem("agent.algorithm.name", message), *found]

@@ -1,0 +1,120 @@
+"""Prioritized experience replay."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from slm_lab.agent.memory.base import MemoryContext
+from slm_lab.agent.memory.replay import Drawn, Replay, ReplaySpec
+from slm_lab.agent.memory.sum_table import SumTable
+from slm_lab.lib.schedule import scheduled
+from slm_lab.lib.types import Row, Tree
+from slm_lab.spec.model import PositiveInt, SpecModel, Unit
+
+
+class PrioritySpec(SpecModel):
+    """Keys of proportional prioritization."""
+
+    alpha: Unit = Field(0.6, description="how much priority counts: 0 draws uniformly, 1 in proportion")
+    beta: Unit = Field(0.4, description="how much importance weights correct the draw, at the start")
+    beta_end: Unit = Field(1.0, description="the same at beta_end_frame; 1 corrects it fully")
+    beta_end_frame: PositiveInt | None = Field(None, description="frame at which beta_end is reached; null: max_frame")
+    epsilon: float = Field(1e-4, gt=0, description="added to every priority, so that none is never drawn again")
+
+
+class Priorities:
+    """Who is drawn how often, and the weight that makes up for it: `P(i) = p_i^α / Σ p^α`, `w_i ∝ P(i)^−β`.
+
+    `p_i = |δ_i| + ε`, so a weight never falls to 0 while its entry is held. New entries enter at the largest weight
+    that any live one has (1 if there is none), α applied once. Weights are divided by the largest of the batch.
+
+    Source: Schaul et al. 2016, arXiv 1511.05952, eq. 1 and section 3.4; draws are stratified as in its appendix B.2.1.
+    """
+
+    def __init__(self, spec: PrioritySpec, size: int, max_frame: int) -> None:
+        self.spec, self.table = spec, SumTable(size)
+        self.beta_end_frame = spec.beta_end_frame or max_frame
+
+    def enter(self, index: np.ndarray) -> None:
+        self.table.set(index, self.table.max() or 1.0)
+
+    def leave(self, index: np.ndarray) -> None:
+        self.table.set(index, 0.0)
+
+    def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
+        self.table.set(index, (priority.astype(np.float64) + self.spec.epsilon) ** self.spec.alpha)
+
+    def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        """`count` indices, one from each equal share of the whole."""
+        return self.table.draw((np.arange(count) + rng.random(count)) / count)
+
+    def weight(self, index: np.ndarray, frame: int) -> np.ndarray:
+        """Importance weights [B] float32, the largest 1 (what is common to all, as N and the sum, cancels out)."""
+        beta = scheduled("linear_decay", self.spec.beta, self.spec.beta_end, 0, self.beta_end_frame, frame)
+        chance = self.table.leaf[index]
+        weight: np.ndarray = ((chance.min() / chance) ** beta).astype(np.float32)
+        return weight
+
+
+class PrioritizedReplay(Replay):
+    """Replay in proportion to what there was to learn: rows whose prediction was wrong are drawn more often.
+
+    The importance weights reach every loss term through the reducer; the algorithm's |δ| comes back by `feedback`. Rows
+    that were never played have no weight, so they are never drawn.
+
+    Source: Schaul et al. 2016, arXiv 1511.05952 (proportional variant). See `Priorities`.
+
+    Sample spec: `"memory": {"name": "PrioritizedReplay", "alpha": 0.6, "beta": 0.4, "epsilon": 1e-4, "max_size":
+    100000, "batch_size": 32}`
+    """
+
+    class Spec(ReplaySpec, PrioritySpec):
+        name: Literal["PrioritizedReplay"] = "PrioritizedReplay"
+        use_cer: bool = Field(False, description="the newest row in every batch, in place of one that was drawn")
+
+    def __init__(self, spec: Any, context: MemoryContext) -> None:
+        super().__init__(spec, context)
+        self.worlds = np.arange(context.world.num_envs)
+        self.priorities = Priorities(spec, self.rows.slots * context.world.num_envs, context.max_frame)
+
+    def update(self, row: Row) -> None:
+        super().update(row)
+        self._entered(row.mask)
+
+    def _entered(self, played: np.ndarray) -> None:
+        """The newest rows come in, the one just forgotten goes."""
+        rows = self.rows
+        if rows.first:
+            self.priorities.leave(self.index(np.full_like(self.worlds, rows.first - 1), self.worlds))
+        if played.any():
+            env = self.worlds[played]
+            self.priorities.enter(self.index(np.full_like(env, rows.count - 1), env))
+
+    def draw(self, count: int) -> Drawn:
+        t, env = self.newest_rows(min(self.newest, count))
+        index = self.index(t, env)
+        index = np.concatenate([index, self.priorities.draw(count - len(index), self.rng)])
+        slot, env = np.divmod(index, len(self.worlds))
+        newest = self.rows.count - 1
+        return Drawn(newest - (newest - slot) % self.rows.slots, env, self.priorities.weight(index, self.gate.frame))
+
+    def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
+        self.priorities.feedback(index, priority)
+
+    def reset(self) -> None:
+        super().reset()
+        self.priorities.table.load(np.zeros_like(self.priorities.table.leaf))
+
+    def interrupt(self, row: Row) -> None:
+        super().interrupt(row)
+        self._entered(row.mask)
+
+    def state_dict(self) -> Tree:
+        return {**super().state_dict(), "priorities": self.priorities.table.leaf}
+
+    def load_state_dict(self, state: Tree) -> None:
+        super().load_state_dict(state)
+        self.priorities.table.load(state["priorities"])

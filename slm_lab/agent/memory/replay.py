@@ -1,0 +1,216 @@
+"""Experience replay: a ring of the past, drawn from again and again. Replay (uniform) and CER."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from slm_lab.agent.memory.base import Memory, MemoryContext
+from slm_lab.agent.memory.gate import Gate
+from slm_lab.agent.memory.rows import Rows, window
+from slm_lab.agent.memory.storage import Storage, room_problems, storage
+from slm_lab.lib.errors import Problem
+from slm_lab.lib.types import Batch, Row, Tree
+from slm_lab.spec.model import PositiveInt, SpecModel
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
+
+
+class ReplaySpec(SpecModel):
+    """Keys of every replay memory."""
+
+    max_size: PositiveInt = Field(100_000, description="rows held, over all worlds; the oldest go first")
+    batch_size: PositiveInt = Field(32, description="windows (rows, or sequences) in a batch")
+    n_step: PositiveInt = Field(1, description="rewards summed up before the value of what followed is asked")
+    storage: Storage = Field("ram", description="where the rows are: ram, or memmap (a file in the run's folder)")
+
+
+class Drawn(NamedTuple):
+    """Which windows go into a batch: row number and world of each one's first row, its weight."""
+
+    t: np.ndarray  # [B]
+    env: np.ndarray  # [B]
+    weight: np.ndarray | None = None  # [B] float32
+
+
+class Replay(Memory):
+    """Uniform replay of single rows, n-step if asked.
+
+    The ring holds `max_size` rows; each draw is uniform over all rows that were played and are held. With `n_step: n`
+    the reward is `Σ_{k<m} γ^k r_{t+k}` and the observation after it that of row t+m, where m is n, or less where the
+    episode or the memory ends; `discount` is γ^m. Updates are owed by frames (see `Gate`). With `use_cer` the newest
+    row is in every batch.
+
+    Source: Lin 1992; Mnih et al. 2015 (doi 10.1038/nature14236).
+
+    Sample spec: `"memory": {"name": "Replay", "max_size": 100000, "batch_size": 32, "use_cer": false}`
+    """
+
+    class Spec(ReplaySpec):
+        name: Literal["Replay"] = "Replay"
+        use_cer: bool = Field(False, description="the newest row in every batch, in place of one that was drawn")
+
+    on_policy = False
+    keeps_carry = False
+
+    def __init__(self, spec: Any, context: MemoryContext) -> None:
+        super().__init__(spec, context)
+        world = context.world
+        self.rng = np.random.default_rng([context.seed, 1])
+        self.gate = Gate(context.frequency, context.start, context.iterations)
+        capacity = -(-spec.max_size // world.num_envs)
+        self.rows = Rows(
+            capacity, world.stacks, world.action_space, extras=False, allocate=storage(spec.storage, context.folder)
+        )
+
+    @property
+    def newest(self) -> int:
+        """How many of the newest rows are in every batch."""
+        return int(self.spec.use_cer)
+
+    @property
+    def to_train(self) -> bool:  # type: ignore[override]
+        return self.gate.owed > 0
+
+    def update(self, row: Row) -> None:
+        self.rows.append(row)
+        self.gate.played(int(np.count_nonzero(row.mask)))
+
+    def sample(self) -> Batch:
+        self.gate.take()
+        return self.batch(self.draw(self.spec.batch_size))
+
+    def draw(self, count: int) -> Drawn:
+        """`count` rows, the newest ones first."""
+        t, env = self.newest_rows(min(self.newest, count))
+        drawn_t, drawn_env = self.uniform(count - len(t))
+        return Drawn(np.concatenate([t, drawn_t]), np.concatenate([env, drawn_env]))
+
+    def uniform(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows that were played, each as likely as any other: drawn from all, those never played drawn again."""
+        rows, E = self.rows, self.context.world.num_envs
+        flat = self.rng.integers(rows.first * E, rows.count * E, count)
+        t, env = flat // E, flat % E
+        while (again := np.flatnonzero(~rows.played(t, env))).size:
+            flat = self.rng.integers(rows.first * E, rows.count * E, again.size)
+            t[again], env[again] = flat // E, flat % E
+        return t, env
+
+    def newest_rows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` rows played last (fewer if there are fewer); those of one step in an order by chance."""
+        found_t: list[int] = []
+        found_env: list[int] = []
+        t, E = self.rows.count - 1, self.context.world.num_envs
+        while len(found_t) < count and t >= self.rows.first:
+            env = np.flatnonzero(self.rows.played(np.array(t), np.arange(E)))
+            env = self.rng.permutation(env)[: count - len(found_t)] if E > 1 else env
+            found_t += [t] * len(env)
+            found_env += env.tolist()
+            t -= 1
+        return np.array(found_t, np.int64), np.array(found_env, np.int64)
+
+    def batch(self, drawn: Drawn) -> Batch:
+        """The rows as windows [B, T = 1] whose observation after is n steps later."""
+        t, env = drawn.t[:, None], drawn.env[:, None]  # [B, 1]
+        if self.spec.n_step == 1:
+            batch = window(self.rows, t + np.arange(2), env, {})
+            discount = np.full(batch.reward.shape, self.context.gamma, np.float32)
+        else:
+            reward, discount, after = n_step_sums(self.rows, t, env, self.spec.n_step, self.context.gamma)
+            batch = window(self.rows, np.concatenate([t, after], axis=1), env, {})
+            last = self.rows.done(after - 1, env)
+            ends = {name: last[name] for name in ("terminated", "truncated")}
+            batch = batch.replace(reward=reward, mask=np.ones_like(batch.mask), **ends)
+        return batch.replace(discount=discount, weight=drawn.weight, index=self.index(drawn.t, drawn.env))
+
+    def index(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
+        """Where windows lie, as one number each: slot · E + world."""
+        where: np.ndarray = t % self.rows.slots * self.context.world.num_envs + env
+        return where
+
+    def reset(self) -> None:
+        self.rows.reset()
+
+    def interrupt(self, row: Row) -> None:
+        self.rows.truncate_last()
+        if self.rows.size:
+            self.rows.append(row)
+
+    def state_dict(self) -> Tree:
+        return {"rows": self.rows.state_dict(), "gate": self.gate.state_dict(), "rng": self.rng.bit_generator.state}
+
+    def load_state_dict(self, state: Tree) -> None:
+        self.rows.load_state_dict(state["rows"])
+        self.gate.load_state_dict(state["gate"])
+        self.rng.bit_generator.state = state["rng"]
+
+    @classmethod
+    def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
+        memory, start = spec.agent.memory, spec.agent.algorithm.start
+        found = room_problems(spec, world)
+        if memory.batch_size > memory.max_size:
+            found.append(
+                Problem("agent.memory.batch_size", f"{memory.batch_size} is more than max_size {memory.max_size}")
+            )
+        return found + cls.warm_up_problems(memory, start, spec.env.num_envs)
+
+    @staticmethod
+    def warm_up_problems(memory: Any, start: int, num_envs: int) -> list[Problem]:
+        """The first batch must find as many rows as it wants."""
+        if memory.batch_size <= start:
+            return []
+        message = f"{start} frames of warm-up hold no batch of {memory.batch_size}: at least that many are needed"
+        return [Problem("agent.algorithm.training_start_step", message)]
+
+
+def n_step_sums(
+    rows: Rows, t: np.ndarray, env: np.ndarray, n: int, gamma: float, end: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For rows `t` [B, T]: discounted sums of up to n rewards, γ^m, and the row m steps later whose value follows.
+
+    m is n, or less where the episode ends, the memory, or what is before row `end` [B, 1, 1]: nothing is summed beyond.
+    """
+    steps = t[..., None] + np.arange(n)  # [B, T, n]
+    held = steps < (rows.count if end is None else end)
+    done = rows.done(np.minimum(steps, rows.count - 1), env[..., None])
+    ended = (done["terminated"] | done["truncated"]) & held
+    # alive[k]: the episode went on from t to t+k, and the memory holds that row
+    alive = held & (np.cumsum(ended, axis=-1) - ended == 0)
+    m = alive.sum(axis=-1)  # [B, T], 1 to n
+    powers = (gamma ** np.arange(n + 1)).astype(np.float32)
+    reward = (np.where(alive, done["reward"], 0.0) * powers[:n]).sum(axis=-1, dtype=np.float32)
+    return reward, powers[m], t + m
+
+
+class CER(Replay):
+    """Combined experience replay: the k newest rows are in every batch, the rest drawn uniformly.
+
+    They *replace* k of the draws, so the batch stays as large. Of several worlds stepped together, those of one step
+    are taken in an order by chance.
+
+    Source: Zhang & Sutton 2017, arXiv 1712.01275 (k = 1 there).
+
+    Sample spec: `"memory": {"name": "CER", "newest": 1, "max_size": 100000, "batch_size": 32}`
+    """
+
+    class Spec(ReplaySpec):
+        name: Literal["CER"] = "CER"
+        newest: PositiveInt = Field(1, description="k: how many of the newest rows are in every batch")
+
+    @property
+    def newest(self) -> int:
+        return int(self.spec.newest)
+
+    @classmethod
+    def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
+        memory = spec.agent.memory
+        found = super().problems(spec, world)
+        if memory.newest > memory.batch_size:
+            found.append(
+                Problem("agent.memory.newest", f"{memory.newest} rows don't fit in a batch of {memory.batch_size}")
+            )
+        return found

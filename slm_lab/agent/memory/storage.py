@@ -1,0 +1,74 @@
+"""Where rows are kept, and whether there is room for them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import psutil
+
+from slm_lab.agent.memory.rows import Allocate, small_dtype
+from slm_lab.lib.errors import LabError, Problem
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
+
+Storage = Literal["ram", "memmap"]
+SHARE = 0.9  # of the free RAM or disk that a memory may plan with
+
+
+def storage(where: Storage, folder: Path | None) -> Allocate:
+    """What allocates the arrays of a memory."""
+    if where == "ram":
+        return np.zeros  # the pages come as they are written
+
+    def on_disk(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """A file without a name: it goes with the process, however that ends."""
+        size = math.prod(shape) * dtype.itemsize
+        place = folder or Path(tempfile.gettempdir())
+        if size > shutil.disk_usage(place).free:
+            raise LabError(
+                f"{place} has no room for {gigabytes(size)} of memory rows. Free some space, or use storage: ram."
+            )
+        with tempfile.TemporaryFile(dir=place) as file:
+            return np.memmap(file, dtype, "w+", shape=shape)
+
+    return on_disk
+
+
+def forecast(spec: LabSpec, world: World, carry_bytes: int = 0) -> int:
+    """Bytes that a replay memory of this spec will hold when full."""
+    row = 0
+    for key, space in world.obs_space.items():
+        count = world.stacks[key].count if key in world.stacks else 1
+        row += math.prod(space.shape or ()) * np.dtype(space.dtype).itemsize // count
+    action = small_dtype(world.action_space) or np.dtype(world.action_space.dtype)
+    row += math.prod(world.action_space.shape or ()) * action.itemsize
+    row += 4 + 3 + carry_bytes  # reward; terminated, truncated, is_first
+    return int(row * spec.agent.memory.max_size)
+
+
+def room_problems(spec: LabSpec, world: World) -> list[Problem]:
+    """A memory that can't fit is refused before anything is allocated."""
+    memory = spec.agent.memory
+    need = forecast(spec, world)
+    disk = memory.storage == "memmap"
+    free = shutil.disk_usage(tempfile.gettempdir()).free if disk else psutil.virtual_memory().available
+    if need <= SHARE * free:
+        return []
+    fits = int(memory.max_size * SHARE * free / need)
+    other = "" if disk else ", or storage: memmap"
+    message = (
+        f"{memory.max_size:,} rows need {gigabytes(need)}, but {gigabytes(free)} of "
+        f"{'disk' if disk else 'RAM'} are free. Use at most {fits:,}{other}."
+    )
+    return [Problem("agent.memory.max_size", message)]
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
