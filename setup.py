@@ -8,7 +8,7 @@ source = Path("slm_lab/__init__.py").read_text(encoding="utf-8").splitlines()
 version = next(line.split('"')[1] for line in source if "__version__" in line)
 
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy", "ruff", "mypy", "pandas-stubs"]
-TEST += ["types-PyYAML", "types-psutil"]
+TEST += ["types-PyYAML", "types-psutil", "h5py"]
 
 setup(
     name="slm_lab",
@@ -42,6 +42,7 @@ setup(
         "classic": ["gymnasium[classic-control]"],  # pictures of the classic control envs, for enjoy
         "box2d": ["gymnasium[box2d]"],
         "multiagent": ["pettingzoo>=1.24"],
+        "hdf5": ["h5py>=3.10"],
     },
     entry_points={"console_scripts": ["slm-lab=slm_lab.cli:main"]},
 )

@@ -24,7 +24,8 @@ RESUMED = ("train", "enjoy")  # those that go on with a run: MODE@latest, MODE@R
 SHOWN_MODES = ("dev", "train", "train@latest", "enjoy@latest", "search")
 ENTRY = "python run_lab.py"
 USAGE = """python run_lab.py SPEC_FILE [SPEC_NAME] MODE [--set KEY=VALUE] ...
-       python run_lab.py list [FAMILY] | check SPEC_FILE [SPEC_NAME] | show SPEC_FILE [SPEC_NAME] | plot RUN_DIR ..."""
+       python run_lab.py list [FAMILY] | check SPEC_FILE [SPEC_NAME] | show SPEC_FILE [SPEC_NAME] | plot RUN_DIR ...
+       python run_lab.py export RUN_DIR [--format npz|hdf5] [--session N] [--episodes N [--explore]]"""
 HELP = """
 modes:
   dev                   short, checked run: one session, capped frames
@@ -39,6 +40,8 @@ other commands:
   show SPEC_FILE        the resolved spec, every default written out
   plot RUN_DIR          draw the graphs and the report again from the saved metrics
   plot RUN_DIR RUN_DIR  compare runs: their returns in one graph
+  export RUN_DIR        write what its replay memory holds as a file to learn from (env.dataset), under
+                        RUN_DIR/export; or with --episodes N what its best checkpoint plays
 
 SPEC_NAME may be left out when the file holds one spec, or one named like the file.
 
@@ -53,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_intermixed_args(argv)
         words = args.words
+        _only_export(words[0], args)
         if words[0] in COMMANDS:
             COMMANDS[words[0]](words[1:], args)
         else:
@@ -109,8 +113,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="where runs are kept (default: data)"
     )
+    parser.add_argument("--format", metavar="npz|hdf5", help="export: format of the file (default: npz)")
+    parser.add_argument("--session", type=int, metavar="N", help="export: of which session (default: 0, or the best)")
+    parser.add_argument("--episodes", type=int, metavar="N", help="export: new episodes, played by the best checkpoint")
+    parser.add_argument("--explore", action="store_true", default=None, help="export: they explore (default: greedy)")
     parser.add_argument("--version", action="version", version=f"slm_lab {__version__}")
     return parser
+
+
+def _only_export(command: str, args: argparse.Namespace) -> None:
+    given = [name for name in ("format", "session", "episodes", "explore") if getattr(args, name) is not None]
+    if given and command != "export":
+        raise LabError(f"--{given[0]} is for the command export. See {ENTRY} --help")
 
 
 # --- modes ---
@@ -274,4 +288,16 @@ def _plot(words: list[str], args: argparse.Namespace) -> None:
         control.compare(runs, args.data, _console())
 
 
-COMMANDS = {"list": _list, "check": _check, "show": _show, "plot": _plot}
+def _export(words: list[str], args: argparse.Namespace) -> None:
+    """A run's experience as a file."""
+    if len(words) != 1:
+        raise LabError("which run? Expected: export RUN_DIR [--format npz|hdf5] [--session N] [--episodes N]")
+    from slm_lab.experiment.run_dir import RunDir
+
+    run = RunDir.find(args.data, None, words[0])
+    from slm_lab.experiment.export import export
+
+    export(run, _console(), args.format or "npz", args.session, args.episodes, bool(args.explore))
+
+
+COMMANDS = {"list": _list, "check": _check, "show": _show, "plot": _plot, "export": _export}

@@ -39,9 +39,27 @@ def make_spec(name: str = "test", **changes: Any) -> LabSpec:
     return resolve(raw_spec(**changes), name)
 
 
+LATER: dict[str, Any] = {"training_frequency": 4, "training_start_step": 24, "update_frequency": 8}  # off-policy
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "Random": {"name": "Random"},
     "REINFORCE": {"name": "REINFORCE", "training_frequency": 2},
     "A2C": {"name": "A2C", "training_frequency": 8},
     "PPO": {"name": "PPO", "time_horizon": 8, "minibatch_size": 16, "training_epoch": 2},
+    "SARSA": {"name": "SARSA", "training_frequency": 2},
+    "DQN": {"name": "DQN", **LATER},
+    "DoubleDQN": {"name": "DoubleDQN", "dueling": True, **LATER},
+    "SAC": {"name": "SAC", **LATER},
+    "TD3": {"name": "TD3", **LATER},
 }  # one small spec of every registered algorithm; the contract suite fails where one is missing
+RING = {"max_size": 60, "batch_size": 8}
+MEMORIES: dict[str, dict[str, Any]] = {
+    "OnPolicyReplay": {"name": "OnPolicyReplay"},
+    "OnPolicyBatchReplay": {"name": "OnPolicyBatchReplay"},
+    "Replay": {"name": "Replay", **RING},
+    "CER": {"name": "CER", "newest": 2, **RING},
+    "PrioritizedReplay": {"name": "PrioritizedReplay", "n_step": 3, **RING},
+    "SequenceReplay": {
+        "name": "SequenceReplay", "sequence_length": 6, "burn_in": 2, "carry_every": 3, "prioritized": True, **RING,
+    },
+    "HindsightReplay": {"name": "HindsightReplay", **RING},
+}  # fmt: skip  # and of every registered memory

@@ -10,6 +10,8 @@ from torch import nn
 
 from slm_lab.agent.algorithm.base import Algorithm, Metrics
 from slm_lab.agent.memory.base import Memory
+from slm_lab.agent.memory.offline import lived
+from slm_lab.env.dataset import Dataset
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.tree import map_batch, to_numpy, tree_map
 from slm_lab.lib.types import ActOut, Row, Step, Tree
@@ -38,7 +40,21 @@ class Agent:
         row = _row(step, carry, act, next_step)
         self.frame += int(np.count_nonzero(row.mask))
         self.memory.update(row)
-        device, learned = self.algorithm.net.device, []
+        return self._learn()
+
+    def remember(self, data: Dataset) -> None:
+        """Take in a file of experience, before the first frame. It has no carries: the initial one stands for each."""
+        self.memory.fill(lived(data, to_numpy(self.initial(data.world.num_envs))))
+
+    def study(self, frames: int) -> list[Metrics]:
+        """Learn from what is remembered, as much as if `frames` had been played; the metrics of each update."""
+        self.frame += frames
+        self.memory.tick(frames)
+        return self._learn()
+
+    def _learn(self) -> list[Metrics]:
+        device = self.algorithm.net.device
+        learned: list[Metrics] = []
         while self.memory.to_train:
             batch = map_batch(lambda leaf: torch.as_tensor(leaf, device=device), self.memory.sample())
             metrics, priority = self.algorithm.update(batch, self.frame)

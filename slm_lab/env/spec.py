@@ -16,13 +16,16 @@ class EnvSpec(SpecModel):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True, allow_inf_nan=False)
 
     name: str = Field(
-        description="a Gymnasium id, 'module:Id', 'pettingzoo:module', or a task of ours (run_lab.py list task)"
+        description="a Gymnasium id, 'module:Id', 'pettingzoo:module', a task of ours (list task), or Dataset"
     )
     num_envs: PositiveInt = Field(1, description="worlds stepped together")
     max_t: PositiveInt | None = Field(
         None, description="steps after which an episode is truncated (default: the env's own)"
     )
     max_frame: PositiveInt = Field(description="frames of a session, over all its worlds")
+    dataset: str | None = Field(
+        None, description="a file of experience (made by `export`) to learn from, in place of playing"
+    )
     vectorization: Literal["auto", "sync", "native"] = Field(
         "auto", description="sync: one Python env each; native: the env's own vector; auto: native for our tasks"
     )

@@ -9,6 +9,7 @@ import gymnasium
 from slm_lab.env.adapter import native_vec, sync_vec
 from slm_lab.env.base import EnvError, VecEnv
 from slm_lab.env.catalog import cannot_build, find, gym_id, parameters
+from slm_lab.env.dataset import OFFLINE, Dataset, DatasetEnv, dataset_problems
 from slm_lab.env.multi import PREFIX, multi_parameters, multi_vec
 from slm_lab.env.spec import EnvSpec
 from slm_lab.env.tasks.base import VecTask
@@ -25,14 +26,26 @@ def make_env(spec: EnvSpec, num_envs: int | None = None, render_mode: str | None
     `num_envs` instead of the spec's (evaluation wants its own); `gamma` is the agent's discount, for normalize_reward.
     Raises `EnvError` for what `env_problems` would have told.
     """
+    if spec.name == OFFLINE:
+        return DatasetEnv(Dataset(str(spec.dataset)), num_envs)
     env = _bare_env(spec, num_envs or spec.num_envs, render_mode)
     for key, value in wanted(spec).items():
         env = WRAPPERS[key](env, value, gamma)
     return env
 
 
+def offline_env(spec: EnvSpec, gamma: float = 0.99) -> DatasetEnv:
+    """The worlds of the file in `env.dataset`, with the goals of the world that `spec` names."""
+    world = make_env(spec, num_envs=1, gamma=gamma)
+    if world.goals is None:  # else they are asked of that world
+        world.close()
+    return DatasetEnv(Dataset(str(spec.dataset)), goals=world.goals)
+
+
 def env_problems(spec: EnvSpec) -> list[Problem]:
-    """Everything wrong with `spec` that can be known without playing; builds one world and closes it."""
+    """Everything wrong with `spec` that can be known without playing; builds one world, reads a dataset whole."""
+    if spec.name == OFFLINE:
+        return dataset_problems(spec, None)
     try:
         problems = _unknown_keys(spec)
         env = None if problems else _bare_env(spec, 1, None)
@@ -45,6 +58,8 @@ def env_problems(spec: EnvSpec) -> list[Problem]:
             env = WRAPPERS[key](env, value, 0.99)
         except EnvError as error:
             problems.append(Problem(error.path, error.message))
+    if spec.dataset is not None:
+        problems += dataset_problems(spec, env)
     env.close()
     return problems
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,12 @@ ENJOY_WORLDS = 4  # a stream of seeds that neither training nor evaluation has s
 def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list[float]:
     """Play the best checkpoint of a run greedily; prints returns, and records a GIF where the env can draw."""
     spec = run.stored_spec()
-    session, state = _best(run, spec.meta.max_session)
+    session, state = best(run, range(spec.meta.max_session))
     film = _Film()
     env = _watchable(spec)
     try:
         agent = build_agents(spec.agent, env.world, seed=0)
-        _step_into(agent, env, state, run)
+        step_into(agent, env, state, run)
         score = f"best at frame {state['frame']:,}, return {state['score']:.2f}"
         say(console, f"{run.path}: session {session}, {score}")
         played = play(agent, env, episodes, world_seed(spec.meta.seed, ENJOY_WORLDS), on_step=lambda: film.shoot(env))
@@ -49,7 +50,7 @@ def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list
     return [float(total) for total in played.returns]
 
 
-def _step_into(agent: Agent | MultiAgent, env: VecEnv, state: dict[str, Any], run: RunDir) -> None:
+def step_into(agent: Agent | MultiAgent, env: VecEnv, state: dict[str, Any], run: RunDir) -> None:
     """Give agent and wrappers what the best checkpoint holds. Raises `LabError` where it is of another spec."""
     try:
         if state.get("fingerprint", run.fingerprint()) != run.fingerprint():
@@ -65,9 +66,10 @@ def _step_into(agent: Agent | MultiAgent, env: VecEnv, state: dict[str, Any], ru
     env.freeze()
 
 
-def _best(run: RunDir, sessions: int) -> tuple[int, dict[str, Any]]:
+def best(run: RunDir, sessions: Iterable[int]) -> tuple[int, dict[str, Any]]:
+    """The best session of these and its best checkpoint. Raises `LabError` where there is none."""
     found: dict[int, dict[str, Any]] = {}
-    for i in range(sessions):
+    for i in sessions:
         state = checkpoint.load(run.model, f"session{i}_best")
         if state is None:
             continue

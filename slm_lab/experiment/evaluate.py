@@ -86,7 +86,7 @@ def random_return(spec: LabSpec, data: Path) -> float:
     keys = {
         key: value
         for key, value in spec.env.model_dump().items()
-        if key not in ("num_envs", "max_frame", "vectorization")
+        if key not in ("num_envs", "max_frame", "vectorization", "dataset")
     }
     key = json.dumps(keys, sort_keys=True)
     file = data / "random_baseline.json"

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from slm_lab.agent import checkpoint
+from slm_lab.agent.agent import Agent
 from slm_lab.agent.algorithm.base import Metrics
 from slm_lab.agent.build import build_agents
 from slm_lab.env.base import VecEnv
-from slm_lab.env.vec import make_env
+from slm_lab.env.dataset import DatasetEnv
+from slm_lab.env.vec import make_env, offline_env
 from slm_lab.experiment.evaluate import Played, play, world_action
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.tracker import WINDOW, Tracker, write_table
@@ -66,7 +68,7 @@ class Session:
         self.seed = spec.meta.seed + index
         self.max_frame = spec.env.max_frame
         gamma = getattr(spec.agent.algorithm, "gamma", 0.99)  # one source of γ, also for normalised rewards
-        self.env = make_env(spec.env, gamma=gamma)
+        self.env: VecEnv = make_env(spec.env, gamma=gamma) if spec.env.dataset is None else offline_env(spec.env, gamma)
         self.agent = build_agents(spec.agent, self.env.world, self.seed, self.max_frame, run.model)
         self.tracker = Tracker(self.env.num_envs, self.env.agents)
         self.eval_rows: list[Metrics] = []
@@ -110,6 +112,8 @@ class Session:
         if state is None:
             first = world_seed(self.seed, TRAIN_WORLDS)
             self.step, self.carry = self.env.reset(first), self.agent.initial(self.env.num_envs)
+            if isinstance(self.env, DatasetEnv):
+                self._learner().remember(self.env.data)
         else:
             self._go_on(state)
         self.began_at = self.frame
@@ -127,18 +131,29 @@ class Session:
             ) from error
 
     def _advance(self) -> None:
-        """One step of all worlds, and what falls due with it."""
-        act = self.agent.act(self.step, self.carry)
-        next_step = self.env.step(world_action(act, self.env))
-        metrics = self.agent.update(self.step, self.carry, act, next_step)
-        self.tracker.update(next_step, metrics)
-        self.step, self.carry = next_step, act.carry
+        """One step of all worlds, or of the clock alone where there is but a dataset, and what falls due with it."""
+        if isinstance(self.env, DatasetEnv):
+            self.tracker.update(self.step, self._learner().study(self.env.num_envs))  # a step in which nothing happens
+        else:
+            self._play()
         if self._is_due("log"):
             self._log()
         if self.eval_env is not None and self._is_due("eval"):
             self._evaluate()
         if self._is_due("checkpoint"):
             self._save()
+
+    def _play(self) -> None:
+        act = self.agent.act(self.step, self.carry)
+        next_step = self.env.step(world_action(act, self.env))
+        metrics = self.agent.update(self.step, self.carry, act, next_step)
+        self.tracker.update(next_step, metrics)
+        self.step, self.carry = next_step, act.carry
+
+    def _learner(self) -> Agent:
+        """The one who learns offline (the memory's `problems` refuse several)."""
+        assert isinstance(self.agent, Agent)
+        return self.agent
 
     def _is_due(self, what: str) -> bool:
         """True once for each multiple of its frequency that the frames have reached (several envs may step over it)."""

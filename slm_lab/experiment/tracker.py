@@ -31,7 +31,8 @@ def count_step(total: np.ndarray, length: np.ndarray, step: Step) -> tuple[np.nd
 class Tracker:
     """Returns and lengths per env, from rewards as the world gave them, and the rows of the session's table.
 
-    Columns: `epi` episodes ended, `frame`, `opt_step`, `wall_t` [s], `fps`, `total_reward` (mean over envs of their
+    Columns: `epi` episodes ended, `frame`, `opt_step`, `updates_per_frame` (gradient steps since the row before, over
+    the frames since then), `wall_t` [s], `fps`, `total_reward` (mean over envs of their
     last episode's return), `total_reward_ma` (mean of the last 100 returns), `episode_length`, the mean of every metric
     since the row before, and where a world has several agents `total_reward_NAME` of each.
     """
@@ -71,14 +72,16 @@ class Tracker:
 
     def log(self, frame: int, opt_step: int, wall_t: float) -> Metrics:
         """Close a row of the table."""
-        before = self.rows[-1] if self.rows else {"frame": 0, "wall_t": 0.0}
+        before = self.rows[-1] if self.rows else {"frame": 0, "opt_step": 0, "wall_t": 0.0}
+        frames = frame - before["frame"]
         seconds = max(wall_t - before["wall_t"], 1e-9)
         row = {
             "epi": self.epi,
             "frame": frame,
             "opt_step": opt_step,
+            "updates_per_frame": (opt_step - before["opt_step"]) / max(frames, 1),
             "wall_t": wall_t,
-            "fps": (frame - before["frame"]) / seconds,
+            "fps": frames / seconds,
             "total_reward": _mean(self.last_return),
             "total_reward_ma": self.total_reward_ma,
             "episode_length": _mean(self.last_length),

@@ -20,21 +20,23 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the value at dotted path `key`. Tried in this order; maps go from a value, ANY or GIVEN.
+    """What becomes of the value at dotted path `key`. Tried in this order; maps go from a value, ANY, GIVEN or a set.
 
-    only     rule applies where other keys of the original spec have these values, {path: value, ANY or GIVEN}
-    refuse   values without a counterpart: why, and what to use instead
+    only     rule applies where other keys of the original spec have these values, {path: value, ANY, GIVEN or a set}
     drop     values that change nothing here: why
+    refuse   values without a counterpart: why, and what to use instead
     values   values that are called otherwise here
     to       our path for the key
+    also     what it says beside, value -> {our path: value}, where the spec is silent about that
     """
 
     key: str
     only: Mapping[str, Any] = field(default_factory=dict)
-    refuse: Mapping[Any, str] = field(default_factory=dict)
     drop: Mapping[Any, str] = field(default_factory=dict)
+    refuse: Mapping[Any, str] = field(default_factory=dict)
     values: Mapping[Any, Any] = field(default_factory=dict)
     to: str = ""
+    also: Mapping[Any, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class From(str):
@@ -50,10 +52,22 @@ class Translation(NamedTuple):
     renamed: dict[str, str]
 
 
-ALG, NET = "agent.algorithm", "agent.net"
+ALG, MEM, NET = "agent.algorithm", "agent.memory", "agent.net"
 SLM = {f"{NET}.type": ANY}  # only SLM-Lab says `type`
-RECURRENT, CONV, MLP = ({f"{NET}.type": name} for name in ("RecurrentNet", "ConvNet", "MLPNet"))
-PPO, AC, REINFORCE = ({**SLM, f"{ALG}.name": name} for name in ("PPO", "ActorCritic", "Reinforce"))
+DUELING = frozenset({"DuelingMLPNet", "DuelingConvNet"})
+RECURRENT, CONV, MLP = (
+    {f"{NET}.type": names}
+    for names in ("RecurrentNet", frozenset({"ConvNet", "DuelingConvNet"}), frozenset({"MLPNet", "DuelingMLPNet"}))
+)
+PPO, AC, REINFORCE, SARSA, SAC = (
+    {**SLM, f"{ALG}.name": name} for name in ("PPO", "ActorCritic", "Reinforce", "SARSA", "SoftActorCritic")
+)
+UNTARGETED, TARGETED = frozenset({"VanillaDQN", "DQNBase"}), frozenset({"DQN", "DoubleDQN"})  # target networks
+DQNS = {**SLM, f"{ALG}.name": UNTARGETED | TARGETED}
+VALUE_BASED = {**SLM, f"{ALG}.name": UNTARGETED | TARGETED | {"SARSA"}}
+WITH_TARGET = {**SLM, f"{ALG}.name": TARGETED | {"SoftActorCritic"}}
+OFF_POLICY = {**SLM, f"{ALG}.name": UNTARGETED | TARGETED | {"SoftActorCritic"}}
+POLYAK = {**WITH_TARGET, f"{NET}.update_type": "polyak"}
 NSTEP = {**AC, f"{ALG}.lam": None, f"{ALG}.num_step_returns": GIVEN}
 SHARED, SAME_OPTIM = {**SLM, f"{NET}.shared": True}, {**SLM, f"{NET}.use_same_optim": True}
 
@@ -62,14 +76,27 @@ _HOGWILD = "Hogwild workers have no counterpart: use env.num_envs to gather fast
 _GLOBAL = "the shared optimiser of Hogwild workers has no counterpart: use {} (and env.num_envs)"
 _UNREAD = "SLM-Lab's {} never reads it"
 _OPTIMS = ("optim_spec", "actor_optim_spec", "critic_optim_spec")
+_OFF = "off is all there is here"
+_UNTARGETED = {f"{ALG}.update_type": "replace", f"{ALG}.update_frequency": 1}
+_UNWEIGHTED = {f"{MEM}.beta": 0.0, f"{MEM}.beta_end": 0.0}  # SLM-Lab has no importance weights
+_WINDOWS = {f"{MEM}.carry_every": 1}  # that may begin anywhere
 
 RULES = (
-    Rule(f"{ALG}.name", refuse={"PPOSIL": _SIL, "SIL": _SIL}, values={"ActorCritic": "A2C", "Reinforce": "REINFORCE"}),
+    Rule(
+        f"{ALG}.name",
+        refuse={
+            frozenset({"PPOSIL", "SIL"}): _SIL,
+            "CrossQ": "has no counterpart: use SoftActorCritic",
+            "HydraDQN": "has no counterpart: use DQN, for one env",
+        },
+        values={"ActorCritic": "A2C", "Reinforce": "REINFORCE", UNTARGETED: "DQN", "SoftActorCritic": "SAC"},
+        also={UNTARGETED: _UNTARGETED},
+    ),
     Rule(f"{ALG}.clip_val_loss", to=f"{ALG}.clip_vloss"),
     Rule(
         f"{ALG}.symlog",
-        drop={False: "off is all there is here"},
-        refuse={True: "symlog targets have no counterpart; use normalize_v_targets or env.normalize_reward"},
+        drop={False: _OFF},
+        refuse={True: "symlog targets have no counterpart; use env.normalize_reward (or PPO's normalize_v_targets)"},
     ),
     Rule(
         f"{ALG}.normalize_advantages",
@@ -88,11 +115,120 @@ RULES = (
         Rule(f"{ALG}.{key}", only=REINFORCE, drop={ANY: _UNREAD.format("Reinforce")})
         for key in ("lam", "val_loss_coef")
     ),
+    # value-based
+    Rule(
+        f"{ALG}.action_pdtype",
+        only={**VALUE_BASED, f"{ALG}.action_policy": "boltzmann"},
+        drop={"Argmax": "boltzmann draws here; by Argmax SLM-Lab always took the best action"},
+    ),
+    Rule(f"{ALG}.action_pdtype", only=VALUE_BASED, drop={ANY: "action_policy says how to act"}),
+    Rule(
+        f"{ALG}.action_policy",
+        only=VALUE_BASED,
+        refuse={
+            "default": "has no counterpart: use 'boltzmann', at temperature 1 the same (explore_var_spec: {name: "
+            "no_decay, start_val: 1.0})",
+            "random": "has no counterpart: use the algorithm Random",
+        },
+    ),
+    *(Rule(f"{NET}.{key}", only=VALUE_BASED, drop={ANY: "there is one net"}) for key in ("shared", "use_same_optim")),
+    # SAC
+    Rule(f"{ALG}.action_pdtype", only=SAC, drop={ANY: "SAC's policy follows the action space"}),
+    Rule(
+        f"{ALG}.action_policy",
+        only=SAC,
+        drop={"default": "SAC acts by its policy"},
+        refuse={ANY: "has no counterpart: SAC acts by its policy. Leave it out"},
+    ),
+    *(
+        Rule(path, only=SAC, drop={ANY: _UNREAD.format("SoftActorCritic")})
+        for path in (f"{ALG}.training_batch_iter", f"{ALG}.explore_var_spec", f"{NET}.shared", f"{NET}.use_same_optim")
+    ),
+    *(
+        Rule(f"{NET}.{optim}", only=only, drop={ANY: "SLM-Lab trains each net by optim_spec here"})
+        for optim in _OPTIMS[1:]
+        for only in (SAC, VALUE_BASED)
+    ),
+    Rule(f"{ALG}.fixed_alpha", only=SAC, to=f"{ALG}.temperature"),
+    Rule(f"{ALG}.target_entropy", only=SAC, values={"auto": None}),
+    Rule(
+        f"{ALG}.policy_delay",
+        only=SAC,
+        drop={1: "the actor learns from each batch"},
+        refuse={ANY: "a delay of the actor has no counterpart in SAC: leave it out, or use TD3"},
+    ),
+    Rule(
+        f"{ALG}.alpha_lr",
+        only=SAC,
+        drop={None: "the temperature learns at optim_spec's rate"},
+        refuse={ANY: "has no counterpart: the temperature learns at optim_spec's rate. Leave it out"},
+    ),
+    *(
+        Rule(f"{ALG}.{key}", only=SAC, drop={off: _OFF}, refuse={ANY: f"has no counterpart: {cure}"})
+        for key, off, cure in (
+            ("entropy_anneal", None, "give target_entropy as a number"),
+            ("alpha_anneal_frames", 0, "use fixed_alpha alone"),
+            ("log_alpha_min", None, "use fixed_alpha, or leave it out"),
+            ("log_alpha_max", None, "use fixed_alpha, or leave it out"),
+            ("entropy_penalty_coef", 0, "leave it out"),
+            ("spectral_norm", False, "leave it out"),
+        )
+    ),
+    # Q(s, a) joins its action before the head's hidden layers: with all layers there the nets are SLM-Lab's
+    Rule(f"{NET}.hid_layers", only={**SAC, f"{NET}.type": "MLPNet"}, to=f"{NET}.head_hid_layers"),
+    # replay
+    Rule(
+        f"{MEM}.name",
+        only={**OFF_POLICY, **RECURRENT},
+        values={frozenset({"Replay", "PrioritizedReplay"}): "SequenceReplay"},
+        also={"Replay": _WINDOWS, "PrioritizedReplay": {f"{MEM}.prioritized": True, **_WINDOWS, **_UNWEIGHTED}},
+    ),
+    Rule(
+        f"{MEM}.use_cer",
+        only={**OFF_POLICY, **RECURRENT},
+        drop={False: _OFF},
+        refuse={True: "CER has no counterpart with a recurrent net: leave it out"},
+    ),
+    Rule(f"{NET}.seq_len", only={**OFF_POLICY, **RECURRENT}, to=f"{MEM}.sequence_length"),
+    Rule(
+        f"{MEM}.name",
+        only=SLM,
+        values={"PrioritizedReplay": "PrioritizedReplay"},
+        also={"PrioritizedReplay": _UNWEIGHTED},
+    ),
+    # target networks
+    Rule(f"{NET}.update_type", only=WITH_TARGET, to=f"{ALG}.update_type"),
+    Rule(f"{NET}.update_frequency", only=POLYAK, drop={ANY: "SLM-Lab's polyak never reads it"}),
+    Rule(f"{NET}.update_frequency", only=WITH_TARGET, to=f"{ALG}.update_frequency"),
+    Rule(
+        f"{NET}.polyak_coef",
+        only=POLYAK,
+        refuse={0: "the target network would stay as it began: use e.g. 0.005, or update_type 'replace'"},
+        to=f"{ALG}.polyak_coef",
+    ),
+    Rule(f"{NET}.polyak_coef", only=WITH_TARGET, drop={ANY: "update_type 'replace' never reads it"}),
+    *(
+        Rule(f"{NET}.{key}", only=SLM, drop={ANY: "the algorithm has no target network"})
+        for key in ("update_type", "update_frequency", "polyak_coef")
+    ),
+    # nets
+    Rule(
+        f"{NET}.type",
+        only={f"{ALG}.name": frozenset({"PPO", "ActorCritic", "Reinforce", "SoftActorCritic"})},
+        refuse={DUELING: "a dueling net has no counterpart but for DQN, DoubleDQN and SARSA"},
+    ),
     Rule(
         f"{NET}.type",
         to=f"{NET}.name",
-        values={"MLPNet": "MLP", "ConvNet": "Conv", "RecurrentNet": "MLP"},
-        refuse={"TorchArcNet": "nets of torcharc have no counterpart; use MLPNet, ConvNet or RecurrentNet"},
+        values={
+            frozenset({"MLPNet", "DuelingMLPNet", "RecurrentNet"}): "MLP",
+            frozenset({"ConvNet", "DuelingConvNet"}): "Conv",
+        },
+        also={DUELING: {f"{ALG}.dueling": True}},
+        refuse={
+            "TorchArcNet": "nets of torcharc have no counterpart; use MLPNet, ConvNet or RecurrentNet",
+            "HydraMLPNet": "a net of several envs has no counterpart; use MLPNet",
+        },
     ),
     Rule(f"{NET}.gpu", to=f"{NET}.device", values={"auto": "auto", True: "cuda", False: "cpu", None: "cpu"}),
     Rule(
@@ -106,7 +242,7 @@ RULES = (
     *(
         Rule(
             f"{NET}.{key}",
-            drop={False: "off is all there is here"},
+            drop={False: _OFF},
             refuse={True: f"{key} has no counterpart: leave it out"},
         )
         for key in ("batch_norm", "layer_norm", "bidirectional")
@@ -138,6 +274,7 @@ RULES = (
     Rule(f"{NET}.rnn_hidden_size", only=RECURRENT, to=f"{NET}.core.hidden_size"),
     Rule(f"{NET}.rnn_num_layers", only=RECURRENT, to=f"{NET}.core.num_layers"),
     Rule(f"{NET}.seq_len", only=RECURRENT, drop={ANY: "the core carries its state over the whole time horizon"}),
+    Rule("meta.num_gpus", only=SLM, drop={ANY: "a session runs on one device, agent.net.device"}),
     Rule("meta.distributed", refuse={"synced": _HOGWILD, "shared": _HOGWILD, True: _HOGWILD}),
 )
 # what SLM-Lab takes where a spec is silent, and our default differs
@@ -151,6 +288,11 @@ DEFAULTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
     (f"{ALG}.val_loss_coef", PPO, 1.0),
     (f"{ALG}.val_loss_coef", AC, 1.0),
     (f"{ALG}.normalize_return", REINFORCE, True),
+    (f"{ALG}.update_type", WITH_TARGET, "replace"),
+    (f"{ALG}.update_frequency", WITH_TARGET, 1),
+    (f"{ALG}.training_start_step", {**DQNS, f"{MEM}.batch_size": GIVEN}, From(f"{MEM}.batch_size")),
+    (f"{ALG}.training_iter", {**SAC, "env.num_envs": GIVEN}, From("env.num_envs")),
+    (f"{NET}.hid_layers", {**SAC, f"{NET}.type": "MLPNet"}, []),
     ("env.clip_obs", {**SLM, "env.normalize_obs": True}, 10.0),
     ("env.clip_reward", {**SLM, "env.normalize_reward": True}, 10.0),
     ("meta.log_frequency", SLM, 10000),
@@ -166,8 +308,38 @@ def translate(raw: Mapping[str, Any]) -> Translation:
             _apply(rule, value, raw, out)
     for path, only, value in DEFAULTS:
         if _holds(only, raw) and _get(out.spec, path) is _ABSENT:
-            _put(out.spec, path, _get(raw, value) if isinstance(value, From) else value)
+            _put(out.spec, path, _get(raw, value) if isinstance(value, From) else copy.copy(value))
+    if _holds(OFF_POLICY, raw):
+        _pace(out, raw)
     return out
+
+
+def _pace(out: Translation, raw: Mapping[str, Any]) -> None:
+    """SLM-Lab learns at most once per step of all envs, from however few rows; here all counts are of frames."""
+    spec, envs = out.spec, max(_number(out.spec, "env.num_envs", 1), 1)
+    frequency = max(_number(spec, f"{ALG}.training_frequency", 1), envs)
+    _change(out, f"{ALG}.training_frequency", frequency, "SLM-Lab learns at most once per step of all envs")
+    needed = max(_number(spec, f"{MEM}.batch_size", 0), _number(spec, f"{MEM}.sequence_length", 0) * envs)
+    start = max(_number(spec, f"{ALG}.training_start_step", 1000), needed)
+    _change(out, f"{ALG}.training_start_step", start, "fewer frames hold no batch; SLM-Lab draws the same rows again")
+    if _holds(POLYAK, raw):
+        _polyak_pace(out, envs, frequency, sac=_holds(SAC, raw))
+    elif _holds(WITH_TARGET, raw):
+        follow = max(_number(spec, f"{ALG}.update_frequency", 1), frequency)
+        _change(out, f"{ALG}.update_frequency", follow, "the net changes no more often")
+
+
+def _polyak_pace(out: Translation, envs: float, frequency: float, sac: bool) -> None:
+    """SLM-Lab's target moves with each batch of SAC, each step of DQN's envs; here at most once per batch and frame.
+
+    Moving n times by a share c towards a net that stands still is moving once by 1 - (1 - c)^n.
+    """
+    batches, share = _number(out.spec, f"{ALG}.training_iter", 1), _number(out.spec, f"{ALG}.polyak_coef", 0.005)
+    _put(out.spec, f"{ALG}.update_frequency", 1 if sac else frequency)
+    times = max(batches / frequency, 1) if sac else frequency / envs
+    if times > 1 and 0 < share < 1:
+        moved = round(1 - (1 - share) ** times, 6)
+        _change(out, f"{ALG}.polyak_coef", moved, f"SLM-Lab's target moves {times:g} times as often")
 
 
 def _holds(only: Mapping[str, Any], raw: Mapping[str, Any]) -> bool:
@@ -176,12 +348,12 @@ def _holds(only: Mapping[str, Any], raw: Mapping[str, Any]) -> bool:
 
 def _apply(rule: Rule, value: Any, raw: Mapping[str, Any], out: Translation) -> None:
     said = f"{rule.key} {show(value)}"
-    if (why := _match(rule.refuse, value)) is not _ABSENT:
-        out.problems.append(Problem(rule.key, f"{show(value)}: {why}"))
-        out.renamed[rule.to or rule.key] = rule.key  # what is now missing under our name is told here already
-    elif (why := _match(rule.drop, value)) is not _ABSENT:
+    if (why := _match(rule.drop, value)) is not _ABSENT:
         _pop(out.spec, rule.key)
         out.notes.append(f"{said} is left out: {why}")
+    elif (why := _match(rule.refuse, value)) is not _ABSENT:
+        out.problems.append(Problem(rule.key, f"{show(value)}: {why}"))
+        out.renamed[rule.to or rule.key] = rule.key  # what is now missing under our name is told here already
     elif rule.to and _get(raw, rule.to) is not _ABSENT:
         out.problems.append(Problem(rule.key, f"says the same as {rule.to}: give one of them"))
     elif rule.to or _match(rule.values, value) is not _ABSENT:
@@ -191,7 +363,29 @@ def _apply(rule: Rule, value: Any, raw: Mapping[str, Any], out: Translation) -> 
         _pop(out.spec, rule.key)
         _put(out.spec, target, ours)
         out.renamed[target] = rule.key
-        out.notes.append(f"{said} is read as {target} {show(ours)}")
+        beside = _match(rule.also, value)
+        added = {} if beside is _ABSENT else {k: v for k, v in beside.items() if _get(out.spec, k) is _ABSENT}
+        for path, more in added.items():
+            _put(out.spec, path, more)
+            out.renamed[path] = rule.key
+        out.notes.append(
+            f"{said} is read as " + ", ".join(f"{k} {show(v)}" for k, v in {target: ours, **added}.items())
+        )
+
+
+def _number(spec: dict[str, Any], path: str, default: float) -> Any:
+    """The number at a path, or the default; what is no number is told when its part is validated."""
+    value = _get(spec, path)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+
+def _change(out: Translation, path: str, ours: Any, why: str) -> None:
+    given = _get(out.spec, path)
+    if given is _ABSENT:
+        _put(out.spec, path, ours)
+    elif _number(out.spec, path, ours) != ours:
+        _put(out.spec, path, ours)
+        out.notes.append(f"{path} {show(given)} is read as {show(ours)}: {why}")
 
 
 def _match(table: Mapping[Any, Any], value: Any) -> Any:
@@ -204,7 +398,9 @@ def _fits(key: Any, value: Any) -> bool:
         return False
     if key is ANY or key is GIVEN:
         return key is ANY or value is not None
-    return type(key) is type(value) and bool(key == value)  # 1 isn't True
+    if isinstance(key, frozenset):
+        return any(_fits(one, value) for one in key)
+    return isinstance(key, bool) == isinstance(value, bool) and bool(key == value)  # 1 isn't True, but 1.0 is 1
 
 
 # --- dotted paths in nested mappings ---

@@ -31,6 +31,7 @@ MEMORY = Registry(
         "CER": "slm_lab.agent.memory.replay:CER",
         "PrioritizedReplay": "slm_lab.agent.memory.prioritized:PrioritizedReplay",
         "SequenceReplay": "slm_lab.agent.memory.sequence:SequenceReplay",
+        "HindsightReplay": "slm_lab.agent.memory.hindsight:HindsightReplay",
     },
 )
 NET = Registry(

@@ -76,7 +76,8 @@ def test_entropy_is_a_bonus() -> None:
     a2c = build(A2C, entropy_coef_spec=ScheduleSpec(start_val=0.5))
     prepared, _ = a2c.prepare(batch())
     out = a2c.net(prepared.obs, prepared.carry, prepared.is_first)
-    terms, shown = a2c.losses(prepared, out, 0)
+    learned = a2c.losses(prepared, out, 0)
+    terms, shown = learned.terms, learned.shown
     torch.testing.assert_close(terms["entropy_loss"], -out.heads["policy"].entropy())
     assert a2c.scales(0)["entropy_loss"] == 0.5
     assert 0 < shown["entropy"] <= torch.log(torch.tensor(3.0)) + 1e-5
@@ -149,7 +150,7 @@ def test_weights_go_with_their_windows() -> None:
 def test_rows_that_no_one_played_teach_nothing() -> None:
     a2c, rows = build(A2C), batch()
     before = [p.detach().clone() for p in a2c.net.parameters()]
-    metrics = a2c.update(rows.replace(mask=torch.zeros_like(rows.mask)), 0)
+    metrics = a2c.update(rows.replace(mask=torch.zeros_like(rows.mask)), 0).metrics
     assert a2c.optim.opt_step == 0
     assert all(torch.equal(a, b) for a, b in zip(before, a2c.net.parameters(), strict=True))
     assert "loss" not in metrics

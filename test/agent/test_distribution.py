@@ -10,8 +10,10 @@ from scipy import stats
 from torch import distributions as D
 
 from slm_lab.agent.exploration import explore
-from slm_lab.agent.net.distribution import Categorical, MultiCategorical, Normal, SquashedNormal
-from slm_lab.agent.net.policy_head import PolicyHead
+from slm_lab.agent.net.distribution import Categorical, MultiCategorical, Noisy, Normal, SquashedNormal
+from slm_lab.agent.net.heads import QHead
+from slm_lab.agent.net.mlp import MLP
+from slm_lab.agent.net.policy_head import LOG_STD, NoisyHead, PolicyHead
 
 logits = torch.randn(5, 7, 4, generator=torch.Generator().manual_seed(0))
 generator = torch.Generator()
@@ -62,6 +64,23 @@ def test_squashed_normal_equals_torch() -> None:
     torch.testing.assert_close(ours.log_prob(action), theirs.log_prob(action), atol=1e-3, rtol=1e-4)
 
 
+def test_a_squashed_draw_comes_with_its_log_probability() -> None:
+    """Also far out, where the draw itself has been rounded to 1 and nothing could be told from it."""
+    near, far = SquashedNormal(logits, torch.zeros(4)), SquashedNormal(torch.full((4,), 30.0), torch.zeros(4))
+    action, log_prob = near.sample_log_prob(generator.manual_seed(0))
+    assert torch.equal(action, near.sample(generator.manual_seed(0)))
+    torch.testing.assert_close(log_prob, near.log_prob(action), atol=1e-3, rtol=1e-4)
+    _, log_prob = far.sample_log_prob(generator)
+    assert log_prob > 4 * 2 * (30 - 5), "-log(1 - tanh² u) grows as 2u"
+
+
+def test_noise_around_an_action_stays_in_bounds() -> None:
+    policy = Noisy(torch.tensor([0.0, 0.95]).expand(20_000, 2), 0.1)
+    noise = policy.sample(generator.manual_seed(0)) - policy.mode()
+    assert noise[:, 0].std() == pytest.approx(0.1, rel=0.05)
+    assert noise[:, 1].max() == pytest.approx(0.05), "clipped at 1"
+
+
 def test_exploration_policies() -> None:
     policy = Categorical(logits)
     best = policy.mode()
@@ -80,5 +99,24 @@ def test_exploration_policies() -> None:
     [(spaces.Discrete(3), ()), (spaces.MultiDiscrete([2, 5]), (2,)), (spaces.Box(-1, 1, (2, 3)), (6,))],
 )
 def test_policy_head_fits_the_space(space: spaces.Space, shape: tuple[int, ...]) -> None:
-    head = PolicyHead(8, space, "default")
+    head = PolicyHead(MLP.Spec(), 8, space, "default")
     assert head(torch.zeros(4, 2, 8)).sample(generator).shape == (4, 2, *shape)
+
+
+def test_heads_of_actor_critics_fit_a_box() -> None:
+    space, features = spaces.Box(-1, 1, (2, 3)), torch.randn(4, 2, 8, generator=generator)
+    wide = PolicyHead(MLP.Spec(actor_init_std=100.0), 8, space, "SquashedNormal", state_std=True)(features)
+    assert wide.sample(generator).shape == (4, 2, 6)
+    assert wide.log_std.std() > 0, "the deviation depends on what is seen"
+    assert LOG_STD[0] <= wide.log_std.min() <= wide.log_std.max() <= LOG_STD[1]
+    assert NoisyHead(MLP.Spec(), 8, space, 0.1)(features).mode().shape == (4, 2, 6)
+
+
+def test_dueling_splits_value_and_advantage() -> None:
+    """Wang et al. 2016, eq. 9: the mean over actions is the value stream's."""
+    head, features = QHead(MLP.Spec(), 8, 3, dueling=True), torch.randn(4, 2, 8, generator=generator)
+    q = head(features)
+    assert q.shape == (4, 2, 3)
+    torch.testing.assert_close(q.mean(dim=-1, keepdim=True), head.value(features))
+    advantage = head.advantage(features)
+    torch.testing.assert_close(q[..., 0] - q[..., 1], advantage[..., 0] - advantage[..., 1])

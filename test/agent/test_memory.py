@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
+from worlds import Lives
 
 from slm_lab.agent.memory.base import MemoryContext
 from slm_lab.agent.memory.onpolicy import OnPolicyBatchReplay, OnPolicyReplay
@@ -18,36 +19,9 @@ def context(E: int, frequency: int) -> MemoryContext:
     return MemoryContext(World(E, {"obs": spaces.Box(-np.inf, np.inf, (3,))}, spaces.Discrete(9)), frequency)
 
 
-class Worlds:
-    """E worlds under NEXT_STEP autoreset, whose observation tells env, episode and step; episode lengths by chance."""
-
-    def __init__(self, E: int, seed: int = 0, carry: bool = True) -> None:
-        self.E, self.rng, self.carry = E, np.random.default_rng(seed), carry
-        self.episode, self.t, self.first = np.zeros((2, E), np.int64)[0], np.zeros(E, np.int64), np.ones(E, bool)
-        self.length = self.rng.integers(1, 6, E)
-        self.lived: list[list[tuple[int, ...]]] = [
-            [] for _ in range(E)
-        ]  # the scalar reference: (episode, t, action) played
-
-    def obs(self) -> np.ndarray:
-        return np.stack([np.arange(self.E), self.episode, self.t], axis=1).astype(np.float64)
-
-    def row(self) -> Row:
-        obs, is_first, action = self.obs(), self.first.copy(), self.rng.integers(0, 9, self.E)
-        ended_before = self.t == self.length
-        for e in np.flatnonzero(~ended_before):
-            self.lived[e].append((int(self.episode[e]), int(self.t[e]), int(action[e])))
-        self.t = np.where(ended_before, 0, self.t + 1)
-        self.episode = self.episode + ended_before
-        self.length = np.where(ended_before, self.rng.integers(1, 6, self.E), self.length)
-        self.first = ended_before
-        ended = (self.t == self.length) & ~ended_before
-        truncated = ended & (self.rng.random(self.E) < 0.5)
-        carry = {"h": obs * 10} if self.carry else {}
-        return Row(
-            {"obs": obs}, is_first, carry, action, {"log_prob": obs[:, 2]}, np.where(ended_before, 0.0, self.t).astype(np.float32),
-            ended & ~truncated, truncated, {"obs": self.obs()}, self.first.copy(),
-        )  # fmt: skip
+def played(worlds: Lives) -> list[list[tuple[int, ...]]]:
+    """(episode, t, action) of all that each world has lived through."""
+    return [[(row.episode, row.step, row.action) for row in life if row] for life in worlds.lived]
 
 
 def valid(batch: Batch) -> list[list[tuple[int, ...]]]:
@@ -59,6 +33,7 @@ def valid(batch: Batch) -> list[list[tuple[int, ...]]]:
 def check_windows(batch: Batch) -> None:
     """Next observations follow, ends are where they belong, rewards are those that the action caused."""
     obs, mask = batch.obs["obs"], batch.mask
+    assert batch.action.dtype == np.int64
     assert (obs[:, 1:][mask][:, 2] == obs[:, :-1][mask][:, 2] + 1).all(), (
         "the next observation is not the one that followed"
     )
@@ -69,7 +44,7 @@ def check_windows(batch: Batch) -> None:
 
 @pytest.mark.parametrize("E", [1, 4, 16])
 def test_horizons_hold_everything_once(E: int) -> None:
-    worlds, memory = Worlds(E), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), context(E, 7))
+    worlds, memory = Lives(E), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), context(E, 7))
     stored: list[list[tuple[int, ...]]] = [[] for _ in range(E)]
     for step in range(7 * 6):
         memory.update(worlds.row())
@@ -83,13 +58,13 @@ def test_horizons_hold_everything_once(E: int) -> None:
             np.testing.assert_array_equal(batch.carry["h"], batch.obs["obs"][:, 0] * 10)
             for e, window in enumerate(valid(batch)):
                 stored[e] += window
-    assert stored == worlds.lived
+    assert stored == played(worlds)
 
 
 @pytest.mark.parametrize("E", [1, 4, 16])
 @pytest.mark.parametrize("frequency", [1, 3])
 def test_episodes_are_complete_and_none_is_lost(E: int, frequency: int) -> None:
-    worlds, memory = Worlds(E, seed=1), OnPolicyReplay(OnPolicyReplay.Spec(), context(E, frequency))
+    worlds, memory = Lives(E, seed=1), OnPolicyReplay(OnPolicyReplay.Spec(), context(E, frequency))
     stored: list[list[tuple[int, ...]]] = [[] for _ in range(E)]
     updates = 0
     for _ in range(600):
@@ -106,9 +81,9 @@ def test_episodes_are_complete_and_none_is_lost(E: int, frequency: int) -> None:
             for e, window in zip(batch.obs["obs"][:, 0, 0].astype(int), valid(batch), strict=True):
                 stored[e] += window
     assert updates > 10
-    for e in range(E):
-        running = [row for row in worlds.lived[e] if row not in set(stored[e])]
-        assert stored[e] + running == worlds.lived[e]
+    for e, life in enumerate(played(worlds)):
+        running = [row for row in life if row not in set(stored[e])]
+        assert stored[e] + running == life
         assert len({row[0] for row in running}) <= 1 + frequency, "only running or waiting episodes may be missing"
     assert memory.rows.size < 100, "rows of past episodes are dropped"
 
@@ -126,7 +101,7 @@ def test_env_dtypes_are_kept() -> None:
 
 
 def test_a_batch_outlives_later_writes() -> None:
-    worlds, memory = Worlds(1), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), context(1, 3))
+    worlds, memory = Lives(1), OnPolicyBatchReplay(OnPolicyBatchReplay.Spec(), context(1, 3))
     for _ in range(3):
         memory.update(worlds.row())
     batch = memory.sample()
@@ -139,7 +114,7 @@ def test_a_batch_outlives_later_writes() -> None:
 @pytest.mark.parametrize("cls", [OnPolicyBatchReplay, OnPolicyReplay])
 def test_saved_anywhere_it_goes_on_alike(cls: Any) -> None:
     for cut in range(1, 14):
-        worlds, memory = Worlds(3, seed=2), cls(cls.Spec(), context(3, 4))
+        worlds, memory = Lives(3, seed=2), cls(cls.Spec(), context(3, 4))
         rows = [worlds.row() for _ in range(40)]
         other = cls(cls.Spec(), context(3, 4))
         for i, row in enumerate(rows):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from small_specs import ALGORITHMS
-from worlds import ACTION_SPACES, IMAGE_SPACES, OBS_SPACES, Worlds
+from small_specs import ALGORITHMS, MEMORIES, make_spec
+from worlds import ACTION_SPACES, IMAGE_SPACES, OBS_SPACES, Worlds, world
 
 from slm_lab.agent import checkpoint
 from slm_lab.agent.agent import Agent
+from slm_lab.agent.algorithm.base import Learned
 from slm_lab.agent.build import build_agent
 from slm_lab.env.base import World
 from slm_lab.lib.tree import tree_leaves, tree_map
@@ -21,19 +22,21 @@ from slm_lab.spec.lab_spec import AgentSpec
 from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
 
 E = 3
+LAB = make_spec(env__num_envs=E)
 
 
 def parts(
-    algorithm: str, memory: str = "OnPolicyBatchReplay", core: str = "none", net: dict[str, Any] | None = None
+    algorithm: str, memory: str | None = None, core: str = "none", net: dict[str, Any] | None = None
 ) -> AgentSpec:
-    keys = net or {"name": "MLP", "hid_layers": [8]}
+    memory = memory or ("OnPolicyBatchReplay" if ALGORITHM.load(algorithm).on_policy else "Replay")
+    keys = net or {"name": "MLP", "hid_layers": [8], "head_hid_layers": [8]}
     core_spec = CORE.load(core).Spec().model_dump()
     if "hidden_size" in core_spec:
         core_spec["hidden_size"] = 6
     return AgentSpec(
         "test",
         ALGORITHM.load(algorithm).Spec(**ALGORITHMS[algorithm]),
-        MEMORY.load(memory).Spec(),
+        MEMORY.load(memory).Spec(**MEMORIES[memory]),
         NET.load(keys["name"]).Spec(core=core_spec, **keys),
     )
 
@@ -50,10 +53,40 @@ def live(agent: Agent, worlds: Worlds, steps: int) -> list[dict[str, float]]:
     return metrics
 
 
-def check_learning(spec: AgentSpec, obs_space: dict[str, spaces.Space], action_space: spaces.Space) -> None:
-    agent = build_agent(spec, World(E, obs_space, action_space), seed=0)
+def fits(spec: AgentSpec, obs: str, action: str) -> bool:
+    """Whether algorithm and memory have nothing to object to, as when a spec is resolved."""
+    lab, classes = (
+        dataclasses.replace(LAB, agent=spec),
+        (ALGORITHM.load(spec.algorithm.name), MEMORY.load(spec.memory.name)),
+    )
+    return not any(cls.problems(lab, world(obs, action, 1)) for cls in classes if hasattr(cls, "problems"))
+
+
+def worlds_for(algorithm: str, memory: str | None = None) -> list[tuple[str, str]]:
+    """Names of the observation and action spaces that an algorithm (and a memory) can be used in."""
+    spec = parts(algorithm, memory)
+    return [(obs, action) for obs in ("vector", "goals") for action in ACTION_SPACES if fits(spec, obs, action)]
+
+
+def memories_for(algorithm: str, core: str = "none") -> list[str]:
+    """Memories that forget, or don't, as the algorithm needs, and keep the carry that a recurrent core needs."""
+    fitting = [name for name in MEMORIES if MEMORY.load(name).on_policy == ALGORITHM.load(algorithm).on_policy]
+    keeping = [name for name in fitting if core == "none" or MEMORY.load(name).keeps_carry]
+    return [name for name in keeping if worlds_for(algorithm, name)]
+
+
+def world_for(algorithm: str, memory: str | None = None) -> World:
+    return world(*worlds_for(algorithm, memory)[0], E)
+
+
+def actions_for(algorithm: str) -> list[str]:
+    return [action for obs, action in worlds_for(algorithm) if obs == "vector"]
+
+
+def check_learning(spec: AgentSpec, where: World) -> None:
+    agent = build_agent(spec, where, seed=0)
     before = tree_map(torch.clone, dict(agent.algorithm.net.state_dict()))
-    metrics = live(agent, Worlds(obs_space, E), 24)
+    metrics = live(agent, Worlds(where.obs_space, E), 24)
     assert metrics or spec.algorithm.name == "Random"
     assert all(np.isfinite(v) for row in metrics for k, v in row.items() if k != "explained_variance")
     if spec.algorithm.name != "Random":
@@ -65,37 +98,38 @@ def check_learning(spec: AgentSpec, obs_space: dict[str, spaces.Space], action_s
 ON_POLICY = [name for name in MEMORY if MEMORY.load(name).on_policy]
 
 
-def memories_for(algorithm: str) -> list[str]:
-    wanted = ALGORITHM.load(algorithm).on_policy
-    return [name for name in MEMORY if MEMORY.load(name).on_policy == wanted]
+COMBINATIONS = [(a, m, c) for a in ALGORITHMS for c in CORE for m in memories_for(a, c)]
 
 
-COMBINATIONS = [(a, m, c) for a in ALGORITHM for m in memories_for(a) for c in CORE]
-
-
-def test_every_algorithm_has_a_small_spec_here() -> None:
+def test_every_part_is_under_test_here() -> None:
     assert set(ALGORITHMS) == set(ALGORITHM)
+    assert set(MEMORIES) == set(MEMORY)
+    assert {a for a, _, _ in COMBINATIONS} == set(ALGORITHM)
+    assert {m for _, m, _ in COMBINATIONS} == set(MEMORY)
+    for algorithm in ALGORITHM:
+        assert {c for a, _, c in COMBINATIONS if a == algorithm} == set(CORE), f"{algorithm} goes with every core"
 
 
 @pytest.mark.parametrize(("algorithm", "memory", "core"), COMBINATIONS)
 def test_learns_with_every_memory_and_core(algorithm: str, memory: str, core: str) -> None:
-    check_learning(parts(algorithm, memory, core), OBS_SPACES["vector"], ACTION_SPACES["discrete"])
+    check_learning(parts(algorithm, memory, core), world_for(algorithm, memory))
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHM)
-@pytest.mark.parametrize("space", ACTION_SPACES)
+@pytest.mark.parametrize(("algorithm", "space"), [(a, space) for a in ALGORITHMS for space in actions_for(a)])
 def test_learns_in_every_action_space(algorithm: str, space: str) -> None:
-    check_learning(parts(algorithm), OBS_SPACES["vector"], ACTION_SPACES[space])
+    check_learning(parts(algorithm), world("vector", space, E))
 
 
+@pytest.mark.parametrize("algorithm", ["PPO", "DQN", "TD3"])
 @pytest.mark.parametrize("space", OBS_SPACES)
-def test_learns_from_every_observation_space(space: str) -> None:
-    check_learning(parts("PPO"), OBS_SPACES[space], ACTION_SPACES["discrete"])
+def test_learns_from_every_observation_space(algorithm: str, space: str) -> None:
+    check_learning(parts(algorithm), world(space, actions_for(algorithm)[0], E))
 
 
+@pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
 @pytest.mark.parametrize("space", IMAGE_SPACES)
 @pytest.mark.parametrize("shared", [True, False])
-def test_learns_from_images(space: str, shared: bool) -> None:
+def test_learns_from_images(algorithm: str, space: str, shared: bool) -> None:
     net = {
         "name": "Conv",
         "conv_hid_layers": [[4, 3, 2], [4, 3, 1, 1]],
@@ -104,24 +138,24 @@ def test_learns_from_images(space: str, shared: bool) -> None:
         "init_fn": None,
     }
     net |= {"hid_layers_activation": "elu"}  # some relu units of so small a net are dead from the start
-    check_learning(parts("PPO", net=net), IMAGE_SPACES[space], ACTION_SPACES["discrete"])
+    check_learning(parts(algorithm, net=net), World(E, IMAGE_SPACES[space], ACTION_SPACES["discrete"]))
 
 
 @pytest.mark.parametrize(("algorithm", "memory", "core"), COMBINATIONS)
 def test_saved_and_loaded_it_goes_on_alike(algorithm: str, memory: str, core: str, tmp_path: Path) -> None:
-    def fresh() -> Agent:
-        return build_agent(
-            parts(algorithm, memory, core), World(E, OBS_SPACES["vector"], ACTION_SPACES["discrete"]), seed=0
-        )
+    where = world_for(algorithm, memory)
 
-    agent, worlds = fresh(), Worlds(OBS_SPACES["vector"], E)
+    def fresh() -> Agent:
+        return build_agent(parts(algorithm, memory, core), where, seed=0)
+
+    agent, worlds = fresh(), Worlds(where.obs_space, E)
     live(agent, worlds, 13)
     other = fresh()
     checkpoint.save(tmp_path, "agent", agent.state_dict(), agent.frame)
     other.load_state_dict(checkpoint.load(tmp_path, "agent"))
     assert other.frame == agent.frame
     for one in (agent, other):
-        live(one, Worlds(OBS_SPACES["vector"], E, seed=5), 20)
+        live(one, Worlds(where.obs_space, E, seed=5), 20)
     for (name, a), (_, b) in zip(tree_leaves(agent.state_dict()), tree_leaves(other.state_dict()), strict=True):
         same = (
             np.array_equal(a, b) if isinstance(a, np.ndarray) else torch.equal(a, b) if torch.is_tensor(a) else a == b
@@ -131,7 +165,7 @@ def test_saved_and_loaded_it_goes_on_alike(algorithm: str, memory: str, core: st
 
 @pytest.mark.parametrize("algorithm", [name for name in ALGORITHM if name != "Random"])
 def test_greedy_acting_uses_no_chance(algorithm: str) -> None:
-    agent = build_agent(parts(algorithm), World(E, OBS_SPACES["vector"], ACTION_SPACES["box"]), seed=0)
+    agent = build_agent(parts(algorithm), world("vector", actions_for(algorithm)[-1], E), seed=0)
     step, before = Worlds(OBS_SPACES["vector"], E).reset(), agent.rng.torch.get_state()
     a, b = (agent.act(step, agent.initial(E), explore=False).action for _ in range(2))
     assert torch.equal(a, b)
@@ -142,9 +176,9 @@ def test_greedy_acting_uses_no_chance(algorithm: str) -> None:
 @pytest.mark.parametrize("memory", ON_POLICY)
 def test_learning_repeats_the_acting_log_prob(core: str, memory: str) -> None:
     """With unchanged weights the log-probability computed when learning is the one recorded when acting, to 1e-6."""
-    agent = build_agent(parts("PPO", memory, core), World(E, OBS_SPACES["vector"], ACTION_SPACES["discrete"]), seed=0)
+    agent = build_agent(parts("PPO", memory, core), world("vector", "discrete", E), seed=0)
     batches = []
-    agent.algorithm.update = lambda batch, frame: batches.append(batch) or {}  # type: ignore[method-assign,func-returns-value]
+    agent.algorithm.update = lambda batch, frame: batches.append(batch) or Learned({})  # type: ignore[method-assign,func-returns-value]
     live(agent, Worlds(OBS_SPACES["vector"], E), 100)
     assert len(batches) >= 3
     for batch in batches:
@@ -158,7 +192,7 @@ def test_learning_repeats_the_acting_log_prob(core: str, memory: str) -> None:
 @pytest.mark.parametrize("num_envs", [1, 2, 8])
 def test_frames_are_those_really_played(num_envs: int) -> None:
     """Rows whose action the world ignored are no frames and no experience."""
-    agent = build_agent(parts("Random"), World(num_envs, OBS_SPACES["vector"], ACTION_SPACES["discrete"]), seed=0)
+    agent = build_agent(parts("Random"), world("vector", "discrete", num_envs), seed=0)
     worlds = Worlds(OBS_SPACES["vector"], num_envs, end=0.5)
     step, carry, played = worlds.reset(), agent.initial(num_envs), 0
     for _ in range(50):
@@ -181,8 +215,8 @@ def test_what_a_core_shows_reaches_the_batch(memory: str, monkeypatch: pytest.Mo
         return features, carry, {"slots": torch.ones(*x.shape[:2], 7)}, losses
 
     monkeypatch.setattr(GRU, "forward", showing)
-    agent = build_agent(parts("PPO", memory, "GRU"), World(E, OBS_SPACES["vector"], ACTION_SPACES["discrete"]), seed=0)
+    agent = build_agent(parts("PPO", memory, "GRU"), world("vector", "discrete", E), seed=0)
     batches = []
-    agent.algorithm.update = lambda batch, frame: batches.append(batch) or {}  # type: ignore[method-assign,func-returns-value]
+    agent.algorithm.update = lambda batch, frame: batches.append(batch) or Learned({})  # type: ignore[method-assign,func-returns-value]
     live(agent, Worlds(OBS_SPACES["vector"], E), 60)
     assert batches[0].extras["actor"]["slots"].shape == (*batches[0].mask.shape, 7)

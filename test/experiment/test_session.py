@@ -42,7 +42,30 @@ EPISODIC = {
     "agent__memory": {"name": "OnPolicyReplay"},
     "agent__net__core": {"name": "LSTM", "hidden_size": 8},
 }
-KINDS: dict[str, dict[str, Any]] = {"memoryless": {}, "recurrent": RECURRENT, "wrapped": WRAPPED, "episodic": EPISODIC}
+LATE = {"training_frequency": 4, "training_start_step": 100}
+DDQN_PER = {
+    "agent__algorithm": {"name": "DoubleDQN", **LATE, "update_frequency": 20, "dueling": True},
+    "agent__memory": {"name": "PrioritizedReplay", "max_size": 900, "batch_size": 16, "n_step": 3, "use_cer": True},
+}
+SAC = {
+    "agent__algorithm": {"name": "SAC", **LATE},
+    "agent__memory": {"name": "Replay", "max_size": 900, "batch_size": 16},
+    "agent__net__head_hid_layers": [8],
+    "env": {"name": "Pendulum-v1", "num_envs": 2, "max_frame": 2000},
+}
+DRQN = {
+    "agent__algorithm": {"name": "DQN", **LATE, "update_type": "polyak", "update_frequency": 1},
+    "agent__memory": {
+        "name": "SequenceReplay", "max_size": 900, "batch_size": 4, "sequence_length": 12, "burn_in": 2, "carry_every": 5,
+        "prioritized": True,
+    },
+    "agent__net": {"name": "MLP", "hid_layers": [8], "core": {"name": "LSTM", "hidden_size": 8}},
+    "env": {"name": "MemoryTask", "delay": 5, "num_envs": 4, "max_frame": 2000, "prev_action": True},
+}  # fmt: skip
+OFF_POLICY: dict[str, dict[str, Any]] = {"ddqn_per": DDQN_PER, "sac": SAC, "drqn": DRQN}
+KINDS: dict[str, dict[str, Any]] = {
+    "memoryless": {}, "recurrent": RECURRENT, "wrapped": WRAPPED, "episodic": EPISODIC, **OFF_POLICY,
+}  # fmt: skip
 
 
 def start(tmp_path: Path, spec: LabSpec) -> RunDir:
@@ -98,7 +121,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_bit(tmp_path: Path, kind: str, c
     assert_same(tables(whole), tables(broken))
 
 
-@pytest.mark.parametrize("kind", ["memoryless", "recurrent"])
+@pytest.mark.parametrize("kind", ["memoryless", "recurrent", *OFF_POLICY])
 def test_kill_9_and_resume_is_exact(tmp_path: Path, kind: str) -> None:
     """The real command, killed with SIGKILL at three moments and continued, against one left alone."""
     raw = raw_spec(**KINDS[kind], env__max_frame=5000, meta__checkpoint_frequency=200)
@@ -158,6 +181,28 @@ def test_an_env_that_cannot_be_saved_goes_on_from_new_episodes(
     assert session.run().status == "done"
     lengths = next(iter(tables(run).values()))["episode_length"].dropna()
     assert set(lengths) == {50.0}, "no episode is glued from two"
+
+
+def test_a_replay_survives_worlds_that_cannot_be_saved(tmp_path: Path) -> None:
+    """What it holds stays; the episodes that were cut off end as truncated, with what was seen last after them."""
+    spec = make_spec(**{**DDQN_PER, "env": {"name": "MemoryTask", "delay": 50, "num_envs": 2, "max_frame": 600}})
+    run = start(tmp_path, spec)
+    session = Session(spec, run, 0, lambda progress: None)
+    session._begin()
+    for _ in range(75):
+        session._advance()
+    session.env.state_dict = lambda: None  # type: ignore[method-assign,assignment,return-value]
+    session._save()
+    seen = session.step.obs["obs"]
+    session = Session(spec, run, 0, lambda progress: None)
+    session._begin()
+    rows, worlds = session.agent.memory.rows, np.arange(2)  # type: ignore[union-attr]
+    last = np.full(2, 74)
+    assert rows.size == 76
+    assert rows.done(last, worlds)["truncated"].all()
+    np.testing.assert_array_equal(rows.obs(last + 1, worlds)["obs"], seen)
+    assert not rows.played(last + 1, worlds).any(), "the row between two worlds was played by nobody"
+    assert session.run().status == "done"
 
 
 def test_sessions_run_in_parallel_and_one_that_dies_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from slm_lab.agent.algorithm.off_policy import Target
+from slm_lab.agent.memory.gate import Gate
 from slm_lab.lib.errors import SpecError
 from slm_lab.spec.dialect import translate
 from slm_lab.spec.validate import resolve
@@ -21,6 +26,28 @@ def slm(algorithm="PPO", net="MLPNet", **net_keys):
         },
         "env": {"name": "CartPole-v1", "max_t": None, "max_frame": 1e4},
         "meta": {"distributed": False, "eval_frequency": 256, "max_session": 4, "max_trial": 1},
+    }
+
+
+def off_policy(algorithm="DQN", net=(), memory=(), num_envs=4, **keys):
+    explore = {"name": "linear_decay", "start_val": 1.0, "end_val": 0.1, "start_step": 0, "end_step": 3000}
+    acting = {"action_pdtype": "Argmax", "action_policy": "epsilon_greedy", "explore_var_spec": explore}
+    if algorithm == "SoftActorCritic":
+        acting = {"action_pdtype": "Normal", "action_policy": "default"}
+    counts = {"training_iter": 2, "training_frequency": 1, "training_start_step": 32}
+    layers = {"hid_layers_activation": "relu", "gpu": "auto"}
+    if "fc_hid_layers" not in dict(net):
+        layers["hid_layers"] = [32, 16]
+    return {
+        "agent": {
+            "name": algorithm,
+            "algorithm": {"name": algorithm, "gamma": 0.9, **acting, **counts, **keys},
+            "memory": {"name": "Replay", "batch_size": 64, "max_size": 5000, "use_cer": False, **dict(memory)},
+            "net": {"type": "MLPNet", **layers, **dict(net)},
+        },
+        "env": {"name": "CartPole-v1", "max_t": None, "max_frame": 1e4, "num_envs": num_envs},
+        "meta": {"distributed": False, "eval_frequency": 1000, "max_session": 4, "max_trial": 1},
+        "search": {"agent.net.update_frequency__choice": [50, 100]},
     }
 
 
@@ -97,6 +124,9 @@ def test_algorithms(given, expected):
         ("agent.net.type", "TorchArcNet", "use MLPNet"),
         ("agent.net.batch_norm", True, "leave it out"),
         ("agent.net.optim_spec", {"name": "GlobalAdam", "lr": 1e-3}, "use Adam"),
+        ("agent.net.out_layer_activation", "tanh", "heads are linear"),
+        ("agent.net.type", "DuelingMLPNet", "DQN, DoubleDQN and SARSA"),
+        ("agent.algorithm.name", "CrossQ", "use SoftActorCritic"),
         ("meta.distributed", "synced", "env.num_envs"),
     ],
 )
@@ -130,3 +160,175 @@ def test_a_spec_of_slm_lab_runs_and_errors_keep_its_names(fakes):
 def test_both_names_of_a_key():
     raw = slm(name="MLP")
     assert [problem.path for problem in translate(raw).problems] == ["agent.net.type"]
+
+
+def test_what_is_off_or_null_is_left_out():
+    given = {"type": "MLPNet", "batch_norm": False, "out_layer_activation": None}
+    spec, notes, problems, _ = translate({"agent": {"net": given}})
+    assert not problems and not {"batch_norm", "out_layer_activation"} & spec["agent"]["net"].keys()
+    assert len(notes) == 3
+
+
+# --- off-policy ---
+
+POLYAK = {"update_type": "polyak", "polyak_coef": 0.1, "update_frequency": 7}
+RNN = {"type": "RecurrentNet", "fc_hid_layers": [], "rnn_hidden_size": 8, "rnn_num_layers": 1, "seq_len": 4}
+PER = {"name": "PrioritizedReplay", "alpha": 0.7, "epsilon": 0.001}
+
+
+def resolved(raw):
+    """The parts of the agent, as plain data."""
+    return resolve(raw, check_env=False).dump()["agent"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "algorithm", "memory", "net"),
+    [
+        (off_policy("VanillaDQN"), {"name": "DQN", "update_type": "replace", "update_frequency": 1}, {}, {}),
+        (off_policy("DQNBase"), {"name": "DQN", "update_type": "replace", "update_frequency": 1}, {}, {}),
+        (off_policy("DQN"), {"name": "DQN", "update_type": "replace", "update_frequency": 4}, {}, {"clip_grad_val": None}),
+        (off_policy("DoubleDQN", {"update_frequency": 75, "polyak_coef": 0}), {"update_frequency": 75}, {}, {}),
+        (off_policy(net={"type": "DuelingMLPNet"}), {"name": "DQN", "dueling": True}, {}, {"name": "MLP"}),
+        (off_policy(net={"shared": True, "actor_optim_spec": {"lr": 1}}), {}, {}, {"shared": False}),
+        (off_policy(net=POLYAK), {"update_type": "polyak", "polyak_coef": 0.1, "update_frequency": 4}, {}, {}),
+        (off_policy(memory=PER), {}, {**PER, "beta": 0.0, "beta_end": 0.0, "use_cer": False}, {}),
+        (off_policy(memory={**PER, "beta": 0.5, "beta_end": 1.0}), {}, {"beta": 0.5, "beta_end": 1.0}, {}),
+        (
+            off_policy(net=RNN),
+            {},
+            {"name": "SequenceReplay", "sequence_length": 4, "carry_every": 1, "prioritized": False},
+            {"core": {"name": "GRU", "hidden_size": 8, "num_layers": 1}},
+        ),
+        (off_policy(net=RNN, memory=PER), {}, {"name": "SequenceReplay", "prioritized": True, "beta_end": 0.0}, {}),
+        (
+            off_policy("SoftActorCritic", POLYAK, target_entropy="auto", fixed_alpha=0.2, policy_delay=1, alpha_lr=None),
+            {"name": "SAC", "temperature": 0.2, "target_entropy": None, "update_frequency": 1, "polyak_coef": 0.1},
+            {},
+            {"hid_layers": [], "head_hid_layers": [32, 16]},
+        ),
+    ],
+)  # fmt: skip
+def test_off_policy_specs_of_slm_lab(raw, algorithm, memory, net):
+    agent = resolved(raw)
+    assert agent["algorithm"] | algorithm == agent["algorithm"]
+    assert agent["memory"] | memory == agent["memory"]
+    assert agent["net"] | net == agent["net"]
+
+
+def test_sarsa():
+    raw = slm("SARSA", update_type="replace")
+    raw["agent"]["algorithm"] = {"name": "SARSA", "action_pdtype": "Argmax", "training_frequency": 8}
+    agent = resolved(raw)
+    assert agent["algorithm"]["training_frequency"] == 8 and agent["net"]["use_same_optim"]
+
+
+def test_an_off_policy_spec_is_read_with_notes_and_its_search_stays():
+    raw = off_policy("VanillaDQN", net={"type": "DuelingMLPNet"}, memory=PER)
+    spec = resolve(raw, check_env=False)
+    for said in ("update_frequency 1", "dueling true", "beta 0.0", "'Argmax' is left out", "training_frequency 1 is"):
+        assert any(said in note for note in spec.notes), said
+    assert spec.search == raw["search"]
+
+
+def test_what_slm_lab_takes_where_an_off_policy_spec_is_silent():
+    raw = off_policy("SoftActorCritic", memory={"batch_size": 256})
+    for key in ("training_iter", "training_start_step"):
+        del raw["agent"]["algorithm"][key]
+    sac = resolved(raw)["algorithm"]
+    assert (sac["training_iter"], sac["training_start_step"], sac["update_type"]) == (4, 1000, "replace")
+    raw = off_policy(memory={"batch_size": 48})
+    del raw["agent"]["algorithm"]["training_start_step"]
+    assert resolved(raw)["algorithm"]["training_start_step"] == 48
+
+
+@pytest.mark.parametrize(
+    ("raw", "path", "cure"),
+    [
+        (off_policy(action_policy="default"), "agent.algorithm.action_policy", "use 'boltzmann'"),
+        (off_policy(net={**POLYAK, "polyak_coef": 0.0}), "agent.net.polyak_coef", "e.g. 0.005"),
+        (off_policy(net={**POLYAK, "polyak_coef": 2}), "agent.net.polyak_coef", "1"),
+        (off_policy(net={"update_frequency": "often"}), "agent.net.update_frequency", "often"),
+        (off_policy(training_frequency="4"), "agent.algorithm.training_frequency", "4"),
+        (off_policy(net=RNN, memory={"use_cer": True}), "agent.memory.use_cer", "leave it out"),
+        (off_policy("SoftActorCritic", {"hid_layers": [0]}), "agent.net.hid_layers.0", "0"),
+        (off_policy("SoftActorCritic", {"type": "DuelingMLPNet"}), "agent.net.type", "DQN, DoubleDQN and SARSA"),
+        (off_policy("SoftActorCritic", action_policy="boltzmann"), "agent.algorithm.action_policy", "Leave it out"),
+        (off_policy("SoftActorCritic", policy_delay=2), "agent.algorithm.policy_delay", "use TD3"),
+        (off_policy("SoftActorCritic", log_alpha_max=2.0), "agent.algorithm.log_alpha_max", "fixed_alpha"),
+        (off_policy("SoftActorCritic", spectral_norm=True), "agent.algorithm.spectral_norm", "leave it out"),
+        (off_policy("SoftActorCritic", symlog=True), "agent.algorithm.symlog", "env.normalize_reward"),
+    ],
+)
+def test_off_policy_keys_without_counterpart_are_refused_under_the_users_name(raw, path, cure):
+    with pytest.raises(SpecError) as error:
+        resolve(raw, check_env=False)
+    [problem] = error.value.problems
+    assert problem.path == path and cure in problem.message
+
+
+# --- the pace of learning ---
+
+
+def pace_there(envs, frequency, iterations, start, update_frequency, share, sac, frames):
+    """SLM-Lab's counters as a plain loop: batches learned from, copies to the target, how much is left of the first
+    target after moves by `share` towards 0."""
+    seen, batches, copies, left = 0, 0, 0, 1.0
+    for frame in range(envs, frames + 1, envs):
+        to_train = False
+        for _ in range(envs):
+            seen += 1
+            to_train |= seen > start and (seen - 1) % frequency == 0
+        batches += iterations * to_train
+        if seen > start:
+            copies += frame % update_frequency < envs
+            left *= (1 - share) ** (iterations * to_train if sac else 1)
+    return batches, copies, left
+
+
+def pace_here(algorithm, envs, frames):
+    """The same of our gate and target network, by a translated spec."""
+    spec = SimpleNamespace(**algorithm)
+    gate = Gate(spec.training_frequency, spec.training_start_step, spec.training_iter)
+    source = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.ones_(source.weight)
+    target = Target(source, spec)
+    weight, batches, copies = target.net.weight, 0, 0
+    for _ in range(0, frames, envs):
+        gate.played(envs)
+        while gate.owed:
+            gate.take()
+            batches += 1
+            torch.nn.init.constant_(source.weight, batches if spec.update_type == "replace" else 0)
+            before = weight.item()
+            target.follow()
+            copies += weight.item() != before
+    return batches, copies, weight.item()
+
+
+@pytest.mark.parametrize("algorithm", ["DQN", "SoftActorCritic"])
+@pytest.mark.parametrize("polyak", [False, True])
+@pytest.mark.parametrize(
+    ("envs", "frequency", "iterations", "update_frequency"),
+    [(4, 1, 2, 75), (1, 4, 4, 100), (8, 32, 2, 1), (4, 6, 1, 10), (16, 4, 3, 1000), (2, 1, 8, 1)],
+)
+def test_it_learns_as_often_as_in_slm_lab(algorithm, polyak, envs, frequency, iterations, update_frequency):
+    frames, start, share = 6000, 100, 0.0005
+    net = {"update_type": "polyak", "polyak_coef": share} if polyak else {"update_frequency": update_frequency}
+    counts = {"training_frequency": frequency, "training_iter": iterations, "training_start_step": start}
+    sac = algorithm == "SoftActorCritic"
+    batches, copies, left = pace_there(envs, frequency, iterations, start, update_frequency, share, sac, frames)
+    here = pace_here(resolved(off_policy(algorithm, net, num_envs=envs, **counts))["algorithm"], envs, frames)
+    assert here[0] == pytest.approx(batches, abs=2 * iterations)
+    if polyak:
+        assert math.log(here[2]) == pytest.approx(math.log(left), rel=0.02)
+    else:  # copies of a net that has not changed are none
+        assert here[1] == pytest.approx(min(copies, batches / iterations), rel=0.03, abs=2)
+
+
+def test_warm_up_grows_to_the_first_batch():
+    for memory, net, start in (
+        ({"batch_size": 64}, {}, 64),
+        ({"batch_size": 16}, {}, 32),
+        ({}, {**RNN, "seq_len": 20}, 80),
+    ):
+        assert resolved(off_policy(memory=memory, net=net))["algorithm"]["training_start_step"] == start

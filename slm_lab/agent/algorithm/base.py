@@ -122,7 +122,7 @@ class Algorithm:
             metrics = {name: float(value.detach()) for name, value in {"loss": loss, **means, **found.shown}.items()}
             _check_finite(metrics, terms, frame)
             shown.append(metrics | self.optim.step(loss, frame))
-            if found.td_error is not None and batch.index is not None:
+            if found.td_error is not None and batch.weight is not None:
                 priority = _priority(found.td_error.detach(), minibatch.mask)
         self.after_update()
         return Learned(prepared | _mean(shown), priority)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from slm_lab.agent.memory.offline import offline_problems
 from slm_lab.agent.net.core.base import Core
 from slm_lab.env.base import World
+from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import SpecModel
+
+if TYPE_CHECKING:
+    from slm_lab.spec.lab_spec import LabSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,14 @@ class Memory:
         """Take in one step of all envs."""
         raise NotImplementedError
 
+    def fill(self, rows: Iterable[Row]) -> None:
+        """Take in what was lived before the run (off-policy): no update is owed for it."""
+        raise NotImplementedError
+
+    def tick(self, frames: int) -> None:
+        """`frames` have passed in which nothing was lived: updates are owed as if they had been played."""
+        raise NotImplementedError
+
     def sample(self) -> Batch:
         """Windows to learn from (numpy leaves)."""
         raise NotImplementedError
@@ -68,6 +82,11 @@ class Memory:
         `row` bridges the gap: its obs is the last one seen, its next_obs the first of the new worlds, all of it masked.
         """
         self.reset()
+
+    @classmethod
+    def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
+        """What keeps this memory from serving the agent of `spec` in `world`."""
+        return offline_problems(cls, spec) if spec.env.dataset else []
 
     def state_dict(self) -> Tree:
         raise NotImplementedError

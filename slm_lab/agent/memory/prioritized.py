@@ -75,6 +75,8 @@ class PrioritizedReplay(Replay):
         name: Literal["PrioritizedReplay"] = "PrioritizedReplay"
         use_cer: bool = Field(False, description="the newest row in every batch, in place of one that was drawn")
 
+    beside = 9  # its priority, and its share of the sums
+
     def __init__(self, spec: Any, context: MemoryContext) -> None:
         super().__init__(spec, context)
         self.worlds = np.arange(context.world.num_envs)

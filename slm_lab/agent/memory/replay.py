@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -10,7 +11,7 @@ from pydantic import Field
 from slm_lab.agent.memory.base import Memory, MemoryContext
 from slm_lab.agent.memory.gate import Gate
 from slm_lab.agent.memory.rows import Rows, window
-from slm_lab.agent.memory.storage import Storage, room_problems, storage
+from slm_lab.agent.memory.storage import Storage, columns, room_problems, storage
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import PositiveInt, SpecModel
@@ -56,6 +57,7 @@ class Replay(Memory):
 
     on_policy = False
     keeps_carry = False
+    beside: ClassVar[int] = 0  # bytes kept for each row beside it
 
     def __init__(self, spec: Any, context: MemoryContext) -> None:
         super().__init__(spec, context)
@@ -79,6 +81,15 @@ class Replay(Memory):
     def update(self, row: Row) -> None:
         self.rows.append(row)
         self.gate.played(int(np.count_nonzero(row.mask)))
+
+    def fill(self, rows: Iterable[Row]) -> None:
+        clock = self.gate.state_dict()
+        for row in rows:
+            self.update(row)
+        self.gate.load_state_dict(clock)
+
+    def tick(self, frames: int) -> None:
+        self.gate.played(frames)
 
     def sample(self) -> Batch:
         self.gate.take()
@@ -151,12 +162,12 @@ class Replay(Memory):
     @classmethod
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
         memory, start = spec.agent.memory, spec.agent.algorithm.start
-        found = room_problems(spec, world)
+        found = super().problems(spec, world) + room_problems(spec, world, cls.beside)
         if memory.batch_size > memory.max_size:
             found.append(
                 Problem("agent.memory.batch_size", f"{memory.batch_size} is more than max_size {memory.max_size}")
             )
-        return found + cls.warm_up_problems(memory, start, spec.env.num_envs)
+        return found + cls.warm_up_problems(memory, start, columns(spec, world))
 
     @staticmethod
     def warm_up_problems(memory: Any, start: int, num_envs: int) -> list[Problem]:

@@ -24,7 +24,7 @@ class Rows:
     rows were really played follows from `is_first` of the row after.
 
     Stacked observations (`stacks`) are stored as single frames and stacked again when read. For that the frames before
-    the oldest row are kept too, `count - 1` slots more.
+    the oldest row are kept too, `count - 1` slots more; before row 0, which may be amid an episode, they are its own.
 
     Discrete actions are kept in the smallest integer type that holds them and come back in their own.
     """
@@ -44,7 +44,7 @@ class Rows:
         """Forget everything; the arrays stay."""
         self.count = self.first = 0
         self.data: Tree = getattr(self, "data", {})
-        self.action_dtype: np.dtype[Any] | None = None
+        self.action_dtype: np.dtype[Any] | None = getattr(self, "action_dtype", None)
 
     @property
     def size(self) -> int:
@@ -62,6 +62,7 @@ class Rows:
                 self.first += 1
         if self.count == 0:  # later rows find their observation already there
             self._write_seen(0, row.obs, row.is_first)
+            self._write_before(row.obs)
         self._write_seen((self.count + 1) % self.slots, row.next_obs, row.next_is_first)
         tree_map(
             lambda store, leaf: store.__setitem__(self.count % self.slots, leaf), self.data["done"], self._done(row)
@@ -110,8 +111,7 @@ class Rows:
         """The last frames up to row t joined, oldest first; an episode's first one repeated before it."""
         rows = [np.broadcast_to(t, np.broadcast_shapes(np.shape(t), np.shape(env)))]
         for _ in range(stack.count - 1):
-            began = self.is_first(rows[-1], env) | (rows[-1] == 0)
-            rows.append(np.where(began, rows[-1], rows[-1] - 1))
+            rows.append(np.where(self.is_first(rows[-1], env), rows[-1], rows[-1] - 1))
         frames = [store[row % self.slots, env] for row in reversed(rows)]
         lead = rows[0].ndim
         return np.concatenate(frames, axis=stack.axis + lead if stack.axis >= 0 else stack.axis)
@@ -123,13 +123,21 @@ class Rows:
         for key, store in self.data["obs"].items():
             store[slot] = self._frame(key, obs[key])
 
-    def _frame(self, key: str, leaf: np.ndarray) -> np.ndarray:  # [E, *O] -> [E, *one frame]
+    def _write_before(self, obs: Tree) -> None:
+        """The older frames of row 0's observation, as those of rows -1, -2, ..."""
+        for key, stack in self.stacks.items():
+            for back in range(1, stack.count):
+                self.data["obs"][key][-back] = self._frame(key, obs[key], back)
+                self.data["is_first"][-back] = False
+
+    def _frame(self, key: str, leaf: np.ndarray, back: int = 0) -> np.ndarray:  # [E, *O] -> [E, *one frame]
         stack = self.stacks.get(key)
         if stack is None:
             return leaf
         axis = stack.axis % (leaf.ndim - 1) + 1
         size = leaf.shape[axis] // stack.count
-        return leaf[(slice(None),) * axis + (slice(-size, None),)]
+        end = leaf.shape[axis] - back * size
+        return leaf[(slice(None),) * axis + (slice(end - size, end),)]
 
     def _done(self, row: Row) -> Tree:
         kept = {"action": row.action, **{name: getattr(row, name) for name in DONE}}
@@ -146,7 +154,7 @@ class Rows:
 
     def _grow(self) -> None:
         """Twice the room; what is held moves to its new slots."""
-        t = np.arange(max(self.first - self.margin, 0), self.count + 1)
+        t = np.arange(self.first - self.margin, self.count + 1)
         old, self.capacity = self.slots, 2 * self.capacity
         self.slots = self.capacity + 1 + self.margin
 
@@ -164,7 +172,8 @@ class Rows:
         held = min(self.count + 1, self.slots)
         dtype = None if self.action_dtype is None else self.action_dtype.str
         state = {"count": self.count, "first": self.first, "capacity": self.capacity, "action_dtype": dtype}
-        return {**state, "data": tree_map(lambda store: store[:held], self.data)}
+        before = {key: self.data["obs"][key][self.slots - self.margin :] for key in self.stacks if self.data}
+        return {**state, "before": before, "data": tree_map(lambda store: store[:held], self.data)}
 
     def load_state_dict(self, state: Tree) -> None:
         self.count, self.first, self.capacity = int(state["count"]), int(state["first"]), int(state["capacity"])
@@ -179,6 +188,8 @@ class Rows:
             return store
 
         self.data = tree_map(placed, state["data"])
+        for key, frames in state["before"].items():
+            self.data["obs"][key][self.slots - self.margin :] = frames
 
 
 def small_dtype(space: Space | None) -> np.dtype[Any] | None:

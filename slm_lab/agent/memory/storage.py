@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -41,32 +42,43 @@ def storage(where: Storage, folder: Path | None) -> Allocate:
     return on_disk
 
 
-def forecast(spec: LabSpec, world: World, carry_bytes: int = 0) -> int:
-    """Bytes that a replay memory of this spec will hold when full."""
-    row = 0
+def forecast(spec: LabSpec, world: World, beside: int = 0) -> int:
+    """Bytes that a replay memory of this spec will hold when full, `beside` for each row more (carries not counted)."""
+    row = beside
     for key, space in world.obs_space.items():
         count = world.stacks[key].count if key in world.stacks else 1
         row += math.prod(space.shape or ()) * np.dtype(space.dtype).itemsize // count
     action = small_dtype(world.action_space) or np.dtype(world.action_space.dtype)
     row += math.prod(world.action_space.shape or ()) * action.itemsize
-    row += 4 + 3 + carry_bytes  # reward; terminated, truncated, is_first
+    row += 4 + 3  # reward; terminated, truncated, is_first
     return int(row * spec.agent.memory.max_size)
 
 
-def room_problems(spec: LabSpec, world: World) -> list[Problem]:
+def columns(spec: LabSpec, world: World) -> int:
+    """Worlds that one learner's memory holds rows of; `world` is that of one of them."""
+    return int(spec.env.num_envs * (1 if spec.agent.learners == "independent" else world.num_envs))
+
+
+def memories(spec: LabSpec, world: World) -> int:
+    """How many memories there are at a time: one a learner, in as many sessions as run at once."""
+    learners = world.num_envs if spec.agent.learners == "independent" else 1
+    return learners * min(spec.meta.max_session, len(os.sched_getaffinity(0)))
+
+
+def room_problems(spec: LabSpec, world: World, beside: int = 0) -> list[Problem]:
     """A memory that can't fit is refused before anything is allocated."""
     memory = spec.agent.memory
-    need = forecast(spec, world)
+    count = memories(spec, world)
+    need = count * forecast(spec, world, beside)
     disk = memory.storage == "memmap"
     free = shutil.disk_usage(tempfile.gettempdir()).free if disk else psutil.virtual_memory().available
     if need <= SHARE * free:
         return []
     fits = int(memory.max_size * SHARE * free / need)
     other = "" if disk else ", or storage: memmap"
-    message = (
-        f"{memory.max_size:,} rows need {gigabytes(need)}, but {gigabytes(free)} of "
-        f"{'disk' if disk else 'RAM'} are free. Use at most {fits:,}{other}."
-    )
+    each = f" in each of {count} memories" if count > 1 else ""
+    left = f"{gigabytes(free)} of {'disk' if disk else 'RAM'} are free"
+    message = f"{memory.max_size:,} rows{each} need {gigabytes(need)}, but {left}. Use at most {fits:,}{other}."
     return [Problem("agent.memory.max_size", message)]
 
 
