@@ -3,7 +3,7 @@
 The blind cliffwalk of Schaul et al. 2016 (arXiv 1511.05952, section 3.1 and appendix B.1): of n states in a row, one
 action goes on and the other ends the episode; only the last state's pays. The memory holds the 2^(n+1) − 2 transitions
 of all 2^n sequences of actions, in random order, so the one that pays is there once. A tabular Q-learner (step 1/4,
-γ = 1 − 1/n, Q = 0 at first) makes one update per draw until the mean squared error of Q is below 1e-3. As in the paper's
+γ = 1 − 1/n, Q = 0 at first) makes one update per draw until the mean squared error of Q is below 1e-3. As in that
 section there are no importance weights; we differ in that priorities are proportional, and new rows at the largest.
 """
 

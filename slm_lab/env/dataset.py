@@ -174,7 +174,7 @@ def _told(space: Space) -> Facts:
     if isinstance(space, spaces.MultiDiscrete):
         return {**kind, "nvec": space.nvec.tolist(), "start": space.start.tolist()}
     assert isinstance(space, spaces.MultiBinary)
-    return {"kind": "MultiBinary", "shape": list(space.shape)}
+    return {"kind": "MultiBinary", "n": np.array(space.n).tolist()}  # a number, or several for more axes
 
 
 def _space(told: Facts) -> Space:
@@ -186,7 +186,7 @@ def _space(told: Facts) -> Space:
         return spaces.Discrete(told["n"], start=told["start"], dtype=np.dtype(told["dtype"]).type)
     if told["kind"] == "MultiDiscrete":
         return spaces.MultiDiscrete(told["nvec"], dtype=np.dtype(told["dtype"]).type, start=told["start"])
-    return spaces.MultiBinary(told["shape"])
+    return spaces.MultiBinary(told["n"] if isinstance(told["n"], int) else tuple(told["n"]))
 
 
 def _bound(bound: np.ndarray) -> Any:
@@ -198,4 +198,4 @@ def _bound(bound: np.ndarray) -> Any:
 
 def _bounds(told: list[Any], shape: list[int], dtype: np.dtype[Any]) -> np.ndarray:
     values = np.array([float(x) if isinstance(x, str) else x for x in told], dtype)
-    return np.broadcast_to(values, shape).copy() if len(values) == 1 else values.reshape(shape)
+    return np.full(shape, values[0], dtype) if len(values) == 1 else values.reshape(shape)

@@ -188,17 +188,29 @@ def summary(cls: Any) -> str:
 
 
 def _fit_problems(classes: Mapping[str, Any]) -> list[Problem]:
-    """An algorithm that learns on-policy needs a memory that forgets what older policies did, and vice versa."""
-    algorithm, memory = classes["agent.algorithm"], classes["agent.memory"]
+    """The memory must forget what older policies did where the algorithm is on-policy, and keep carries for a core."""
+    algorithm, memory, core = (classes.get(f"agent.{part}") for part in ("algorithm", "memory", "net.core"))
     wanted = getattr(algorithm, "on_policy", None)
     given = getattr(memory, "on_policy", None)
-    if wanted is None or given is None or wanted == given:
+    if wanted is None or given is None:
         return []
-    fitting = [name for name, cls in loadable(MEMORY).items() if getattr(cls, "on_policy", None) == wanted]
-    kind = "on-policy" if wanted else "off-policy"
+    if wanted != given:
+        kind = "on-policy" if wanted else "off-policy"
+        why = f"{algorithm.__name__} learns {kind} and needs an {kind} memory"  # type: ignore[union-attr]
+        return [_misfit(memory, why, on_policy=wanted)]
+    if core is None or core is CORE.load("none") or getattr(memory, "keeps_carry", True):
+        return []
+    why = f"the core {core.__name__} needs a memory that keeps the carry it acted with"
+    return [_misfit(memory, why, on_policy=wanted, keeps_carry=True)]
+
+
+def _misfit(memory: Any, why: str, **wanted: bool) -> Problem:
+    """`wanted`: what must hold of the memories that fit."""
+    fitting = [
+        name for name, cls in loadable(MEMORY).items() if all(getattr(cls, key, None) == x for key, x in wanted.items())
+    ]
     cure = f"use {' or '.join(fitting)}" if fitting else "there is none yet"
-    message = f"{memory.__name__} doesn't fit: {algorithm.__name__} learns {kind} and needs an {kind} memory: {cure}"
-    return [Problem("agent.memory.name", message)]
+    return Problem("agent.memory.name", f"{memory.__name__} doesn't fit: {why}: {cure}")
 
 
 def _space_problems(spec: LabSpec, classes: Mapping[str, Any]) -> list[Problem]:

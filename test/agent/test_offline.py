@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from slm_lab.agent.memory.rows import Rows
 from slm_lab.agent.memory.sequence import SequenceReplay
 from slm_lab.env.base import Stack, World
 from slm_lab.env.dataset import Dataset
+from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Row, Tree
 
 STACKED = World(3, {"obs": spaces.Box(-np.inf, np.inf, (9,), np.float64)}, spaces.Discrete(9), {"obs": Stack(3, -1)})
@@ -118,6 +120,18 @@ def test_a_window_that_begins_amid_an_episode_has_the_stacks_that_were_seen() ->
             np.testing.assert_array_equal(batch.obs["obs"], seen)
 
 
+def test_the_frames_before_the_first_row_are_saved_with_it() -> None:
+    rows, all_rows = Rows(30, STACKED.stacks, STACKED.action_space), []
+    lives = Lives(3, 1, longest=50, show=stacked)
+    for t in range(12):
+        all_rows.append(lives.row())
+        if t >= 4:
+            rows.append(all_rows[-1])
+    back = Rows(1, STACKED.stacks, STACKED.action_space)
+    back.load_state_dict(tree_map(copy.deepcopy, rows.state_dict()))
+    np.testing.assert_array_equal(back.obs(np.array(0), np.arange(3))["obs"], all_rows[4].obs["obs"])
+
+
 # ---- windows for a DataLoader ----------------------------------------------------------------------------------------
 
 
@@ -139,6 +153,7 @@ def test_every_played_row_is_in_one_window_of_its_episode(tmp_path: Path, length
         assert window["mask"][:size].all()
         end = window["obs"]["obs"][size].tolist()
         assert tuple(end) == (*key[0][:2], key[-1][2] + 1), "what the last row led to"
+        assert (window["obs"]["obs"][size:] == window["obs"]["obs"][size]).all(), "repeated, never the next episode's"
         assert all(not window[name][size:].any() for name in ("action", "reward", "terminated", "truncated"))
         assert window["reward"][:size].tolist() == [k[2] + 1 for k in key]
         assert len(window["mask"]) == (length or max(len(keys(w)) for w in windows))

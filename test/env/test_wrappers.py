@@ -208,7 +208,7 @@ def test_previous_box_action_is_clipped_to_its_space(build):
 def test_each_wrapper_key_of_the_spec_is_in_the_table():
     from slm_lab.env.spec import EnvSpec
 
-    others = {"name", "num_envs", "max_t", "max_frame", "vectorization"}
+    others = {"name", "num_envs", "max_t", "max_frame", "dataset", "vectorization"}
     assert list(WRAPPERS) == [key for key in EnvSpec.model_fields if key not in others]
 
 

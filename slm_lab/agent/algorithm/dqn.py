@@ -22,7 +22,8 @@ class DQN(OffPolicy, ValueBased):
     Source: Mnih et al. 2015 (doi 10.1038/nature14236).
 
     Sample spec: `"algorithm": {"name": "DQN", "gamma": 0.99, "explore_var_spec": {"name": "linear_decay", "start_val":
-    1.0, "end_val": 0.05, "end_step": 10000}, "training_frequency": 1, "training_start_step": 1000, "update_frequency": 100}`
+    1.0, "end_val": 0.05, "end_step": 10000}, "training_frequency": 1, "training_start_step": 1000, "update_frequency":
+    100}`
     """
 
     class Spec(OffPolicySpec, ValueSpec):

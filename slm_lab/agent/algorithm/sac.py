@@ -85,7 +85,7 @@ class SAC(OffPolicyActor):
         """`E_a [min Q(o, a) − α log π(a|o)]` and `E_a [log π(a|o)]`, [B, T]; of a Box by one draw, through which it may
         be differentiated."""
         if isinstance(policy, Categorical):
-            q = torch.minimum(*(net.read(name, features) for name in TWINS))  # [B, T, A]
+            q = torch.minimum(*(net.read(name, features, frozen=frozen) for name in TWINS))  # [B, T, A]
             chance, log_prob = policy.log_probs.exp(), policy.log_probs
             return (chance * (q - self.alpha * log_prob)).sum(-1), (chance * log_prob).sum(-1)
         action, log_prob = policy.sample_log_prob(self.rng.torch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -16,8 +16,7 @@ from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import NonNegativeInt, PositiveInt
 
-if TYPE_CHECKING:
-    pass
+TRIES = 300  # draws of a window until one has something to learn from
 
 
 class SequenceReplay(Replay):
@@ -25,9 +24,9 @@ class SequenceReplay(Replay):
 
     The carry is stored at every `carry_every`-th step, and windows begin there; they overlap, being index views of the
     ring. Rows of the last episode and the next may share a window: the core resets its carry at `is_first`, and rows
-    that were never played are masked. The first `burn_in` steps of a window bring the old carry up to date with the present
-    weights, and are not learned from. With `prioritized`, windows are drawn in proportion to the priority that the
-    algorithm gave them (0.9 of their largest |δ| and 0.1 of the mean), new ones at the largest.
+    that were never played are masked. The first `burn_in` steps of a window bring the old carry up to date with the
+    present weights, and are not learned from. With `prioritized`, windows are drawn in proportion to the priority that
+    the algorithm gave them (0.9 of their largest |δ| and 0.1 of the mean), new ones at the largest.
 
     Source: Hausknecht & Stone 2015, arXiv 1507.06527 (windows of random start); Kapturowski et al. 2019, "Recurrent
     Experience Replay in Distributed RL" (R2D2: stored state, burn-in, priorities by sequence).
@@ -97,15 +96,17 @@ class SequenceReplay(Replay):
         return Drawn(k * self.every, env, self.priorities.weight(index, self.gate.frame))
 
     def _uniform_windows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Windows with something to learn from, each as likely as any other."""
+        """Windows with something to learn from, each as likely as any other (where there are none, masked ones)."""
         first, last = -(-self.rows.first // self.every), (self.rows.count - self.length) // self.every
         t, env = np.zeros(count, np.int64), np.zeros(count, np.int64)
         again = np.arange(count)
-        while again.size:
+        for _ in range(TRIES):
             t[again] = self.rng.integers(first, last + 1, again.size) * self.every
             env[again] = self.rng.integers(0, len(self.worlds), again.size)
             learned = t[again, None] + np.arange(self.spec.burn_in, self.length)
             again = again[~self.rows.played(learned, env[again, None]).any(axis=1)]
+            if not again.size:
+                break
         return t, env
 
     def batch(self, drawn: Drawn) -> Batch:
