@@ -61,7 +61,7 @@ def test_rows_are_drawn_as_often_as_they_should(alpha: float, batch_size: int) -
     memory, lives = filled(alpha=alpha)
     expected = chances(set_priorities(memory, lives), alpha)
     counts = dict.fromkeys(expected, 0)
-    for _ in range(20_000 // batch_size):
+    for _ in range(6000 // batch_size):
         for key in pairs(memory.draw(batch_size)):
             counts[key] += 1
     n = sum(counts.values())
