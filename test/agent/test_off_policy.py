@@ -306,7 +306,7 @@ def test_priorities_are_the_errors_of_each_window(cls: Any, space: spaces.Space)
     expected = []
     for error, mask in zip(losses.td_error.detach().abs(), rows.mask, strict=True):
         expected.append(0.9 * error[mask].max() + 0.1 * error[mask].mean())
-    assert expected[2] == pytest.approx(float(losses.td_error[2, 3].abs()))
+    assert expected[2] == pytest.approx(losses.td_error[2, 3].abs().item())
     torch.testing.assert_close(algorithm.update(rows, 0).priority, torch.stack(expected), atol=1e-6, rtol=1e-5)
 
 
