@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -51,7 +51,9 @@ class HindsightReplay(Replay):
         name: Literal["HindsightReplay"] = "HindsightReplay"
         use_cer: bool = Field(False, description="the newest row in every batch, in place of one that was drawn")
 
-    beside: ClassVar[int] = 12  # `episode` and `over`
+    @classmethod
+    def beside(cls, spec: LabSpec, world: World) -> int:
+        return 12  # `episode` and `over`
 
     def __init__(self, spec: Any, context: MemoryContext) -> None:
         super().__init__(spec, context)

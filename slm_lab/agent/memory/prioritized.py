@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,6 +13,10 @@ from slm_lab.agent.memory.sum_table import SumTable
 from slm_lab.lib.schedule import scheduled
 from slm_lab.lib.types import Row, Tree
 from slm_lab.spec.model import PositiveInt, SpecModel, Unit
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
 
 
 class PrioritySpec(SpecModel):
@@ -75,7 +79,9 @@ class PrioritizedReplay(Replay):
         name: Literal["PrioritizedReplay"] = "PrioritizedReplay"
         use_cer: bool = Field(False, description="the newest row in every batch, in place of one that was drawn")
 
-    beside = 9  # its priority, and its share of the sums
+    @classmethod
+    def beside(cls, spec: LabSpec, world: World) -> int:
+        return 9  # its priority, and its share of the sums
 
     def __init__(self, spec: Any, context: MemoryContext) -> None:
         super().__init__(spec, context)

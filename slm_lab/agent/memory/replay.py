@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -57,7 +57,6 @@ class Replay(Memory):
 
     on_policy = False
     keeps_carry = False
-    beside: ClassVar[int] = 0  # bytes kept for each row beside it
 
     def __init__(self, spec: Any, context: MemoryContext) -> None:
         super().__init__(spec, context)
@@ -160,9 +159,14 @@ class Replay(Memory):
         self.rng.bit_generator.state = state["rng"]
 
     @classmethod
+    def beside(cls, spec: LabSpec, world: World) -> int:
+        """Bytes kept for each row beside it."""
+        return 0
+
+    @classmethod
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
         memory, start = spec.agent.memory, spec.agent.algorithm.start
-        found = super().problems(spec, world) + room_problems(spec, world, cls.beside)
+        found = super().problems(spec, world) + room_problems(spec, world, cls.beside(spec, world))
         if memory.batch_size > memory.max_size:
             found.append(
                 Problem("agent.memory.batch_size", f"{memory.batch_size} is more than max_size {memory.max_size}")

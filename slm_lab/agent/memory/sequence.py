@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -12,9 +12,14 @@ from slm_lab.agent.memory.prioritized import Priorities, PrioritySpec
 from slm_lab.agent.memory.replay import Drawn, Replay, ReplaySpec, n_step_sums
 from slm_lab.agent.memory.rows import window
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.tree import tree_map
+from slm_lab.lib.tree import tree_leaves, tree_map
 from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import NonNegativeInt, PositiveInt
+from slm_lab.spec.parts import ALGORITHM, CORE
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
 
 TRIES = 300  # draws of a window until one has something to learn from
 
@@ -154,6 +159,17 @@ class SequenceReplay(Replay):
         super().load_state_dict(state)
         self.carry = tree_map(np.array, state["carry"])
         self.priorities.table.load(state["priorities"])
+
+    @classmethod
+    def beside(cls, spec: LabSpec, world: World) -> int:
+        """The carries of all parts of the net, at every `carry_every`-th row, and priorities."""
+        net, algorithm = spec.agent.net, spec.agent.algorithm
+        heads = ALGORITHM.load(algorithm.name).heads(algorithm, net, world.action_space)
+        parts = 1 if net.shared else len({head.part for head in heads.values()})
+        core = CORE.load(net.core["name"])
+        carry = core(core.Spec(**net.core), 1).initial(1)
+        size = sum(leaf.numel() * leaf.element_size() for _, leaf in tree_leaves(carry))
+        return int(parts * size / spec.agent.memory.carry_every) + 1
 
     @staticmethod
     def warm_up_problems(memory: Any, start: int, num_envs: int) -> list[Problem]:

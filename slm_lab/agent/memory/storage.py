@@ -43,7 +43,7 @@ def storage(where: Storage, folder: Path | None) -> Allocate:
 
 
 def forecast(spec: LabSpec, world: World, beside: int = 0) -> int:
-    """Bytes that a replay memory of this spec will hold when full, `beside` for each row more (carries not counted)."""
+    """Bytes that a replay memory of this spec will hold when full, `beside` for each row more."""
     row = beside
     for key, space in world.obs_space.items():
         count = world.stacks[key].count if key in world.stacks else 1
