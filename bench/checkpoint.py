@@ -1,7 +1,8 @@
 """python -m bench.checkpoint [--gb 2]: RAM and time that saving and loading a replay memory of that size takes.
 
-Each half runs in a process of its own, so that its peak is its own. "Extra" is what the process grew by at its highest
-(VmHWM of Linux) beyond the state itself, which is there anyway; what torch imports on its first save or load counts.
+Each half runs in a process of its own, so that its peak is its own. "Extra" is what the process grew by beyond the
+state itself, which is there anyway: saving at its highest (VmHWM of Linux), loading at its end, the state still at hand
+(RssAnon). What torch imports on its first save or load counts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 
 from slm_lab.agent import checkpoint
+from slm_lab.agent.memory.rows import Rows
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Tree
 
@@ -66,11 +68,13 @@ def measured_save(folder: Path, gb: float) -> Cost:
 
 
 def measured_load(folder: Path) -> Cost:
-    before, began = _memory("VmRSS"), time.perf_counter()
+    """Into arrays of one's own, as a memory does. Mapped files aren't counted: where RAM is short they give way."""
+    before, began = _memory("RssAnon"), time.perf_counter()
     state = checkpoint.load(folder, "bench")
     assert state is not None
-    size = _size(state)
-    return Cost("load", size, _memory("VmHWM") - before - size, time.perf_counter() - began)
+    held = {name: Rows(1).placed(value, len(value)) for name, value in state.items() if isinstance(value, np.ndarray)}
+    size = _size(held)
+    return Cost("load", size, _memory("RssAnon") - before - size, time.perf_counter() - began)
 
 
 def measure(folder: Path, gb: float) -> list[Cost]:
@@ -87,7 +91,7 @@ def _size(state: Tree) -> int:
 
 
 def _memory(what: str) -> int:
-    """Bytes that this process holds (VmRSS), or held at its highest (VmHWM)."""
+    """Bytes that this process holds (VmRSS; RssAnon: without mapped files), or held at its highest (VmHWM)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) * 1024
 

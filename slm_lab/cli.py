@@ -168,7 +168,7 @@ def _no_mode(words: list[str]) -> str:
 def _begin(words: list[str], mode: str, args: argparse.Namespace) -> None:
     if not words:
         raise LabError(f"which spec? Expected: {USAGE.splitlines()[0]}")
-    spec = _resolved(words, args.set)
+    spec = _resolved(words, args)
     console = _console()
     from slm_lab.experiment import control
 
@@ -200,12 +200,12 @@ def _raw(words: list[str]) -> tuple[str, dict[str, Any]]:
     return pick(load_file(words[0]), words[1] if len(words) > 1 else None, words[0])
 
 
-def _resolved(words: list[str], overrides: list[str]) -> LabSpec:
+def _resolved(words: list[str], args: argparse.Namespace) -> LabSpec:
     from slm_lab.spec.load import apply_overrides
     from slm_lab.spec.validate import resolve
 
     name, raw = _raw(words)
-    spec = resolve(apply_overrides(raw, overrides), name)
+    spec = resolve(apply_overrides(raw, args.set), name, data=args.data)
     for note in spec.notes:
         print(f"note: {note}", file=sys.stderr)
     return spec
@@ -255,7 +255,7 @@ def _check(words: list[str], args: argparse.Namespace) -> None:
     errors = []
     for name in names:
         try:
-            _resolved([words[0], name], args.set)
+            _resolved([words[0], name], args)
             print(f"{name}: ok")
         except LabError as error:
             errors.append(str(error))
@@ -269,7 +269,7 @@ def _show(words: list[str], args: argparse.Namespace) -> None:
     if not words:
         raise LabError("which spec file? Expected: show SPEC_FILE [SPEC_NAME]")
     _at_most(2, words)
-    spec = _resolved(words, args.set)
+    spec = _resolved(words, args)
     print(json.dumps({spec.name: spec.dump()}, indent=2))
 
 

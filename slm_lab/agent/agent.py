@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import nn
+from gymnasium import spaces
+from torch import Tensor, nn
 
 from slm_lab.agent.algorithm.base import Algorithm, Metrics
 from slm_lab.agent.memory.base import Memory
@@ -18,10 +20,15 @@ from slm_lab.lib.types import ActOut, Row, Step, Tree
 
 
 class Agent:
-    """Acts in E worlds at once and learns when its memory says so. Counts the frames it has lived."""
+    """Acts in E worlds at once and learns when its memory says so. Counts the frames it has lived.
+
+    Algorithms know actions as flat vectors; here is the door where they leave in the shape that the space has, and come
+    back flat.
+    """
 
     def __init__(self, algorithm: Algorithm, memory: Memory, rng: Rng) -> None:
         self.algorithm, self.memory, self.rng = algorithm, memory, rng
+        self.action_space = memory.context.world.action_space
         self.frame = 0
 
     def initial(self, E: int) -> Tree:
@@ -33,7 +40,9 @@ class Agent:
         device = self.algorithm.net.device
         obs = tree_map(lambda x: torch.as_tensor(x, device=device).unsqueeze(1), step.obs)  # [E, 1, *O]
         is_first = torch.as_tensor(step.is_first, device=device).unsqueeze(1)
-        return self.algorithm.act(obs, is_first, carry, explore, self.frame)
+        out = self.algorithm.act(obs, is_first, carry, explore, self.frame)
+        shape = self.action_space.shape or ()
+        return dataclasses.replace(out, action=out.action.reshape(len(out.action), *shape))
 
     def update(self, step: Step, carry: Tree, act: ActOut, next_step: Step) -> list[Metrics]:
         """Remember a step (`carry` as before acting) and learn while the memory says so; the metrics of each update."""
@@ -57,11 +66,16 @@ class Agent:
         learned: list[Metrics] = []
         while self.memory.to_train:
             batch = map_batch(lambda leaf: torch.as_tensor(leaf, device=device), self.memory.sample())
+            batch = batch.replace(action=self._flat(batch.action))
             metrics, priority = self.algorithm.update(batch, self.frame)
             learned.append(metrics)
             if priority is not None:
                 self.memory.feedback(batch.index.cpu().numpy(), priority.cpu().numpy())
         return learned
+
+    def _flat(self, action: Tensor) -> Tensor:
+        """[B, T, *A] as algorithms know it: [B, T] of a Discrete space, [B, T, A] of all others."""
+        return action if isinstance(self.action_space, spaces.Discrete) else action.reshape(*action.shape[:2], -1)
 
     def interrupt(self, step: Step, carry: Tree, next_step: Step) -> None:
         """The run goes on in new worlds, which show `next_step`; those that showed `step` could not be saved."""

@@ -48,7 +48,8 @@ def build_agent(
 
     `max_frame` is how long it will live, for schedules; in `folder` its memory may keep files while it does. Several
     learners have numbers: their weights and exploration differ, while their memories, seeded alike, draw in lockstep
-    the same steps of the same worlds (as long as their agents have played the same steps).
+    the same steps of the same worlds: uniform ones do, as long as their agents have played the same steps. Draws by
+    priority part, as each learner has priorities of its own.
     """
     learns = agent_spec.algorithm
     algorithm_class = ALGORITHM.load(learns.name)

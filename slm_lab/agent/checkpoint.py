@@ -96,7 +96,8 @@ def _sweep(folder: Path, name: str) -> None:
 def load(folder: Path, name: str) -> Tree | None:
     """The state saved as `name`; None when there is none. Raises `LabError` when it was damaged or isn't ours.
 
-    All of it is verified before it is returned; large arrays are read straight into the arrays that are returned.
+    All of it is verified before it is returned. Large arrays are mapped from the file, copy-on-write, and take no RAM
+    of their own: whoever wants them copies them to where they belong. They stay good when the file is removed.
     """
     pointer = folder / f"{name}.json"
     if not pointer.exists():
@@ -208,7 +209,7 @@ def _chunks(array: np.ndarray) -> Iterator[memoryview]:
 def _restored(tree: Any, data: Path) -> Any:
     if isinstance(tree, dict) and ARRAY in tree:
         held = tree[ARRAY]
-        return held.numpy() if isinstance(held, torch.Tensor) else _read_array(data, held)
+        return held.numpy() if isinstance(held, torch.Tensor) else _mapped(data, held)
     if isinstance(tree, dict):
         return {key: _restored(value, data) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -216,13 +217,14 @@ def _restored(tree: Any, data: Path) -> Any:
     return tree
 
 
-def _read_array(data: Path, entry: Entry) -> np.ndarray:
+def _mapped(data: Path, entry: Entry) -> np.ndarray:
     """Raises `LabError` where the file doesn't hold what was written."""
-    array, digest = np.empty(entry["shape"], entry["dtype"]), hashlib.sha256()
+    digest, left = hashlib.sha256(), entry["bytes"]
     with open(data, "rb") as stream:
         stream.seek(entry["offset"])
-        for chunk in _chunks(array):
-            digest.update(chunk[: stream.readinto(chunk)])
-    if digest.hexdigest() != entry["sha256"]:
-        raise _damaged(data)
-    return array
+        while chunk := stream.read(min(left, CHUNK)):
+            digest.update(chunk)
+            left -= len(chunk)
+        if digest.hexdigest() != entry["sha256"]:
+            raise _damaged(data)
+        return np.asarray(np.memmap(stream, entry["dtype"], "c", entry["offset"], entry["shape"]))

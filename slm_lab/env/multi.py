@@ -54,7 +54,7 @@ class MultiVec(VecEnv):
     Each column is an episode of its own with NEXT_STEP autoreset. A column whose agent isn't playing, as it ended
     before its world or was not there yet, has `is_first` at every step and shows zeros (the nearest that its space
     has): rows that are masked. A world that no agent is left in begins anew in the next step. `max_t` truncates all
-    of a world's agents. World w is seeded `seed + w`.
+    of a world's agents, and an agent that its world drops without a flag is truncated. World w is seeded `seed + w`.
 
     Raises `EnvError` where the agents have unequal spaces: a column has the shape of its neighbours.
     Source: Terry et al. 2021, arXiv 2009.14471 (PettingZoo; its parallel API).
@@ -143,7 +143,8 @@ class MultiVec(VecEnv):
             where = f"at step {self._length[world]} of its episode, with actions {actions}"
             raise self._raised(world, where, error) from error
         late = self.max_t is not None and self._length[world] >= self.max_t
-        truncated = truncated.astype(bool) | (playing & late)
+        gone = playing & ~self._playing(world) & ~terminated.astype(bool)  # an agent may be dropped without a flag
+        truncated = truncated.astype(bool) | (playing & late) | gone
         self._ended[world] |= terminated.astype(bool) | truncated | late
         return seen, reward, terminated, truncated
 

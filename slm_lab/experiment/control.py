@@ -41,7 +41,7 @@ def train(spec: LabSpec, data: Path, console: Console) -> RunDir:
 
 def resume(run: RunDir, data: Path, console: Console) -> RunDir:
     """A run that was stopped or killed goes on from its checkpoints, with the spec it was started with."""
-    spec = run.stored_spec()
+    spec = run.stored_spec(to_train=True)
     return _run_trial(spec, run, _baseline(spec, data), console)
 
 

@@ -15,6 +15,7 @@ from slm_lab.agent.agent import Agent
 from slm_lab.agent.build import build_agents
 from slm_lab.agent.memory.offline import count_played, write_rows
 from slm_lab.agent.memory.rows import Rows
+from slm_lab.agent.memory.storage import storage
 from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.base import VecEnv, World
 from slm_lab.env.dataset import DatasetEnv
@@ -92,7 +93,8 @@ def _remembered(run: RunDir, spec: LabSpec, session: int, world: World) -> tuple
     state = checkpoint.load(run.model, f"session{session}")
     if state is None:
         raise LabError(f"{run.path} has no checkpoint of session {session}. Train it on with: {run.command('train')}")
-    rows = Rows(1, world.stacks, world.action_space, extras=False)
+    allocate = storage(spec.agent.memory.storage, run.model)
+    rows = Rows(1, world.stacks, world.action_space, extras=False, allocate=allocate)
     rows.load_state_dict(state["agent"]["memory"]["rows"])
     if not rows.size or not count_played(rows):
         raise LabError(f"{run.path}: the memory of session {session} is empty. {cure}")

@@ -92,10 +92,11 @@ class RunDir:
             raise LabError(f"{self.spec_file} isn't the resolved spec of a run: it has no {', '.join(missing)}. {cure}")
         return content
 
-    def stored_spec(self) -> LabSpec:
-        """The spec that the run was started with."""
+    def stored_spec(self, to_train: bool = False) -> LabSpec:
+        """The spec that the run was started with; whether there is room for it and its dataset, if it is `to_train`."""
         facts = self.read_spec()
-        return resolve({key: facts[key] for key in ("agent", "env", "meta", "search") if key in facts}, facts["name"])
+        raw: dict[str, Any] = {key: facts[key] for key in ("agent", "env", "meta", "search") if key in facts}
+        return resolve(raw, facts["name"], check_env=to_train, data=self.path)
 
     def command(self, mode: str) -> str:
         """What to type to go on with this run in a mode, or to `plot` it."""

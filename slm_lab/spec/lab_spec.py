@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -69,7 +70,10 @@ class AgentSpec:
 
 @dataclass(frozen=True)
 class LabSpec:
-    """All of one spec. `env` is `slm_lab.env.vec.EnvSpec`; `notes` say what was read differently than written."""
+    """All of one spec. `env` is `slm_lab.env.vec.EnvSpec`; `notes` say what was read differently than written.
+
+    `data` is the folder that its run will be kept in: the disk that must have room for it.
+    """
 
     name: str
     agent: AgentSpec
@@ -77,6 +81,7 @@ class LabSpec:
     meta: MetaSpec
     search: dict[str, Any] | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
+    data: Path = field(default=Path("data"), compare=False)
 
     def dump(self) -> dict[str, Any]:
         """The spec as plain data, defaults written out; resolving it again gives an equal LabSpec."""

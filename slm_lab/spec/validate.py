@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from slm_lab.lib.errors import LabError, Problem, SpecError, did_you_mean
@@ -19,6 +20,7 @@ SECTIONS = {"agent": True, "env": True, "meta": False, "search": False, "vars": 
 LEARNERS = ("shared", "independent")
 FAMILIES = {"algorithm": ALGORITHM, "memory": MEMORY, "net": NET}
 MAX_NAME = 100
+DATA = Path("data")  # where runs are kept, unless one says otherwise
 _NAME = re.compile(r"\w(?:[\w .+=-]*[\w.+=-])?")
 DEFAULT_NET = {"name": "MLP"}  # for agents that need none, as Random; SLM-Lab writes "net": {}
 
@@ -45,10 +47,12 @@ class Findings:
         return path
 
 
-def resolve(raw: Mapping[str, Any], name: str = "spec", check_env: bool = True) -> LabSpec:
+def resolve(
+    raw: Mapping[str, Any], name: str = "spec", check_env: bool = True, data: Path = DATA
+) -> LabSpec:  # fmt: skip
     """The spec validated by its parts and against each other; raises `SpecError` with all that is wrong.
 
-    `check_env=False` builds no env: nothing that depends on its spaces is checked.
+    `check_env=False` builds no env: nothing that depends on its spaces is checked. `data`: where its run will be kept.
     """
     found = Findings()
     found.add(_name_problems(name))
@@ -74,7 +78,7 @@ def resolve(raw: Mapping[str, Any], name: str = "spec", check_env: bool = True) 
 
     assert env is not None and meta is not None  # else they had problems
     meta = meta.filled(env.max_frame)
-    spec = LabSpec(name, agent, env, meta, translation.spec.get("search"), tuple(translation.notes))
+    spec = LabSpec(name, agent, env, meta, translation.spec.get("search"), tuple(translation.notes), data)
     if check_env:
         found.add(_space_problems(spec, classes))
     _finish(found, name)

@@ -246,6 +246,15 @@ def test_a_world_of_one_agent_has_no_independent_learners() -> None:
             resolve(raw_spec(**changes), name)
 
 
+def test_a_learner_counts_its_own_frames_to_its_first_update() -> None:
+    changes = {"agent__algorithm": {"name": "DQN", "training_start_step": 1000}, "agent__memory": {"name": "Replay"}}
+    with pytest.raises(
+        SpecError, match="training_start_step: the first update would come at frame 1,001, the run ends"
+    ):
+        parts(**changes)  # 2000 frames are 1000 of each
+    parts(**changes, env__max_frame=2002)
+
+
 def test_two_learners_solve_mirror_cue_where_its_controls_can_not(tmp_path: Path) -> None:
     short = ("env.max_frame=12000", "meta.eval_frequency=12000")
 

@@ -337,18 +337,30 @@ def test_targets_follow_by_frames() -> None:
     assert follow(4, update_frequency=8, training_frequency=4) == [False, True] * 2
     assert follow(8, update_frequency=8, training_frequency=4, training_iter=2) == [False, False, False, True] * 2
     assert follow(3, update_frequency=1, training_frequency=4) == [True] * 3
-    assert follow(3, update_type="polyak", update_frequency=1) == [True] * 3
+    assert follow(3, update_type="polyak") == [True] * 3
+    assert follow(6, update_type="polyak", training_frequency=3, training_iter=2) == [True] * 6
 
 
-def test_polyak_takes_over_a_share() -> None:
+@pytest.mark.parametrize(
+    ("keys", "share"),
+    [
+        ({}, 0.1),
+        ({"training_frequency": 8}, 0.1),
+        ({"training_frequency": 8, "update_frequency": 8}, 0.1),
+        ({"training_frequency": 8, "update_frequency": 4}, 1 - 0.9**2),
+        ({"training_frequency": 8, "training_iter": 2, "update_frequency": 1}, 1 - 0.9**4),
+    ],
+)
+def test_polyak_takes_over_a_share(keys: dict[str, int], share: float) -> None:
+    """At each batch, or for each of the updates that fall due with it."""
     net = build(DQN).net
-    target = Target(net, OffPolicySpec(update_type="polyak", update_frequency=1, polyak_coef=0.1))
+    target = Target(net, OffPolicySpec(update_type="polyak", polyak_coef=0.1, **keys))
     before = [p.clone() for p in target.net.parameters()]
     for p in net.parameters():
         p.detach().add_(1.0)
     target.follow()
     for old, new, source in zip(before, target.net.parameters(), net.parameters(), strict=True):
-        torch.testing.assert_close(new, 0.9 * old + 0.1 * source)
+        torch.testing.assert_close(new, (1 - share) * old + share * source)
 
 
 def agent_of(name: str, memory: str, space: spaces.Space, E: int, **keys: Any) -> Any:
@@ -409,20 +421,31 @@ def test_gamma_has_one_source(memory: str) -> None:
     assert set(agent.memory.sample().discount.ravel().tolist()) <= set(powers.tolist())
 
 
-@pytest.mark.parametrize("space", [DISCRETE, BOX])
-def test_the_first_actions_are_uniform(space: spaces.Space) -> None:
-    """SAC until its first update; then its policy's, which from the start is another one here."""
-    agent = agent_of("SAC", "Replay", space, 2000, training_start_step=2000)
-    worlds = Worlds(OBS, 2000)
-    action = agent.act(worlds.reset(), agent.initial(2000)).action.numpy()
-    if space is DISCRETE:
-        assert stats.chisquare(np.bincount(action, minlength=3)).pvalue > 0.001
-    else:
-        assert stats.kstest(action.ravel(), stats.uniform(-1, 2).cdf).pvalue > 0.001
-    agent.frame = 2000
-    torch.nn.init.constant_(agent.algorithm.net.heads["policy"].body[-1].bias, 1.0)
-    later = agent.act(worlds.reset(), agent.initial(2000)).action.numpy()
-    assert space is DISCRETE or stats.kstest(later.ravel(), stats.uniform(-1, 2).cdf).pvalue < 1e-6
+def acted(agent: Any, explore: bool = True) -> np.ndarray:
+    E = agent.memory.context.world.num_envs
+    return agent.act(Worlds(OBS, E).reset(), agent.initial(E), explore).action.numpy()
+
+
+def uniform(action: np.ndarray) -> bool:
+    if action.dtype.kind == "i":
+        return bool(stats.chisquare(np.bincount(action, minlength=3)).pvalue > 0.001)
+    return bool(stats.kstest(action.ravel(), stats.uniform(-1, 2).cdf).pvalue > 0.001)
+
+
+@pytest.mark.parametrize(("name", "space"), [("SAC", DISCRETE), ("SAC", BOX), ("TD3", BOX)])
+def test_actions_are_uniform_until_the_first_gradient_step(name: str, space: spaces.Space) -> None:
+    """However many frames have been played: of several learners each has its own. Greedy ones never are."""
+    agent, at_once = (agent_of(name, "Replay", space, 2000, training_start_step=start) for start in (2000, 0))
+    for one in (agent, at_once):  # a policy that differs from chance
+        last = one.algorithm.net.heads["policy"].body[-1]
+        last.bias.detach()[:1] += 3.0
+    agent.frame = 4000
+    assert uniform(acted(agent))
+    assert not uniform(acted(agent, explore=False))
+    assert not uniform(acted(at_once))
+    agent.frame = 0
+    agent.algorithm.optim.opt_step = 1
+    assert not uniform(acted(agent))
 
 
 @pytest.mark.parametrize(("cls", "space"), KINDS)
@@ -471,6 +494,7 @@ class Pick(gymnasium.Env):
 gymnasium.register("test/Pick-v0", entry_point=Pick, disable_env_checker=True)
 DQN_SPEC, SAC_SPEC = {"name": "DQN", "training_start_step": 100}, {"name": "SAC", "training_start_step": 100}
 GRU = {"name": "MLP", "hid_layers": [8], "core": {"name": "GRU"}}
+APART = {"name": "MLP", "hid_layers": [8], "use_same_optim": False, "actor_optim_spec": {}, "critic_optim_spec": {}}
 PENDULUM = {"name": "Pendulum-v1", "num_envs": 4, "max_frame": 2000}
 
 
@@ -501,6 +525,15 @@ BAD = [
     (off_policy({"name": "PrioritizedReplay", "alpha": 1.1}), "agent.memory.alpha: 1.1 is above 1"),
     (off_policy({"name": "PrioritizedReplay", "alpha": -0.1}), "agent.memory.alpha: -0.1 is below 0"),
     (off_policy({"name": "SequenceReplay", "epsilon": 0.0}), "agent.memory.epsilon: 0.0 isn't above 0"),
+    (off_policy({"name": "Replay"}, {**DQN_SPEC, "training_start_step": 2000}), "agent.algorithm.training_start_step: the first update would come at frame 2,001, the run ends at 2,000"),
+    (off_policy({"name": "Replay"}, {**DQN_SPEC, "training_frequency": 1901}), "agent.algorithm.training_frequency: the first update would come at frame 2,001"),
+    (off_policy({"name": "Replay"}, {"name": "SAC", "training_start_step": 2000}), "agent.algorithm.training_start_step: the first update would come"),
+    (off_policy({"name": "Replay"}, {**DQN_SPEC, "polyak_coef": 0.01}), "agent.algorithm: polyak_coef goes with update_type polyak"),
+    (off_policy({"name": "Replay"}, {**SAC_SPEC, "temperature": 0.1, "target_entropy": 0.1}), "agent.algorithm: give temperature or target_entropy"),
+    (off_policy({"name": "Replay"}, {**SAC_SPEC, "target_entropy": 0.7}), "agent.algorithm.target_entropy: 0.7 is out of reach: less than 0.693"),
+    (off_policy({"name": "Replay"}, {**SAC_SPEC, "target_entropy": 0.7}, env=PENDULUM, agent__net__head_hid_layers=[8]), "agent.algorithm.target_entropy: 0.7 is out of reach"),
+    (off_policy({"name": "Replay"}, agent__net=APART), "agent.net.use_same_optim: DQN has no actor"),
+    ({"agent__algorithm": {"name": "SARSA"}, "agent__net": APART}, "agent.net.use_same_optim: SARSA has no actor"),
     (off_policy({"name": "Replay"}, {**DQN_SPEC, "explore_var_spec": {"name": "no_decay", "start_val": 1.5}}), "agent.algorithm.explore_var_spec: an epsilon"),
 ]  # fmt: skip
 
@@ -512,6 +545,30 @@ def test_what_can_not_work_is_refused_in_one_line(changes: dict[str, Any], messa
     assert len(error.value.problems) == 1
     assert str(error.value.problems[0]).startswith(message)
     assert "\n" not in str(error.value.problems[0])
+
+
+FOLLOWS = [
+    ({"name": "DQN"}, 100, None),
+    ({"name": "DQN", "training_frequency": 200}, 100, None),  # each batch, as nothing changes between
+    ({"name": "DQN", "update_type": "polyak"}, 1, 0.005),
+    ({"name": "DQN", "update_type": "polyak", "training_frequency": 8, "training_iter": 2}, 4, 0.005),
+    ({"name": "SAC", "training_frequency": 4}, 4, 0.005),
+    ({"name": "SAC", "update_type": "replace"}, 100, None),
+    ({"name": "SAC", "update_frequency": 7, "polyak_coef": 0.1}, 7, 0.1),
+]
+
+
+@pytest.mark.parametrize(("keys", "every", "share"), FOLLOWS)
+def test_how_the_target_follows_is_written_out(keys: dict[str, Any], every: int, share: float | None) -> None:
+    spec = resolve(raw_spec(**off_policy({"name": "Replay"}, keys)))
+    algorithm = spec.agent.algorithm
+    assert (algorithm.update_frequency, algorithm.polyak_coef) == (every, share)
+    assert resolve(spec.dump(), spec.name) == spec
+
+
+def test_runs_that_learn_once_are_long_enough() -> None:
+    for keys in ({"training_start_step": 1999}, {"training_start_step": 100, "training_frequency": 1900}):
+        resolve(raw_spec(**off_policy({"name": "Replay"}, {"name": "DQN", **keys})))
 
 
 def test_recurrent_cores_go_with_memories_that_keep_carries() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
+import errno
+import os
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from slm_lab.agent.memory.gate import Gate
 from slm_lab.agent.memory.prioritized import PrioritizedReplay
 from slm_lab.agent.memory.replay import CER, Replay
 from slm_lab.agent.memory.sequence import SequenceReplay
+from slm_lab.env.base import World
 from slm_lab.env.vec import EnvSpec, make_env
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.tree import tree_leaves
@@ -307,6 +310,21 @@ def test_of_one_step_the_newest_row_is_any_worlds() -> None:
     assert stats.chisquare(counts).pvalue > 0.001
 
 
+def test_n_steps_end_before_a_row_that_no_one_played() -> None:
+    """Also where an env forgets to flag the end of an episode: nothing comes through from the next one."""
+    lives, flagged, bare = Lives(2, seed=1, longest=4), *(replay(Replay, 2, n_step=5) for _ in range(2))
+    for _ in range(40):
+        row = lives.row()
+        flagged.update(row)
+        bare.update(dataclasses.replace(row, terminated=np.zeros(2, bool), truncated=np.zeros(2, bool)))
+    drawn = flagged.draw(500)
+    a, b = flagged.batch(drawn), bare.batch(drawn)
+    assert len(np.unique(a.discount)) > 3
+    for name in ("reward", "discount"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+    np.testing.assert_array_equal(a.obs["obs"], b.obs["obs"])
+
+
 # --- saving ---
 
 SEQUENCES = {"sequence_length": 4, "carry_every": 2, "burn_in": 1}
@@ -390,12 +408,53 @@ def test_on_disk_it_draws_the_same(cls: Any, keys: dict[str, Any], tmp_path: Pat
     assert isinstance(there.rows.data["obs"]["id"].base, mmap)
 
 
-def test_a_full_disk_is_told_before_a_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    memory = replay(Replay, storage="memmap", folder=tmp_path)
-    with pytest.raises(LabError, match=r"has no room for .* GB of memory rows. Free some space"):
+def test_a_full_disk_is_told_as_soon_as_there_is_an_array_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each alone would find room, not all of them."""
+    reserve, free = os.posix_fallocate, [300_000]
+
+    def on_a_small_disk(file: int, start: int, size: int) -> None:
+        free[0] -= size
+        if free[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(file, start, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", on_a_small_disk)
+    memory = replay(Replay, max_size=10_000, storage="memmap", folder=tmp_path)
+    with pytest.raises(LabError, match=rf"{tmp_path} has no room for .* kB of memory rows: No space left.*Free some"):
         memory.update(Lives(1).row())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="RAM is read from Linux's /proc")
+@pytest.mark.parametrize(("storage", "share"), [("ram", 1.5), ("memmap", 0.25)])
+def test_a_part_filled_memory_is_loaded_without_a_second_one(tmp_path: Path, storage: str, share: float) -> None:
+    """Rows and carries; with memmap they don't pass through RAM either. `state` is still at hand when RAM is read."""
+    wide = World(1, {"obs": spaces.Box(-1, 1, (1000,))}, spaces.Discrete(9))
+    about = {"max_size": 5000, "sequence_length": 2, "carry_every": 1, "storage": storage, "folder": tmp_path}
+    memory, other = (replay(SequenceReplay, where=wide, **about) for _ in range(2))
+    leaf, no = np.ones((1, 1000), np.float32), np.zeros(1, bool)
+    row = Row({"obs": leaf}, no, {"h": leaf}, np.zeros(1, int), {}, leaf[:, 0], no, no, {"obs": leaf}, no)
+    for _ in range(3000):
+        memory.update(row)
+    checkpoint.save(tmp_path, "memory", memory.state_dict(), 0)
+    checkpoint.load(tmp_path, "memory")  # what torch imports for it is not counted
+    before = anonymous()
+    state = checkpoint.load(tmp_path, "memory")
+    other.load_state_dict(state)
+    assert anonymous() - before < share * 2 * 3000 * leaf.nbytes
+    assert isinstance(other.carry["h"].base, mmap) == (storage == "memmap")
+    checkpoint.save(tmp_path, "memory", {}, 1)  # takes the files away
+    checkpoint.save(tmp_path, "memory", {}, 2)
+    np.testing.assert_array_equal(state["rows"]["data"]["obs"]["obs"], np.ones((3001, 1, 1000)))
+    np.testing.assert_array_equal(other.carry["h"][:3000], np.ones((3000, 1, 1000)))
+
+
+def anonymous() -> int:
+    """Bytes of RAM that are no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 
 
 def test_a_batch_outlives_later_writes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import tracemalloc
 from itertools import pairwise
 from mmap import mmap
@@ -146,6 +147,15 @@ def test_what_was_read_outlives_later_writes() -> None:
         rows.append(lives.row())
     for key, leaf in before.items():
         np.testing.assert_array_equal(found[key], leaf)
+
+
+def test_what_is_on_disk_has_its_room_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with holes would kill the process at the write that finds the disk full."""
+    named = tmp_path / "rows"
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: named.open("w+b"))
+    array = storage("memmap", tmp_path)((500, 1000), np.dtype(np.int16))
+    assert not array.any()
+    assert named.stat().st_blocks * 512 >= array.nbytes
 
 
 def test_on_disk_it_is_the_same(tmp_path: Path) -> None:

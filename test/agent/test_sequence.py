@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from small_specs import make_spec
 from test_replay import n_steps
 from worlds import Lives, Worlds, replay
 
@@ -21,6 +23,7 @@ from slm_lab.agent.memory.replay import Drawn
 from slm_lab.agent.memory.sequence import SequenceReplay
 from slm_lab.agent.net.mlp import MLP
 from slm_lab.env.base import World
+from slm_lab.lib.errors import SpecError
 from slm_lab.lib.tree import map_batch
 from slm_lab.spec.lab_spec import AgentSpec
 
@@ -66,6 +69,7 @@ def test_windows_hold_consecutive_rows_from_a_stored_carry(
 ) -> None:
     """Never beyond the write head nor before the oldest row, after any number of wraps and when worlds were lost."""
     burn_in = min(burn_in, length - 1)
+    every = min(every, length - burn_in)
     room = length + every + spare
     lives, shown = Lives(E, seed, longest=8), []
     memory = sequences(
@@ -109,7 +113,7 @@ def test_windows_hold_consecutive_rows_from_a_stored_carry(
 
 
 def test_windows_are_drawn_uniformly() -> None:
-    lives, memory = Lives(2, seed=1, longest=3), sequences(burn_in=5)
+    lives, memory = Lives(2, seed=1, longest=3), sequences(burn_in=5, carry_every=1)
     for _ in range(70):
         memory.update(lives.row())
     expected = teaching(memory, lives)
@@ -121,12 +125,37 @@ def test_windows_are_drawn_uniformly() -> None:
 
 
 def test_where_no_window_teaches_anything_a_batch_is_masked() -> None:
-    """Episodes of one step, and windows of two of which one is learned from: that is always the one no one plays."""
-    lives, memory = Lives(1, longest=1), sequences(1, sequence_length=2, burn_in=1, carry_every=2, batch_size=4)
-    for _ in range(20):
-        memory.update(lives.row())
-    assert not teaching(memory, lives)
+    """An agent that waits for its world, for longer than the memory reaches back."""
+    lives, memory = Lives(1), sequences(1, batch_size=4)
+    for _ in range(40):
+        memory.update(dataclasses.replace(lives.row(), next_is_first=np.ones(1, bool)))
     assert not memory.sample().mask.any()
+
+
+REPLAYED = {"agent__algorithm": {"name": "DQN", "training_start_step": 100}, "agent__memory__name": "SequenceReplay"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"carry_every": 6, "burn_in": 15}, r"carry_every 6 is more than the 5 steps .*\(sequence_length 20 - burn_in 15\).*at most 5"),
+        ({"carry_every": 50, "sequence_length": 5}, "carry_every 50 is more than the 5 steps"),
+        ({"batch_size": 101}, "training_start_step: 100 frames of warm-up hold no batch of 101: at least 101"),
+        ({"sequence_length": 26, "batch_size": 200}, "hold no 26 steps of each of 4 worlds: at least 200"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_learned_from_is_refused(changes: dict[str, Any], message: str) -> None:
+    make_spec(**REPLAYED, agent__memory__carry_every=5, agent__memory__burn_in=15)
+    with pytest.raises(SpecError, match=message):
+        make_spec(**REPLAYED, **{f"agent__memory__{key}": value for key, value in changes.items()})
+
+
+@pytest.mark.parametrize(("every", "size"), [(1, 2 * 4 * 64), (10, 2 * 4 * 64 // 10)])
+def test_the_forecast_counts_the_carries(every: int, size: int) -> None:
+    """An LSTM's are two of float32 [64]."""
+    spec = make_spec(**REPLAYED, agent__memory__carry_every=every, agent__net__core={"name": "LSTM", "hidden_size": 64})
+    world = World(4, {"obs": spaces.Box(-1, 1, (4,))}, spaces.Discrete(2))
+    assert SequenceReplay.beside(spec, world) == size + 1
 
 
 @pytest.mark.parametrize("n", [1, 3, 5])

@@ -47,6 +47,7 @@ def live(agent: Agent, worlds: Worlds, steps: int) -> list[dict[str, float]]:
     metrics = []
     for _ in range(steps):
         act = agent.act(step, carry)
+        assert act.action.shape == (worlds.E, *agent.action_space.shape)  # type: ignore[misc]
         next_step = worlds.step(act.action)
         metrics += agent.update(step, carry, act, next_step)
         step, carry = next_step, act.carry

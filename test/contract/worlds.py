@@ -33,6 +33,8 @@ ACTION_SPACES: dict[str, spaces.Space] = {
     "discrete": spaces.Discrete(3),
     "multi_discrete": spaces.MultiDiscrete([2, 3]),
     "box": spaces.Box(-1, 1, (2,)),
+    "number": spaces.Box(-1, 1, ()),
+    "table": spaces.Box(-1, 1, (2, 3)),
 }
 
 

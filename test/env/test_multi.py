@@ -171,6 +171,20 @@ def test_an_agent_that_has_ended_plays_no_more_though_it_is_listed(module):
     assert steps[2].raw_reward.tolist() == [0.0, 1.0, 0.0]
 
 
+def test_an_agent_that_is_dropped_without_a_flag_is_truncated(module):
+    class Hatch(Duel):
+        def step(self, actions):
+            obs, reward, dead, late, infos = super().step(actions)
+            return obs, reward, dict.fromkeys(dead, False), dict.fromkeys(late, False), infos
+
+    actions = np.random.default_rng(0).integers(3, size=(T, 1, 3))
+    flagged, bare = (play(build(module(cls)), 5, actions) for cls in (Duel, Hatch))
+    for one, other in zip(flagged, bare, strict=True):
+        np.testing.assert_array_equal(other.truncated, one.terminated | one.truncated)
+        np.testing.assert_array_equal(other.is_first, one.is_first)
+    assert any(step.truncated.any() for step in bare)
+
+
 @pytest.mark.parametrize("stop", [3, 9, 20])
 def test_saved_in_the_middle_it_goes_on_alike(module, stop):
     actions = np.random.default_rng(1).integers(3, size=(T, 4, 3))

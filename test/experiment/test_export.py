@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from rich.console import Console
 from small_specs import make_spec, raw_spec
 
 from slm_lab.agent import checkpoint
-from slm_lab.agent.memory.offline import read_rows
+from slm_lab.agent.memory.offline import _columns, read_rows
+from slm_lab.agent.memory.rows import Rows
 from slm_lab.cli import main
 from slm_lab.env.adapter import GymVec
 from slm_lab.env.dataset import Dataset, write_dataset
-from slm_lab.experiment.control import finish
+from slm_lab.experiment.control import finish, replot, resume
+from slm_lab.experiment.enjoy import enjoy
 from slm_lab.experiment.export import export
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Session
 from slm_lab.experiment.tracker import WALL
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import LabError, SpecError
 from slm_lab.lib.types import Tree
 
 DQN = {
@@ -123,6 +126,48 @@ def test_the_command_line(player: RunDir, capsys: pytest.CaptureFixture[str]) ->
         assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("first", [0, 7])
+def test_a_column_is_written_without_a_second_one_unless_the_ring_has_wrapped(first: int) -> None:
+    rows = Rows(8)
+    rows.first, rows.count = first, first + 5
+    store = np.arange(27).reshape(9, 3)
+    rows.action_dtype, rows.data = np.dtype(int), {"obs": {}, "is_first": store, "done": {"action": store}}
+    column = dict(_columns(rows))["action"]
+    np.testing.assert_array_equal(column, store[np.arange(first, first + 5) % 9])
+    assert np.shares_memory(column, store) == (first == 0)
+
+
+def test_a_run_that_has_ended_needs_neither_room_nor_its_dataset(
+    player: RunDir, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "file.npz"
+    shutil.copy(file, data)
+    keys = offline(data, env__name="CartPole-v1", meta__rigorous_eval=2, meta__eval_frequency=400)
+    reader = trained(tmp_path, "reader", **keys)
+    data.unlink()
+    nothing = psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: nothing)
+    for run, missing in ((player, "500 rows need 12.0 kB, but 1.0 kB"), (reader, "file.npz isn't there")):
+        replot(run, tmp_path, QUIET)
+        assert enjoy(run, QUIET, episodes=1)
+        assert export(run, QUIET, episodes=1).exists()
+        with pytest.raises(SpecError, match=missing):
+            resume(run, tmp_path, QUIET)
+
+
+def test_too_small_a_disk_is_told_before_the_run_has_a_folder(
+    tmp_path: Path, spec_file: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the disk of the data folder that is asked, not that of temporary files."""
+    usage = shutil.disk_usage(tmp_path)
+    sizes = {tmp_path: 5000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=sizes.get(Path(place), 10**15)))
+    spec = spec_file({"player": raw_spec(**DQN | {"agent__memory__storage": "memmap"})})
+    assert main([str(spec), "train", "--data", str(tmp_path / "data" / "deep")]) == 2
+    assert f"5.0 kB of the disk of {tmp_path} are free" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 # ---- learning from it ------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +221,14 @@ def test_wrappers_go_with_the_file(tmp_path: Path) -> None:
 
 
 RECURRENT = {
-    "agent__memory": {"name": "SequenceReplay", "max_size": 500, "batch_size": 4, "sequence_length": 8, "burn_in": 2},
+    "agent__memory": {
+        "name": "SequenceReplay",
+        "max_size": 500,
+        "batch_size": 4,
+        "sequence_length": 8,
+        "burn_in": 2,
+        "carry_every": 5,
+    },
     "agent__net": {"name": "MLP", "hid_layers": [8], "core": {"name": "GRU", "hidden_size": 8}},
 }
 PER = {"agent__memory": {"name": "PrioritizedReplay", "max_size": 500, "batch_size": 16, "n_step": 3}}
@@ -234,9 +286,10 @@ UNWARMED = RECURRENT | {"agent__memory__burn_in": 0}
         ({"env__size": 3}, ["env.size", "no world"]),
         (ONPOLICY, ["agent.algorithm.name", "PPO"]),
         ({"agent__memory__max_size": 300}, ["agent.memory.max_size", "500"]),
+        ({"agent__memory__batch_size": 500}, ["agent.memory.batch_size", "500 is more than the 4", "steps played"]),
         (UNWARMED, ["agent.memory.burn_in", "carries"]),
-        (RECURRENT | {"agent__memory__sequence_length": 120, "agent__algorithm__training_start_step": 500, "agent__memory__max_size": 900},
-         ["sequence_length", "130", "125"]),
+        (RECURRENT | {"agent__memory__sequence_length": 121, "agent__algorithm__training_start_step": 500, "agent__memory__max_size": 900},
+         ["sequence_length", "126", "125"]),
         ({"meta__rigorous_eval": 2}, ["meta.rigorous_eval", "no world"]),
     ],
 )  # fmt: skip
@@ -244,6 +297,11 @@ def test_what_does_not_fit_is_refused(file: Path, changes: dict[str, Any], told:
     line = refusal(**offline(file, **changes))
     for word in told:
         assert word in line
+
+
+def test_a_file_needs_no_warm_up(file: Path) -> None:
+    for memory in ({}, RECURRENT):
+        make_spec(**offline(file, **memory, agent__algorithm__training_start_step=0))
 
 
 def test_a_damaged_file_is_refused_before_a_run_begins(

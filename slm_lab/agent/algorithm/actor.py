@@ -29,7 +29,8 @@ TWINS = ("q1", "q2")
 class OffPolicyActor(OffPolicy):
     """An actor and two critics, each with encoder and core of its own (or all shared).
 
-    Until the first update actions are uniform: the memory begins with some of everything.
+    Until the first gradient step actions are uniform: the memory begins with some of everything
+    (`training_start_step: 0` means none of it).
     """
 
     @classmethod
@@ -47,7 +48,7 @@ class OffPolicyActor(OffPolicy):
         out = self.net(obs, carry, is_first, heads=("policy",))
         policy: Distribution = out.heads["policy"]
         action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
-        if explore and frame < self.spec.training_start_step:
+        if explore and self.spec.training_start_step > 0 and self.optim.opt_step == 0:
             action = self.uniform(action, policy)
         return ActOut(action[:, 0], out.carry, tree_map(lambda x: x[:, 0], shown_by_cores(out)))
 
@@ -67,7 +68,7 @@ class OffPolicyActor(OffPolicy):
         if box and not spec.agent.net.head_hid_layers:
             message = "Q(s, a) needs a hidden layer to join action and features in. Use e.g. [256]."
             return [Problem("agent.net.head_hid_layers", message)]
-        return []
+        return OffPolicy.problems(spec, world)
 
 
 PARTS = ("critic", "critic2")

@@ -80,7 +80,11 @@ class Algorithm:
         raise NotImplementedError
 
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
-        """Actions for obs {key: [E, 1, *O]}, is_first [E, 1]; without `explore` the best ones, without chance."""
+        """Actions for obs {key: [E, 1, *O]}, is_first [E, 1]; without `explore` the best ones, without chance.
+
+        An action is a whole number [E] of a Discrete space, else a flat vector [E, A] whatever the space's shape; so is
+        `batch.action` [B, T(, A)].
+        """
         raise NotImplementedError
 
     def prepare(self, batch: Batch) -> tuple[Batch, Metrics]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -10,7 +10,12 @@ from torch import Tensor
 from slm_lab.agent.algorithm.base import Metrics, without_last
 from slm_lab.agent.algorithm.off_policy import OffPolicy, OffPolicySpec, ahead, bootstrapped
 from slm_lab.agent.algorithm.value import ValueBased, ValueSpec
+from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import Batch
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
 
 
 class DQN(OffPolicy, ValueBased):
@@ -28,6 +33,10 @@ class DQN(OffPolicy, ValueBased):
 
     class Spec(OffPolicySpec, ValueSpec):
         name: Literal["DQN"] = "DQN"
+
+    @staticmethod
+    def problems(spec: LabSpec, world: World) -> list[Problem]:
+        return [*ValueBased.problems(spec, world), *OffPolicy.problems(spec, world)]
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> tuple[Batch, Metrics]:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec
 from slm_lab.agent.net.net import Net
 from slm_lab.agent.net.optim import Optim
+from slm_lab.lib.errors import Problem
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.types import Batch, Tree
 from slm_lab.spec.model import NonNegativeInt, PositiveInt, Unit
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
 
 
 class OffPolicySpec(AlgorithmSpec):
@@ -29,8 +34,27 @@ class OffPolicySpec(AlgorithmSpec):
     update_type: Literal["replace", "polyak"] = Field(
         "replace", description="how the target network follows: a copy now and then, or a running average"
     )
-    update_frequency: PositiveInt = Field(100, description="frames between updates of the target network")
-    polyak_coef: float = Field(0.005, gt=0, le=1, description="polyak: share of the trained weights that is taken over")
+    update_frequency: PositiveInt | None = Field(
+        None,
+        description="frames between updates of the target network; null: replace 100, polyak at each batch",
+    )
+    polyak_coef: float | None = Field(
+        None, gt=0, le=1, description="polyak: share of the trained weights that is taken over; null: 0.005"
+    )
+
+    @model_validator(mode="after")
+    def _following(self) -> Self:
+        """Write out how the target network follows."""
+        polyak = self.update_type == "polyak"
+        if self.polyak_coef is not None and not polyak:
+            raise ValueError("polyak_coef goes with update_type polyak: replace takes over all. Leave one of them out")
+        every = max(1, self.training_frequency // self.training_iter) if polyak else 100
+        follows: dict[str, Any] = {"update_frequency": self.update_frequency or every}
+        if polyak:
+            follows["polyak_coef"] = self.polyak_coef or 0.005
+        for key, value in follows.items():
+            object.__setattr__(self, key, value)  # frozen, but for the model itself
+        return self
 
     @property
     def frequency(self) -> int:
@@ -49,7 +73,8 @@ class Target:
     """A copy of a net that follows it slowly, for targets that stand still.
 
     Each batch stands for `training_frequency / training_iter` frames, so the copy follows at the same pace for any
-    number of worlds.
+    number of worlds. Between batches the net stands still, so what falls due there is done at once: n polyak updates
+    by a share c are one by 1 - (1 - c)^n.
 
     Source: Mnih et al. 2015 (replace); Lillicrap et al. 2016, arXiv 1509.02971 (polyak).
     """
@@ -58,15 +83,17 @@ class Target:
         self.source, self.spec = net, spec
         self.net = copy.deepcopy(net).requires_grad_(False)
         self.batches = 0
+        self.every = spec.update_frequency or 1
+        self.share = spec.polyak_coef or 1.0  # replace has none: a whole copy
 
     def follow(self) -> None:
         """One batch was learned from."""
         self.batches += 1
         frequency, iterations = self.spec.training_frequency, self.spec.training_iter
-        before, now = ((self.batches - i) * frequency // (iterations * self.spec.update_frequency) for i in (1, 0))
+        before, now = ((self.batches - i) * frequency // (iterations * self.every) for i in (1, 0))
         if now == before:
             return
-        share = 1.0 if self.spec.update_type == "replace" else self.spec.polyak_coef
+        share = 1.0 - (1.0 - self.share) ** (now - before)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.net.parameters()), list(self.source.parameters()), share)
 
@@ -100,6 +127,19 @@ class OffPolicy(Algorithm):
     def load_state_dict(self, state: Tree) -> None:
         super().load_state_dict(state)
         self.target.load_state_dict(state["target"])
+
+    @staticmethod
+    def problems(spec: LabSpec, world: World) -> list[Problem]:
+        """The first update must fall due within the run (of its own share, where learners are several)."""
+        algorithm, learners = spec.agent.algorithm, spec.agent.learners
+        frames = spec.env.max_frame // (len(world.agents) if learners == "independent" and world.agents else 1)
+        first = algorithm.start + algorithm.frequency
+        if first <= frames:
+            return []
+        key = "training_start_step" if algorithm.start >= algorithm.frequency else "training_frequency"
+        message = f"the first update would come at frame {first:,}, the run ends at {frames:,} (env.max_frame"
+        message += " over its learners)" if frames != spec.env.max_frame else ")"
+        return [Problem(f"agent.algorithm.{key}", f"{message}. Use less, or more frames.")]
 
 
 def ahead(net: Net, batch: Batch, heads: Iterable[str]) -> dict[str, Tensor]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from gymnasium import spaces
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from slm_lab.agent.algorithm.actor import TWINS, OffPolicyActor
@@ -19,7 +19,6 @@ from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.policy_head import PolicyHead
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import Batch
-from slm_lab.spec.model import PositiveInt
 
 if TYPE_CHECKING:
     from slm_lab.env.base import World
@@ -43,12 +42,17 @@ class SAC(OffPolicyActor):
     class Spec(OffPolicySpec):
         name: Literal["SAC"] = "SAC"
         update_type: Literal["replace", "polyak"] = Field("polyak", description="how the target network follows")
-        update_frequency: PositiveInt = Field(1, description="frames between updates of the target network")
         temperature: float | None = Field(None, gt=0, description="α; null: learned")
         target_entropy: float | None = Field(
             None,
             description="entropy that a learned α holds; null: minus the action's size, or 0.5 log n for n actions",
         )
+
+        @model_validator(mode="after")
+        def _one_temperature(self) -> Self:
+            if self.temperature is not None and self.target_entropy is not None:
+                raise ValueError("give temperature or target_entropy: only a learned α (temperature null) aims at one")
+            return self
 
     @classmethod
     def heads(cls, spec: Spec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:
@@ -99,7 +103,8 @@ class SAC(OffPolicyActor):
         qs = [out.heads[name] for name in TWINS]
         if discrete:
             qs = [q.gather(-1, batch.action.long().unsqueeze(-1)).squeeze(-1) for q in qs]
-        # the actor climbs the critics' values without moving them
+        # The actor climbs the critics' values: no gradient of it goes through their heads, nor the features they read.
+        # With `shared: true` it moves the shared encoder all the same, through what the policy itself reads.
         still = {part: x.detach() for part, x in out.features.items()}
         value, log_prob = self.soft_value(policy, self.net, still, frozen=True)
         terms = {"q_loss": sum((self.error(q, target) for q in qs), torch.zeros_like(target)), "policy_loss": -value}
@@ -117,8 +122,13 @@ class SAC(OffPolicyActor):
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:
-        if isinstance(world.action_space, spaces.Discrete | spaces.Box):
-            return OffPolicyActor.problems(spec, world)
-        return [
-            Problem("agent.algorithm.name", f"SAC can't act in {world.action_space}; it can in Discrete and Box spaces")
-        ]
+        space, wanted = world.action_space, spec.agent.algorithm.target_entropy
+        if not isinstance(space, spaces.Discrete | spaces.Box):
+            return [Problem("agent.algorithm.name", f"SAC can't act in {space}; it can in Discrete and Box spaces")]
+        found = OffPolicyActor.problems(spec, world)
+        # of the uniform policy, log n or log 2 for each dimension of [-1, 1]: α would rise for ever to get beyond it
+        most = math.log(space.n) if isinstance(space, spaces.Discrete) else math.prod(space.shape) * math.log(2)
+        if wanted is not None and wanted >= most:
+            message = f"{wanted:g} is out of reach: less than {most:.3f} was expected, the entropy of uniform actions"
+            found.append(Problem("agent.algorithm.target_entropy", message))
+        return found

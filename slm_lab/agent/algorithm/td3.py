@@ -40,7 +40,6 @@ class TD3(OffPolicyActor):
     class Spec(OffPolicySpec):
         name: Literal["TD3"] = "TD3"
         update_type: Literal["replace", "polyak"] = Field("polyak", description="how the target networks follow")
-        update_frequency: PositiveInt = Field(1, description="frames between updates of the target networks")
         explore_noise: float = Field(0.1, ge=0, description="deviation of the noise on actions, of [-1, 1]")
         target_noise: float = Field(0.2, ge=0, description="deviation of the noise on the target's actions")
         noise_clip: float = Field(0.5, ge=0, description="bound of that noise")

@@ -71,6 +71,9 @@ class ValueBased(Algorithm):
     def problems(spec: LabSpec, world: World) -> list[Problem]:
         algorithm = spec.agent.algorithm
         found = explore_var_problems(algorithm.action_policy, algorithm.explore_var_spec)
+        if not spec.agent.net.use_same_optim:
+            message = f"{algorithm.name} has no actor, so one optimiser. Use true, and optim_spec alone."
+            found.append(Problem("agent.net.use_same_optim", message))
         if isinstance(world.action_space, spaces.Discrete):
             return found
         message = f"{algorithm.name} values each of a Discrete space's actions; it can't act in {world.action_space}"

@@ -61,11 +61,10 @@ class HindsightReplay(Replay):
         self.goals: Goals = context.world.goals
         self.chance = spec.her_ratio / (spec.her_ratio + 1)
         self.worlds = np.arange(context.world.num_envs)
-        shape = (self.rows.slots, context.world.num_envs)
         # Of each row the number of its episode; of each episode the row after its last observation so far, where the
         # next one begins. There are fewer episodes than rows, so their numbers fit in as many slots.
-        self.episode = self.rows.allocate(shape, np.dtype(np.int32))
-        self.over = self.rows.allocate(shape, np.dtype(np.int64))
+        # As all arrays of a memory they are allocated with the first row: an agent that only plays needs none.
+        self.episode, self.over = (np.zeros((0, context.world.num_envs), kind) for kind in (np.int32, np.int64))
 
     def update(self, row: Row) -> None:
         self._follow(row)
@@ -74,6 +73,8 @@ class HindsightReplay(Replay):
     def _follow(self, row: Row) -> None:
         """The episodes go on with the row to come: by its observation, and if it is played by the one after it."""
         t, slots = self.rows.count, self.rows.slots
+        if not len(self.episode):
+            self.episode, self.over = (self.rows.placed(marks, slots) for marks in (self.episode, self.over))
         episode = self.episode[(t - 1) % slots] + row.is_first
         self.episode[t % slots] = episode
         self.over[episode % slots, self.worlds] = t + 1 + row.mask
@@ -150,7 +151,7 @@ class HindsightReplay(Replay):
 
     def load_state_dict(self, state: Tree) -> None:
         super().load_state_dict(state)
-        self.episode[:], self.over[:] = state["episode"], state["over"]
+        self.episode, self.over = (self.rows.placed(state[name], self.rows.slots) for name in ("episode", "over"))
 
     @classmethod
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:

@@ -38,11 +38,19 @@ def count_played(rows: Rows) -> int:
 def _columns(rows: Rows) -> Columns:
     seen = np.arange(rows.first - rows.margin, rows.count + 1) % rows.slots
     for key, store in rows.data["obs"].items():
-        yield f"obs.{key}", store[seen]
+        yield f"obs.{key}", _ordered(rows, store, seen)
     yield "is_first", rows.data["is_first"][seen]
     done = np.arange(rows.first, rows.count) % rows.slots
     for name, store in rows.data["done"].items():
-        yield name, store[done]
+        yield name, _ordered(rows, store, done)
+
+
+def _ordered(rows: Rows, store: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    """`store` at these slots: a view where they follow each other, else a copy, in RAM or on disk as the rows are."""
+    if slots[0] <= slots[-1]:
+        return store[slots[0] : slots[-1] + 1]
+    copy = rows.allocate((len(slots), *store.shape[1:]), store.dtype)
+    return np.take(store, slots, axis=0, out=copy, mode="clip")  # a mode that needs no buffer
 
 
 def read_rows(data: Dataset) -> Rows:
@@ -83,6 +91,9 @@ def offline_problems(memory: Any, spec: LabSpec) -> list[Problem]:
     if given.max_size < data.rows * E:
         message = f"{given.max_size:,} rows don't hold the dataset's {data.rows * E:,}: give at least as many"
         found.append(Problem("agent.memory.max_size", message))
+    if given.batch_size > data.played:
+        message = f"{given.batch_size} is more than the {data.played:,} steps played in the dataset"
+        found.append(Problem("agent.memory.batch_size", message))
     needed = getattr(given, "sequence_length", 0) + getattr(given, "carry_every", 0)
     if data.rows < needed:
         message = f"sequence_length + carry_every are {needed} steps, the dataset has {data.rows} of each world"

@@ -171,6 +171,8 @@ class Replay(Memory):
             found.append(
                 Problem("agent.memory.batch_size", f"{memory.batch_size} is more than max_size {memory.max_size}")
             )
+        if spec.env.dataset:  # it is there before the first frame, and looked at by `offline_problems`
+            return found
         return found + cls.warm_up_problems(memory, start, columns(spec, world))
 
     @staticmethod
@@ -188,11 +190,14 @@ def n_step_sums(
     """For rows `t` [B, T]: discounted sums of up to n rewards, γ^m, and the row m steps later whose value follows.
 
     m is n, or less where the episode ends, the memory, or what is before row `end` [B, 1, 1]: nothing is summed beyond.
+    An episode also ends before a row that no one played, flagged or not.
     """
     steps = t[..., None] + np.arange(n)  # [B, T, n]
     held = steps < (rows.count if end is None else end)
-    done = rows.done(np.minimum(steps, rows.count - 1), env[..., None])
+    known = np.minimum(steps, rows.count - 1)
+    done = rows.done(known, env[..., None])
     ended = (done["terminated"] | done["truncated"]) & held
+    ended[..., :-1] |= ~rows.played(known[..., 1:], env[..., None])
     # alive[k]: the episode went on from t to t+k, and the memory holds that row
     alive = held & (np.cumsum(ended, axis=-1) - ended == 0)
     m = alive.sum(axis=-1)  # [B, T], 1 to n

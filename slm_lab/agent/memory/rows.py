@@ -179,17 +179,15 @@ class Rows:
         self.count, self.first, self.capacity = int(state["count"]), int(state["first"]), int(state["capacity"])
         self.action_dtype = None if state["action_dtype"] is None else np.dtype(state["action_dtype"])
         self.slots = self.capacity + 1 + self.margin
-
-        def placed(leaf: np.ndarray) -> np.ndarray:
-            if len(leaf) == self.slots and leaf.flags.owndata and self.allocate is np.zeros:
-                return leaf  # nobody else's (`state_dict` gives views): a full memory is not held twice
-            store = self.allocate((self.slots, *leaf.shape[1:]), leaf.dtype)
-            store[: len(leaf)] = leaf
-            return store
-
-        self.data = tree_map(placed, state["data"])
+        self.data = tree_map(lambda leaf: self.placed(leaf, self.slots), state["data"])
         for key, frames in state["before"].items():
             self.data["obs"][key][self.slots - self.margin :] = frames
+
+    def placed(self, leaf: np.ndarray, size: int) -> np.ndarray:
+        """A saved array in `size` places of our own; what a checkpoint maps from disk is so never held twice in RAM."""
+        store = self.allocate((size, *leaf.shape[1:]), leaf.dtype)
+        store[: len(leaf)] = leaf
+        return store
 
 
 def small_dtype(space: Space | None) -> np.dtype[Any] | None:

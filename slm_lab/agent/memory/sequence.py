@@ -53,6 +53,13 @@ class SequenceReplay(Replay):
                 raise ValueError(
                     f"sequence_length {self.sequence_length} must be more than burn_in {self.burn_in}: it includes it"
                 )
+            learned = self.sequence_length - self.burn_in
+            if self.carry_every > learned:
+                raise ValueError(
+                    f"carry_every {self.carry_every} is more than the {learned} steps of a window that are learned "
+                    f"from (sequence_length {self.sequence_length} - burn_in {self.burn_in}): the rows between never "
+                    f"would be. Use at most {learned}"
+                )
             return self
 
     keeps_carry = True
@@ -157,7 +164,7 @@ class SequenceReplay(Replay):
 
     def load_state_dict(self, state: Tree) -> None:
         super().load_state_dict(state)
-        self.carry = tree_map(np.array, state["carry"])
+        self.carry = tree_map(lambda leaf: self.rows.placed(leaf, self.places), state["carry"])
         self.priorities.table.load(state["priorities"])
 
     @classmethod
@@ -173,12 +180,14 @@ class SequenceReplay(Replay):
 
     @staticmethod
     def warm_up_problems(memory: Any, start: int, num_envs: int) -> list[Problem]:
-        """The first batch must find a whole window in every world."""
-        needed, room = memory.sequence_length * num_envs, memory.max_size // num_envs
-        found = []
+        """The first batch must find a whole window in every world, and as many rows as it has windows."""
+        windows, room = memory.sequence_length * num_envs, memory.max_size // num_envs
+        needed, found = max(windows, memory.batch_size), []
         if start < needed:
-            message = f"{start} frames of warm-up hold no {memory.sequence_length} steps of each of {num_envs} worlds"
-            found.append(Problem("agent.algorithm.training_start_step", f"{message}: at least {needed} are needed"))
+            few = f"{memory.sequence_length} steps of each of {num_envs} worlds"
+            few = few if start < windows else f"batch of {memory.batch_size}"
+            message = f"{start} frames of warm-up hold no {few}: at least {needed} are needed"
+            found.append(Problem("agent.algorithm.training_start_step", message))
         if room < memory.sequence_length + memory.carry_every:
             message = (
                 f"{memory.max_size} rows are {room} steps of {num_envs} worlds: sequence_length + carry_every are more"

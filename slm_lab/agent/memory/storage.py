@@ -29,15 +29,21 @@ def storage(where: Storage, folder: Path | None) -> Allocate:
         return np.zeros  # the pages come as they are written
 
     def on_disk(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        """A file without a name: it goes with the process, however that ends."""
+        """A file without a name: it goes with the process, however that ends.
+
+        All of it is reserved now: writing to a map of a file with holes kills the process when the disk is full.
+        """
         size = math.prod(shape) * dtype.itemsize
         place = folder or Path(tempfile.gettempdir())
-        if size > shutil.disk_usage(place).free:
+        try:
+            with tempfile.TemporaryFile(dir=place) as file:
+                os.posix_fallocate(file.fileno(), 0, max(size, 1))
+                return np.memmap(file, dtype, "r+", shape=shape)
+        except OSError as error:
             raise LabError(
-                f"{place} has no room for {gigabytes(size)} of memory rows. Free some space, or use storage: ram."
-            )
-        with tempfile.TemporaryFile(dir=place) as file:
-            return np.memmap(file, dtype, "w+", shape=shape)
+                f"{place} has no room for {gigabytes(size)} of memory rows: {error.strerror}. "
+                "Free some space, or use storage: ram."
+            ) from error
 
     return on_disk
 
@@ -71,16 +77,23 @@ def room_problems(spec: LabSpec, world: World, beside: int = 0) -> list[Problem]
     count = memories(spec, world)
     need = count * forecast(spec, world, beside)
     disk = memory.storage == "memmap"
-    free = shutil.disk_usage(tempfile.gettempdir()).free if disk else psutil.virtual_memory().available
+    place = _existing(spec.data)
+    free = shutil.disk_usage(place).free if disk else psutil.virtual_memory().available
     if need <= SHARE * free:
         return []
     fits = int(memory.max_size * SHARE * free / need)
     other = "" if disk else ", or storage: memmap"
     each = f" in each of {count} memories" if count > 1 else ""
-    left = f"{gigabytes(free)} of {'disk' if disk else 'RAM'} are free"
+    left = f"{gigabytes(free)} of {f'the disk of {place}' if disk else 'RAM'} are free"
     message = f"{memory.max_size:,} rows{each} need {gigabytes(need)}, but {left}. Use at most {fits:,}{other}."
     return [Problem("agent.memory.max_size", message)]
 
 
+def _existing(folder: Path) -> Path:
+    """The folder, or the one above it that it will be made in."""
+    return next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+
+
 def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
+    scale, unit = next((pair for pair in ((1e9, "GB"), (1e6, "MB")) if size >= pair[0]), (1e3, "kB"))
+    return f"{size / scale:,.1f} {unit}"
