@@ -80,9 +80,7 @@ class Session:
         self.every: dict[str, int] = every  # frames between
         self.due = dict(every)  # frame at which the next one is owed
         self.stop = False
-        self.first_weights = (
-            {name: p.detach().clone() for name, p in self.agent.named_parameters()} if check else None
-        )
+        self.first_weights = {name: p.detach().clone() for name, p in self.agent.named_parameters()} if check else None
         if check:
             self.agent.watch()
         self.board: Any = None

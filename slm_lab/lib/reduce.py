@@ -29,3 +29,8 @@ def reduce_losses(
     total = sum((scales or {}).get(name, 1.0) * mean for name, mean in means.items())
     assert isinstance(total, Tensor), "no loss terms"
     return total, means
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `x` [B, T] over the valid rows, to show it."""
+    return (x * mask).sum() / mask.sum()

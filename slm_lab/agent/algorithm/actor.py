@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from slm_lab.env.base import World
     from slm_lab.spec.lab_spec import LabSpec
 
-TWINS = ("q1", "q2")
+TWINS, PARTS = ("q1", "q2"), ("critic", "critic2")
 
 
 class OffPolicyActor(OffPolicy):
@@ -58,6 +58,11 @@ class OffPolicyActor(OffPolicy):
             return (torch.rand(like.shape, generator=self.rng.torch) * 2 - 1).to(like.device)
         return torch.randint(policy.log_probs.shape[-1], like.shape, generator=self.rng.torch).to(like.device)
 
+    def critic_loss(self, qs: list[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
+        """Both critics' error, summed, and their mean |δ|, each [B, T]."""
+        loss = sum((self.error(q, target) for q in qs), torch.zeros_like(target))
+        return loss, torch.stack([target - q for q in qs]).abs().mean(dim=0)
+
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:
         algorithm, space = spec.agent.algorithm, world.action_space
@@ -69,6 +74,3 @@ class OffPolicyActor(OffPolicy):
             message = "Q(s, a) needs a hidden layer to join action and features in. Use e.g. [256]."
             return [Problem("agent.net.head_hid_layers", message)]
         return OffPolicy.problems(spec, world)
-
-
-PARTS = ("critic", "critic2")

@@ -24,6 +24,7 @@ from slm_lab.agent.net.distribution import Distribution
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.agent.net.policy_head import ActionPd, PolicyHead, fitting_pds
 from slm_lab.lib.errors import Problem
+from slm_lab.lib.reduce import masked_mean
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import ScheduleSpec, Unit
@@ -84,7 +85,7 @@ class PolicyGradient(Algorithm):
         policy = out.heads["policy"]
         entropy = policy.entropy()  # [B, T]
         policy_loss, shown = self.policy_loss(policy.log_prob(batch.action), batch, frame)
-        shown["entropy"] = (entropy * batch.mask).sum() / batch.mask.sum()
+        shown["entropy"] = masked_mean(entropy, batch.mask)
         return Losses({"policy_loss": policy_loss, "entropy_loss": -entropy}, shown)
 
     def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.policy_head import PolicyHead
 from slm_lab.lib.errors import Problem
+from slm_lab.lib.reduce import masked_mean
 from slm_lab.lib.types import Batch
 
 if TYPE_CHECKING:
@@ -99,26 +100,24 @@ class SAC(OffPolicyActor):
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         target, policy = batch.extras["target"], out.heads["policy"]
-        discrete = isinstance(policy, Categorical)
         qs = [out.heads[name] for name in TWINS]
-        if discrete:
+        if isinstance(policy, Categorical):
             qs = [q.gather(-1, batch.action.long().unsqueeze(-1)).squeeze(-1) for q in qs]
         # The actor climbs the critics' values: no gradient of it goes through their heads, nor the features they read.
         # With `shared: true` it moves the shared encoder all the same, through what the policy itself reads.
         still = {part: x.detach() for part, x in out.features.items()}
         value, log_prob = self.soft_value(policy, self.net, still, frozen=True)
-        terms = {"q_loss": sum((self.error(q, target) for q in qs), torch.zeros_like(target)), "policy_loss": -value}
+        q_loss, td_error = self.critic_loss(qs, target)
+        terms = {"q_loss": q_loss, "policy_loss": -value}
         surplus = (-log_prob - self.target_entropy(policy)).detach()  # of entropy
         if self.spec.temperature is None:
             terms["alpha_loss"] = self.net.free["log_alpha"] * surplus
-        rows = batch.mask.sum()
         shown = {
-            "q": (qs[0].detach() * batch.mask).sum() / rows,
-            "entropy": (-log_prob.detach() * batch.mask).sum() / rows,
+            "q": masked_mean(qs[0].detach(), batch.mask),
+            "entropy": masked_mean(-log_prob.detach(), batch.mask),
             "alpha": self.alpha,
         }
-        error = torch.stack([target - q for q in qs]).abs().mean(dim=0)
-        return Losses(terms, shown, td_error=error)
+        return Losses(terms, shown, td_error)
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from gymnasium import spaces
 from pydantic import Field
-from torch import Tensor
 
 from slm_lab.agent.algorithm.actor import TWINS, OffPolicyActor
 from slm_lab.agent.algorithm.base import Losses, Metrics, without_last
@@ -16,6 +15,7 @@ from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.agent.net.policy_head import NoisyHead
 from slm_lab.lib.errors import Problem
+from slm_lab.lib.reduce import masked_mean
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt
 
@@ -63,16 +63,12 @@ class TD3(OffPolicyActor):
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         target = batch.extras["target"]
         qs = [out.heads[name] for name in TWINS]
-        terms = {"q_loss": sum((self.error(q, target) for q in qs), torch.zeros_like(target))}
+        q_loss, td_error = self.critic_loss(qs, target)
+        terms = {"q_loss": q_loss}
         if self.optim.opt_step % self.spec.policy_delay == 0:
             still = {part: x.detach() for part, x in out.features.items()}
-            terms["policy_loss"] = -self._judged(still, out.heads["policy"].mode())
-        shown = {"q": (qs[0].detach() * batch.mask).sum() / batch.mask.sum()}
-        return Losses(terms, shown, td_error=torch.stack([target - q for q in qs]).abs().mean(dim=0))
-
-    def _judged(self, features: dict[str, Tensor], action: Tensor) -> Tensor:
-        q: Tensor = self.net.read("q1", features, action, frozen=True)
-        return q
+            terms["policy_loss"] = -self.net.read("q1", still, out.heads["policy"].mode(), frozen=True)
+        return Losses(terms, {"q": masked_mean(qs[0].detach(), batch.mask)}, td_error)
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

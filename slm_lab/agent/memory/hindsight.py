@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from slm_lab.agent.memory.base import MemoryContext
-from slm_lab.agent.memory.replay import Drawn, Replay, ReplaySpec
+from slm_lab.agent.memory.replay import Drawn, Replay, ReplaySpec, discounted
 from slm_lab.env.goals import ACHIEVED, DESIRED, shows_goals
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import Batch, Row, Tree
@@ -110,18 +110,15 @@ class HindsightReplay(Replay):
 
         m is n, or less where the goal is reached, or the episode (so far) ends.
         """
-        n, gamma = self.spec.n_step, self.context.gamma
+        n = self.spec.n_step
         after = t[:, None] + 1 + np.arange(n)  # [R, n]
         held = after < over[:, None]
         achieved = self._achieved(np.minimum(after, over[:, None] - 1), env[:, None])  # [R, n, *G]
         flat, desired = achieved.reshape(-1, *goal.shape[1:]), np.repeat(goal, n, axis=0)
         paid = self.goals.reward(flat, desired).reshape(after.shape)
         reached = self.goals.terminated(flat, desired).reshape(after.shape)
-        alive = held & (np.cumsum(reached, axis=1) - reached == 0)  # and not reached before
-        m = alive.sum(axis=1)  # [R], 1 to n
-        powers = (gamma ** np.arange(n + 1)).astype(np.float32)
-        reward = (np.where(alive, paid, 0.0) * powers[:n]).sum(axis=1, dtype=np.float32)
-        return reward, powers[m], reached[np.arange(len(m)), m - 1], t + m
+        reward, discount, m = discounted(paid, reached, held, self.context.gamma)  # m [R], 1 to n
+        return reward, discount, reached[np.arange(len(m)), m - 1], t + m
 
     def _chosen(self, t: np.ndarray, env: np.ndarray, episode: np.ndarray, over: np.ndarray) -> np.ndarray:
         """Numbers [R] of the rows whose achieved goals become the desired ones."""

@@ -198,12 +198,19 @@ def n_step_sums(
     done = rows.done(known, env[..., None])
     ended = (done["terminated"] | done["truncated"]) & held
     ended[..., :-1] |= ~rows.played(known[..., 1:], env[..., None])
-    # alive[k]: the episode went on from t to t+k, and the memory holds that row
+    reward, discount, m = discounted(done["reward"], ended, held, gamma)
+    return reward, discount, t + m
+
+
+def discounted(
+    reward: np.ndarray, ended: np.ndarray, held: np.ndarray, gamma: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Over the last axis [..., n]: `Σ_{k<m} γ^k r_k`, γ^m and m, the steps held up to the first that ended."""
+    n = reward.shape[-1]
     alive = held & (np.cumsum(ended, axis=-1) - ended == 0)
-    m = alive.sum(axis=-1)  # [B, T], 1 to n
+    m = alive.sum(axis=-1)
     powers = (gamma ** np.arange(n + 1)).astype(np.float32)
-    reward = (np.where(alive, done["reward"], 0.0) * powers[:n]).sum(axis=-1, dtype=np.float32)
-    return reward, powers[m], t + m
+    return (np.where(alive, reward, 0.0) * powers[:n]).sum(axis=-1, dtype=np.float32), powers[m], m
 
 
 class CER(Replay):
