@@ -3,6 +3,7 @@
 SPEC ?= specs/ppo_memory.json
 NAME ?=
 MODE ?= dev
+BENCH ?= learning
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,14 +31,14 @@ docs: $(VENV)/ready
 	$(BIN)/python -m slm_lab.spec.reference
 
 bench: $(VENV)/ready
-	$(BIN)/python -m bench.learning
+	$(BIN)/python run_lab.py bench $(BENCH)
 
 # torch first: its pinned version has a small CPU build, and nothing installed later pulls in another
 $(VENV)/ready: setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; '$(PYTHON)' is older. Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,classic,box2d,multiagent,hdf5]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,classic,box2d,multiagent,hdf5,bench]'
 	touch $@
 
 clean:

@@ -43,6 +43,7 @@ setup(
         "box2d": ["gymnasium[box2d]"],
         "multiagent": ["pettingzoo>=1.24"],
         "hdf5": ["h5py>=3.10"],
+        "bench": ["stable-baselines3==2.9.2", "sb3-contrib==2.9.2"],  # the peers of `bench memory_task`
     },
     entry_points={"console_scripts": ["slm-lab=slm_lab.cli:main"]},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import shlex
 import sys
@@ -23,8 +24,10 @@ MODES = ("dev", "train", "enjoy", "search")
 RESUMED = ("train", "enjoy")  # those that go on with a run: MODE@latest, MODE@RUN_DIR
 SHOWN_MODES = ("dev", "train", "train@latest", "enjoy@latest", "search")
 ENTRY = "python run_lab.py"
+BENCH = Path(__file__).resolve().parents[1] / "bench"
 USAGE = """python run_lab.py SPEC_FILE [SPEC_NAME] MODE [--set KEY=VALUE] ...
        python run_lab.py list [FAMILY] | check SPEC_FILE [SPEC_NAME] | show SPEC_FILE [SPEC_NAME] | plot RUN_DIR ...
+       python run_lab.py bench [NAME ...]
        python run_lab.py export RUN_DIR [--format npz|hdf5] [--session N] [--episodes N [--explore]]"""
 HELP = """
 modes:
@@ -42,25 +45,24 @@ other commands:
   plot RUN_DIR RUN_DIR  compare runs: their returns in one graph
   export RUN_DIR        write what its replay memory holds as a file to learn from (env.dataset), under
                         RUN_DIR/export; or with --episodes N what its best checkpoint plays
+  bench [NAME ...]      run a benchmark with its own options (bench NAME --help); without a name: which there are
 
 SPEC_NAME may be left out when the file holds one spec, or one named like the file.
 
 examples:
   python run_lab.py specs/ppo_memory.json dev
   python run_lab.py specs/benchmark/cartpole.json ppo_cartpole train --set env.max_frame=50000
+  python run_lab.py bench memory_task --delays 4,16 --seeds 3
 """  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for an error of the user or the machine, 130 when broken off by Ctrl-C."""
+    """Run one command; the exit code: 0, 2 for an error of the user or the machine, 130 when broken off by Ctrl-C.
+
+    A benchmark raises SystemExit with its own.
+    """
     try:
-        args = _parser().parse_intermixed_args(argv)
-        words = args.words
-        _only_export(words[0], args)
-        if words[0] in COMMANDS:
-            COMMANDS[words[0]](words[1:], args)
-        else:
-            _run(words, args)
+        _do(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -84,6 +86,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _do(typed: list[str]) -> None:
+    if typed[:1] == ["bench"]:  # its options aren't ours to read
+        _bench(typed[1:])
+        return
+    args = _parser().parse_intermixed_args(typed)
+    words = args.words
+    _only_export(words[0], args)
+    if words[0] in COMMANDS:
+        COMMANDS[words[0]](words[1:], args)
+    else:
+        _run(words, args)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -300,4 +315,41 @@ def _export(words: list[str], args: argparse.Namespace) -> None:
     export(run, _console(), args.format or "npz", args.session, args.episodes, bool(args.explore))
 
 
-COMMANDS = {"list": _list, "check": _check, "show": _show, "plot": _plot, "export": _export}
+def _bench(words: list[str]) -> None:
+    """A program of the folder bench, run as `python -m bench.NAME` would; without a name, which there are."""
+    programs = _programs()
+    if not words or words[0] in ("-h", "--help"):
+        for name, what in programs.items():
+            print(f"{name:<20} {what}")
+        return
+    if words[0] not in programs:
+        raise LabError(f"unknown benchmark '{words[0]}'.{did_you_mean(words[0], programs)}")
+    import runpy
+
+    before, path = sys.argv, str(BENCH.parent)
+    sys.path[:0] = [] if path in sys.path else [path]
+    sys.argv = words
+    try:
+        runpy.run_module(f"{BENCH.name}.{words[0]}", run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before
+
+
+def _programs() -> dict[str, str]:
+    """Names and first lines of what can be run there; read, not imported: some need torch, some an extra."""
+    if not BENCH.is_dir():
+        raise LabError(f"there is no {BENCH}: benchmarks come with the repository. Run the command in a clone of it.")
+    trees = {file.stem: ast.parse(file.read_text(encoding="utf-8")) for file in sorted(BENCH.glob("*.py"))}
+    return {
+        name: (ast.get_docstring(tree) or "").partition("\n")[0]
+        for name, tree in trees.items()
+        if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
+    }
+
+
+def _bench_first(words: list[str], args: argparse.Namespace) -> None:
+    """Options before the word bench would be ours, and of no use to it."""
+    raise LabError(f"'bench' goes first: {ENTRY} {shlex.join(['bench', *words])}, then its own options")
+
+
+COMMANDS = {"list": _list, "check": _check, "show": _show, "plot": _plot, "export": _export, "bench": _bench_first}

@@ -151,6 +151,10 @@ def the_run(data: str = "data") -> Path:
         ("plot", ["which run?"]),
         ("plot nowhere", ["nowhere isn't a run folder"]),
         ("train@latest --set env.max_frame=10", ["--set can't change a run that was started"]),
+        ("bench memory_tsk", ["unknown benchmark 'memory_tsk'", "Did you mean 'memory_task'?"]),
+        ("bench race", ["unknown benchmark 'race'"]),
+        ("--data here bench memory_task", ["'bench' goes first", "bench memory_task"]),
+        ("memory_task bench", ["'bench' goes first", "bench memory_task"]),
         ("list nets", ["unknown family 'nets'", "Did you mean 'net'?"]),
         ("check", ["which spec file?"]),
         ("show", ["which spec file?"]),
@@ -239,6 +243,45 @@ def test_show_prints_the_resolved_spec_and_overrides_are_validated(lab: Lab) -> 
     assert shown["agent"]["algorithm"]["lam"] == 0.95, "defaults are written out"
     assert_refused(lab("show", "ok.json", "--set", "agent.algorithm.gamma=2"), "2 is above 1")
     assert_refused(lab("show", "ok.json", "--set", "agent.algorithm.gama=0.5"), "Did you mean 'gamma'?")
+
+
+# ---- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of benchmarks with one that can be run, and a part of it."""
+    folder = tmp_path / "our_benches"
+    folder.mkdir()
+    (folder / "part.py").write_text("import a_package_nobody_has")
+    (folder / "hello.py").write_text(
+        '"""Says it back.\n\nAnd more."""\nimport sys\ndef main():\n    print(sys.argv[1:])\n    return 3\n'
+        'if __name__ == "__main__":\n    sys.exit(main())\n'
+    )
+    monkeypatch.setattr("slm_lab.cli.BENCH", folder)
+    return folder
+
+
+def test_bench_lists_what_can_be_run_and_what_it_is(lab: Lab, programs: Path) -> None:
+    said = lab("bench")
+    assert (said.code, said.out.split()) == (0, ["hello", "Says", "it", "back."])
+    assert lab("bench", "--help").out == said.out
+
+
+def test_bench_hands_on_words_and_exit_code(
+    lab: Lab, programs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = list(sys.argv)
+    with pytest.raises(SystemExit) as end:
+        lab("bench", "hello", "--set", "x", "-h")
+    assert end.value.code == 3
+    assert capsys.readouterr().out == "['--set', 'x', '-h']\n"
+    assert sys.argv == before
+
+
+def test_bench_without_the_repository_says_so(lab: Lab, programs: Path) -> None:
+    shutil.rmtree(programs)
+    assert_refused(lab("bench"), "come with the repository")
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -426,7 +469,7 @@ def command(*words: str | Path) -> list[str]:
     return [sys.executable, str(ROOT / "run_lab.py"), *map(str, words)]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["list", "net"]])
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["list", "net"], ["bench"]])
 def test_help_and_list_import_nothing_heavy_and_are_instant(words: list[str]) -> None:
     heavy = "torch numpy pydantic gymnasium pandas rich yaml plotly"
     program = (

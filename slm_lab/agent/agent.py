@@ -10,10 +10,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from slm_lab.agent.algorithm.base import Algorithm, Metrics
+from slm_lab.agent.algorithm.base import Algorithm
 from slm_lab.agent.memory.base import Memory
 from slm_lab.agent.memory.offline import lived
 from slm_lab.env.dataset import Dataset
+from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.tree import map_batch, to_numpy, tree_map
 from slm_lab.lib.types import ActOut, Row, Step, Tree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from slm_lab.agent.agent import Agent
+from slm_lab.agent.auxiliary.base import Auxiliary, AuxiliaryContext
 from slm_lab.agent.memory.base import Memory, MemoryContext
 from slm_lab.agent.multi import MultiAgent
 from slm_lab.agent.net.base import NetSpec
@@ -20,7 +22,7 @@ from slm_lab.agent.net.optim import Optim
 from slm_lab.env.base import World
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.rng import Rng, world_seed
-from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
+from slm_lab.spec.parts import ALGORITHM, AUXILIARY, CORE, MEMORY, NET
 
 logger = logging.getLogger("slm_lab")
 
@@ -65,10 +67,19 @@ def build_agent(
         memory,
         algorithm_class.free(learns, world.action_space),
     )
+    beside = AuxiliaryContext(world, agent_spec.net, net.out_sizes, gamma, weights)
+    net.auxiliaries.update(_auxiliaries(agent_spec.auxiliary, memory, beside))
     net.to(pick_device(agent_spec.net.device, net, world.obs_space))
     rng = Rng(seed, 0, learner)
     algorithm = algorithm_class(learns, net, Optim(net, agent_spec.net), rng)
     return Agent(algorithm, memory, rng)
+
+
+def _auxiliaries(specs: Sequence[Any], memory: Memory, context: AuxiliaryContext) -> dict[str, Auxiliary]:
+    """What is learned beside: what the spec asks for, and what the memory brings."""
+    asked = {spec.name: AUXILIARY.load(spec.name)(spec, context) for spec in specs}
+    own = memory.auxiliary(context)
+    return asked if own is None else {**asked, "memory": own}
 
 
 def build_net(

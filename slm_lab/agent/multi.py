@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from slm_lab.agent.agent import Agent
-from slm_lab.agent.algorithm.base import Metrics
+from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Step, Tree
 

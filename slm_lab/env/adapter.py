@@ -113,6 +113,7 @@ class NextStepVec(GymVec):
     def __init__(self, name: str, vector: Vector) -> None:
         super().__init__(name, vector.num_envs, vector.single_observation_space, vector.single_action_space)
         self._vector, self.goals = vector, gym_goals(name, self.obs_space, _worlds(vector)[0])
+        self.max_length = _max_length(_worlds(vector)[0])
 
     def _reset(self, seed: int) -> dict[str, np.ndarray]:
         return leaf_arrays(self._space, self._vector.reset(seed=seed)[0], self.num_envs)
@@ -150,6 +151,7 @@ class PausedVec(GymVec):
         self._vectors = vectors
         self._same_step = vectors[0].metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
         self.goals = gym_goals(name, self.obs_space, _worlds(vectors[0])[0])
+        self.max_length = _max_length(_worlds(vectors[0])[0])
         self._begun: list[Any] = [None] * len(vectors)  # SAME_STEP: the next episode's first obs, waiting to be shown
 
     def _reset(self, seed: int) -> dict[str, np.ndarray]:
@@ -201,6 +203,12 @@ class PausedVec(GymVec):
 def _worlds(vector: Vector) -> list[Any]:
     """The worlds that a vector steps one by one; one that doesn't is a world by itself."""
     return list(vector.envs) if isinstance(vector, SyncVectorEnv) else [vector]
+
+
+def _max_length(world: Any) -> int | None:
+    """Gymnasium's time limit, where there is one."""
+    limit: int | None = getattr(world.spec, "max_episode_steps", None)
+    return limit
 
 
 def _single(final_obs: Any) -> Any:

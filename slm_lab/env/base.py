@@ -67,6 +67,7 @@ class VecEnv(ABC):
     stacks: dict[str, Stack] = {}  # of the keys that FrameStack has stacked; never changed in place
     goals: Goals | None = None  # how a goal env pays, seen through its wrappers
     agents: tuple[str, ...] = ()  # where a world has several: column w * A + a is agent a of world w
+    max_length: int | None = None  # steps of the longest episode, where that is known
     opaque: str = ""  # why state_dict() is None: the attribute that can't be saved
 
     @property

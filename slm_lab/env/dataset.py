@@ -37,7 +37,8 @@ class Dataset:
     """A file of experience, opened: its facts are read, its columns when asked for.
 
     `world` has the file's spaces; `rows` is T, `played` how many of its T · E rows were, `lead` is L; `wrappers` what
-    the wrappers had learned, `env` the `env` section of the spec it comes from. Raises `LabError` as `ColumnFile` does.
+    the wrappers had learned, `env` the `env` section of the spec it comes from. Raises `LabError` as `ColumnFile` does,
+    and where no step was played or the columns aren't as long as the facts say.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -55,6 +56,17 @@ class Dataset:
             {key: Stack(*told) for key, told in facts["stacks"].items()},
             agents=tuple(facts["agents"]),
         )
+        self._check(path)
+
+    def _check(self, path: str | Path) -> None:
+        """Whoever writes such a file by hand may count wrong."""
+        if not self.played:
+            raise LabError(f"{path} has no step that was played: there is nothing to learn. Export a run that has.")
+        for name, told in self.file.columns.items():
+            seen = name == "is_first" or name.startswith("obs.")
+            expected = [self.lead + self.rows + 1 if seen else self.rows, self.world.num_envs]
+            if told["shape"][:2] != expected:
+                raise LabError(f"{path}: column {name!r} is {told['shape']}, but its facts say {expected}")
 
     def columns(self) -> dict[str, np.ndarray]:
         """All columns by name, mapped where they lie."""

@@ -61,7 +61,7 @@ class MultiVec(VecEnv):
     """
 
     def __init__(self, name: str, worlds: list[Any], max_t: int | None = None) -> None:
-        self.name, self.max_t, self._worlds = name, max_t, worlds
+        self.name, self.max_t, self.max_length, self._worlds = name, max_t, max_t, worlds
         self._ids = list(worlds[0].possible_agents)
         self.agents = tuple(str(agent) for agent in self._ids)
         W, A = len(worlds), len(self.agents)

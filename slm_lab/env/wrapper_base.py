@@ -24,6 +24,7 @@ class VecWrapper(VecEnv):
         self.env, self.name, self.num_envs = env, env.name, env.num_envs
         self.obs_space, self.action_space = dict(env.obs_space), env.action_space
         self.stacks, self.goals, self.agents = env.stacks, env.goals, env.agents
+        self.max_length = env.max_length
         self._frozen = False
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:

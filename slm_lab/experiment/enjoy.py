@@ -19,10 +19,13 @@ from slm_lab.env.vec import VecEnv, make_env
 from slm_lab.experiment.analysis import plural
 from slm_lab.experiment.display import say
 from slm_lab.experiment.evaluate import Played, play
+from slm_lab.experiment.plot import draw_enjoyed
 from slm_lab.experiment.run_dir import RunDir, unwritable
+from slm_lab.experiment.xray import Xray, sentences
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.rng import world_seed
 from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.spec.parts import TASK
 
 logger = logging.getLogger("slm_lab")
 
@@ -36,17 +39,19 @@ def enjoy(run: RunDir, console: Console, episodes: int = ENJOY_EPISODES) -> list
     spec = run.stored_spec()
     session, state = best(run, range(spec.meta.max_session))
     film = _Film()
-    env = _watchable(spec)
+    env, xray = _watchable(spec), Xray()
     try:
         agent = build_agents(spec.agent, env.world, seed=0)
         step_into(agent, env, state, run)
         score = f"best at frame {state['frame']:,}, return {state['score']:.2f}"
         say(console, f"{run.path}: session {session}, {score}")
-        played = play(agent, env, episodes, world_seed(spec.meta.seed, ENJOY_WORLDS), on_step=lambda: film.shoot(env))
+        first = world_seed(spec.meta.seed, ENJOY_WORLDS)
+        played = play(agent, env, episodes, first, on_step=lambda: film.shoot(env), xray=xray)
     finally:
         env.close()
     _print_episodes(played, console)
     film.write(run.graph / "enjoy.gif", console)
+    _write_xray(xray, run, session, int(state["frame"]), console)
     return [float(total) for total in played.returns]
 
 
@@ -86,6 +91,8 @@ def best(run: RunDir, sessions: Iterable[int]) -> tuple[int, dict[str, Any]]:
 
 def _watchable(spec: LabSpec) -> VecEnv:
     """One world that draws pictures, or one that doesn't where it can't. No display is needed for it."""
+    if spec.env.name in TASK:  # they draw none, and tell their cues to the x-ray
+        return make_env(spec.env, num_envs=1)
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -100,6 +107,23 @@ def _print_episodes(played: Played, console: Console) -> None:
         say(console, f"episode {i}: return {total:.2f}, {length} steps")
     mean, std = played.returns.mean(), played.returns.std()
     say(console, f"mean return {mean:.2f} ± {std:.2f} over {plural(len(played.returns), 'episode')}")
+
+
+def _write_xray(xray: Xray, run: RunDir, session: int, frame: int, console: Console) -> None:
+    """What was remembered meanwhile, in words and pictures, if the core shows it."""
+    figures = xray.figures()
+    if figures is None:
+        return
+    for told in sentences(figures):
+        say(console, f"memory   {told}")
+    try:
+        xray.write(run.session_file(session, "enjoy_xray.json"), frame=frame)
+        written = draw_enjoyed(run.path)
+    except OSError as error:
+        logger.warning("no memory x-ray: %s", unwritable(run.path, error))
+        return
+    for file in written:
+        say(console, f"x-ray    {file}")
 
 
 class _Film:

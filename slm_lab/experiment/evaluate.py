@@ -16,6 +16,7 @@ from slm_lab.agent.build import build_agent
 from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.vec import VecEnv, make_env
 from slm_lab.experiment.tracker import count_step
+from slm_lab.experiment.xray import Xray
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.types import ActOut
 
@@ -26,7 +27,7 @@ logger = logging.getLogger("slm_lab")
 
 BASELINE_EPISODES = 100
 BASELINE_FRAMES = 20_000
-LONGEST = 30_000  # steps of an episode; Atari's longest have 27 000
+LONGEST = 30_000  # steps of an episode in worlds that tell no bound of their own; Atari's longest have 27 000
 
 
 @dataclass(frozen=True)
@@ -39,21 +40,24 @@ class Played:
 
 def play(
     agent: Agent | MultiAgent, env: VecEnv, episodes: int, seed: int, explore: bool = False,
-    max_frame: int | None = None, on_step: Callable[[], object] | None = None,
+    max_frame: int | None = None, on_step: Callable[[], object] | None = None, xray: Xray | None = None,
 ) -> Played:  # fmt: skip
     """Play `episodes` from a seed, equally many in each env (so that short ones are not favoured), without learning.
 
-    Worlds may never end: an episode of 30 000 steps ends the play, as `max_frame` frames do; what is cut so counts as
-    it stands when no episode has finished. `on_step` is called after every step, e.g. to film it.
+    Worlds may never end: an episode of `longest(env)` steps ends the play, as `max_frame` frames do; what is cut so
+    counts as it stands when no episode has finished. `on_step` is called after every step, e.g. to film it; `xray`
+    watches what is recalled.
     """
-    E = env.num_envs
+    E, bound = env.num_envs, longest(env)
     quota = episodes // E + (np.arange(E) < episodes % E)  # [E]
     step, carry = env.reset(seed), agent.initial(E)
     total, length, count, frame = np.zeros(E), np.zeros(E, np.int64), np.zeros(E, np.int64), 0
     returns: list[float] = []
     lengths: list[int] = []
-    while (count < quota).any() and (max_frame is None or frame < max_frame) and length.max() < LONGEST:
+    while (count < quota).any() and (max_frame is None or frame < max_frame) and length.max() <= bound:
         act = agent.act(step, carry, explore)
+        if xray is not None:
+            xray.look(act, env)
         step, carry = env.step(world_action(act, env)), act.carry
         if on_step is not None:
             on_step()
@@ -63,16 +67,23 @@ def play(
         returns += total[ended].tolist()
         lengths += length[ended].tolist()
         count += ended
-    if length.max() >= LONGEST:
+        if xray is not None:
+            xray.follow(step, ended, total)
+    if length.max() > bound:
         logger.warning(
             "play was ended at an episode of %s steps: %d of %d episodes had ended",
-            f"{LONGEST:,}",
+            f"{bound:,}",
             len(returns),
             episodes,
         )
     if not returns:
         returns, lengths = total.tolist(), length.tolist()
     return Played(np.array(returns), np.array(lengths))
+
+
+def longest(env: VecEnv) -> int:
+    """Steps after which an episode is taken for an endless one: 30 000, or what the worlds are known to need."""
+    return max(LONGEST, env.max_length or 0)
 
 
 def world_action(act: ActOut, env: VecEnv) -> np.ndarray:

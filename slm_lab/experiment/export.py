@@ -22,7 +22,7 @@ from slm_lab.env.dataset import DatasetEnv
 from slm_lab.env.vec import make_env
 from slm_lab.experiment.display import say
 from slm_lab.experiment.enjoy import best, step_into
-from slm_lab.experiment.evaluate import LONGEST, world_action
+from slm_lab.experiment.evaluate import longest, world_action
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.rng import world_seed
@@ -121,7 +121,7 @@ def _record(agent: Agent | MultiAgent, env: VecEnv, episodes: int, seed: int, ex
     quota = episodes // E + (np.arange(E) < episodes % E)  # [E]
     step, carry = env.reset(seed), agent.initial(E)
     count, length = np.zeros(E, np.int64), np.zeros(E, np.int64)
-    while (count < quota).any() and length.max() < LONGEST:
+    while (count < quota).any() and length.max() <= longest(env):
         act = agent.act(step, carry, explore)
         following = env.step(world_action(act, env))
         row = _row(step, act, following, idle=count >= quota)
@@ -129,8 +129,8 @@ def _record(agent: Agent | MultiAgent, env: VecEnv, episodes: int, seed: int, ex
         count += (row.terminated | row.truncated) & row.mask
         length = np.where(row.mask, length + 1, 0)
         step, carry = following, act.carry
-    if length.max() >= LONGEST:
-        logger.warning("episodes were cut at %s steps: %d of %d had ended", f"{LONGEST:,}", count.sum(), episodes)
+    if length.max() > longest(env):
+        logger.warning("episodes were cut at %s steps: %d of %d had ended", f"{longest(env):,}", count.sum(), episodes)
         rows.truncate_last()
     return rows
 

@@ -34,11 +34,13 @@ def new_figure(title: str, subtitle: str, y_title: str, x_title: str = "frames")
     return figure.update_yaxes(**_axis(), title={"text": y_title, "standoff": 10})
 
 
-def new_grid(title: str, subtitle: str, names: list[str]) -> go.Figure:
-    """An empty grid of small panels with a name above each, filled row by row; `panel` gives the place of one."""
+def new_grid(
+    title: str, subtitle: str, names: list[str], width: int = PANEL_WIDTH, height: int = PANEL_HEIGHT
+) -> go.Figure:
+    """An empty grid of panels with a name above each, filled row by row; `panel` gives the place of one."""
     cols = min(len(names), PANEL_COLUMNS)
     rows = math.ceil(len(names) / cols)
-    top, bottom, inner = 96, 62, rows * PANEL_HEIGHT
+    top, bottom, inner = 96, 62, rows * height
     figure = make_subplots(
         rows,
         cols,
@@ -47,7 +49,7 @@ def new_grid(title: str, subtitle: str, names: list[str]) -> go.Figure:
         vertical_spacing=min(0.9, 62 / inner),
     )
     figure.update_annotations(font={"size": 13, "color": INK}, yshift=3)
-    figure.update_layout(_layout(title, subtitle, max(WIDTH // 2, cols * PANEL_WIDTH), top + bottom + inner))
+    figure.update_layout(_layout(title, subtitle, max(WIDTH // 2, cols * width), top + bottom + inner))
     figure.update_layout(margin={"l": 64, "r": 24, "t": top, "b": bottom}, showlegend=False)
     figure.update_xaxes(**_axis(size=11), nticks=5, showgrid=False)
     return figure.update_yaxes(**_axis(size=11), nticks=5)

@@ -18,6 +18,7 @@ from slm_lab.experiment.analysis import Run, list_trials, load_run, plural
 from slm_lab.experiment.figure import DASHES, PALETTE, add_band, line, new_figure, new_grid
 from slm_lab.experiment.metrics import BASE_COLUMNS, Array, align, mean_std, session_metrics
 from slm_lab.experiment.png import write_pngs
+from slm_lab.experiment.xray_plot import xray_builders
 
 logger = logging.getLogger("slm_lab")
 
@@ -51,8 +52,13 @@ def draw_run(run_dir: str | Path, png: bool = True, timeout: float = 120.0) -> l
         run = load_run(run_dir, trial)
         for session in run.train:
             builders |= _session_builders(run, session)
-        builders |= _trial_builders(run)
+        builders |= _trial_builders(run) | xray_builders(run)
     return _write(builders, Path(run_dir) / "graph", png, timeout)
+
+
+def draw_enjoyed(run_dir: str | Path) -> list[Path]:
+    """Draw the memory x-ray of the episodes that mode enjoy has played; the files written."""
+    return _write(dict(xray_builders(load_run(run_dir), "s*_enjoy")), Path(run_dir) / "graph", png=True, timeout=120.0)
 
 
 def multi_trial_graph(

@@ -15,6 +15,8 @@ import pandas as pd
 
 from slm_lab.experiment.analysis import Run, load_run, plural, write_text
 from slm_lab.experiment.metrics import BASE_COLUMNS, session_metrics
+from slm_lab.experiment.xray import load_figures, percent, sentences
+from slm_lab.experiment.xray_plot import CAPTIONS
 
 Scalars = dict[str, float]
 METRICS = {  # in the order of the tables: name -> what it is
@@ -78,6 +80,7 @@ def write_report(run_dir: str | Path, trial: int = 0) -> Path:
         _graphs(run, f"{run.stem()}_trial_graph_mean_returns_ma_vs*"),
         "<h2>Metrics of the trial</h2>" + _trial_table(scalar),
         "<h2>Sessions</h2>" + _session_table(run, sessions),
+        _section("Memory x-ray", _xrays(run)),
         _section("Tracked variables", _graphs(run, f"{run.stem()}_trial_graph_variables*") + _last_table(run)),
         _failures(run),
         _section("Graphs", _more_graphs(run)),
@@ -160,6 +163,27 @@ def _last_table(run: Run) -> str:
     return _details("Last values", _table(["variable", *(f"session {s}" for s in run.train)], rows)) if rows else ""
 
 
+def _xrays(run: Run) -> str:
+    """What was kept and recalled in the last evaluation (or in mode enjoy); '' where the core shows nothing."""
+    files = sorted((run.path / "info").glob(f"{run.stem()}_s*_xray.json"), key=lambda file: "enjoy" in file.stem)
+    blocks = []
+    for file in files:
+        figures, stem = load_figures(file), file.stem.removesuffix("_xray")
+        told = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(figures))
+        drawn = "".join(_graphs(run, f"{stem}_graph_xray_{kind}*", caption=text) for kind, text in CAPTIONS.items())
+        blocks.append((_xray_title(file, figures), told + drawn))
+    if not blocks:
+        return ""
+    (title, first), others = blocks[0], blocks[1:]
+    return f"<p>{escape(title)}.</p>{first}" + "".join(_details(title, body) for title, body in others)
+
+
+def _xray_title(file: Path, figures: dict[str, Any]) -> str:
+    *_, session, mode, _ = file.stem.split("_")  # ..._s0_session_xray
+    cue = f": {percent(figures['cue']['kept'])} of the cues held at the last decision" if figures["cue"] else ""
+    return f"Session {session[1:]}, {'played by enjoy' if mode == 'enjoy' else 'last evaluation'}{cue}"
+
+
 def _more_graphs(run: Run) -> str:
     rest = ("mean_returns", "strengths", "sample_efficiencies", "training_efficiencies", "stabilities", "consistencies")
     blocks = [("Trial", [f"{run.stem()}_trial_graph_{name}_vs*" for name in rest])]
@@ -195,23 +219,24 @@ def _commands(run: Run) -> str:
 # ---- pieces of HTML --------------------------------------------------------------------------------------------------
 
 
-def _graphs(run: Run, *patterns: str) -> str:
+def _graphs(run: Run, *patterns: str, caption: str = "") -> str:
     """Graphs whose file name fits, in order of the patterns: the PNG itself, or a link where it wasn't drawn."""
     stems = [stem for pattern in patterns for stem in sorted({p.stem for p in _glob(run.path / "graph", pattern)})]
-    figures = "".join(_graph(run.path / "graph" / stem) for stem in stems)
+    figures = "".join(_graph(run.path / "graph" / stem, caption) for stem in stems)
     return f'<div class="{"pair" if len(stems) > 1 else ""}">{figures}</div>' if figures else ""
 
 
-def _graph(stem: Path) -> str:
+def _graph(stem: Path, caption: str = "") -> str:
     png, page = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.html")
     name = escape(stem.name)
     link = f'<a href="graph/{escape(page.name)}">interactive graph</a>' if page.exists() else ""
     if not png.exists():
-        return f"<figure><figcaption>{name}: {link}</figcaption></figure>"
+        return f"<figure><figcaption>{name}: {link} {escape(caption)}</figcaption></figure>"
     data = base64.b64encode(png.read_bytes()).decode()
     kind = ' class="full"' if "variables" in name else ""  # a grid of panels needs the width
+    text = f"{escape(caption)} {link}".strip()
     return (
-        f'<figure{kind}><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{link}</figcaption></figure>'
+        f'<figure{kind}><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
     )
 
 

@@ -16,7 +16,6 @@ import torch
 
 from slm_lab.agent import checkpoint
 from slm_lab.agent.agent import Agent
-from slm_lab.agent.algorithm.base import Metrics
 from slm_lab.agent.build import build_agents
 from slm_lab.env.base import VecEnv
 from slm_lab.env.dataset import DatasetEnv
@@ -24,7 +23,9 @@ from slm_lab.env.vec import make_env, offline_env
 from slm_lab.experiment.evaluate import Played, play, world_action
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.tracker import WINDOW, Tracker, write_table
+from slm_lab.experiment.xray import Xray
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.rng import world_seed
 from slm_lab.lib.tree import to_torch
 from slm_lab.lib.types import Step, Tree
@@ -174,7 +175,9 @@ class Session:
         self.eval_env.load_wrapper_state(self.env.wrapper_state())
         self.eval_env.freeze()
         first = world_seed(self.seed, EVAL_WORLDS)
-        played: Played = play(self.agent, self.eval_env, self.spec.meta.rigorous_eval, first)
+        xray = Xray()
+        played: Played = play(self.agent, self.eval_env, self.spec.meta.rigorous_eval, first, xray=xray)
+        xray.write(self.run_dir.session_file(self.index, "session_xray.json"), frame=self.frame)
         row = {
             "epi": len(played.returns),
             "frame": self.frame,
@@ -183,6 +186,7 @@ class Session:
             "total_reward": float(played.returns.mean()),
             "total_reward_std": float(played.returns.std()),
             "episode_length": float(played.lengths.mean()),
+            **xray.row(),
         }
         self.eval_rows.append(row)
         if self.board is not None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from slm_lab.agent.algorithm.base import Metrics
 from slm_lab.lib.files import write_atomic
+from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.types import Step, Tree
 
 WINDOW = 100  # episodes of the moving average

@@ -1,28 +1,46 @@
-"""The one place where loss terms become a number."""
+"""What a part makes of a minibatch, and the one place where loss terms become a number."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What an algorithm or an auxiliary makes of a minibatch."""
+
+    terms: dict[str, Tensor]  # name -> [B, Q]
+    shown: dict[str, Tensor] = field(default_factory=dict)  # scalars worth showing
+    td_error: Tensor | None = None  # [B, Q], how far the prediction was off: priorities come from it
+    mask: Tensor | None = None  # [B, Q] bool, the rows that the terms are of; None: the batch's own
 
 
 def reduce_losses(
     losses: Mapping[str, Tensor], mask: Tensor, weight: Tensor | None = None, scales: Mapping[str, float] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted mean over the valid rows of each `[B, T]` term, and their scaled sum.
+    """Weighted mean over the valid rows of each `[B, Q]` term, and their scaled sum.
 
-    `mask` [B, T] leaves out autoreset rows, padding and burn-in; `weight` [B] carries importance weights to every term
-    alike; `scales` multiplies terms by name (1 where not named). A term of another shape is a bug and is refused: a
-    silent broadcast of [B] with [B, 1] trains on nonsense.
+    `mask` [B, Q] leaves out autoreset rows, padding and burn-in; `weight` [B] or [B, Q] carries importance weights to
+    every term alike; `scales` multiplies terms by name (1 where not named). A term of another shape is a bug and is
+    refused: a silent broadcast of [B] with [B, 1] trains on nonsense.
     """
-    row_weight = 1.0 if weight is None else weight[:, None]
+    row_weight: Tensor | float = 1.0
+    if weight is not None:
+        row_weight = weight[:, None] if weight.dim() == 1 else weight
+        assert weight.shape in (mask.shape[:1], mask.shape), (
+            f"weight has shape {tuple(weight.shape)}, expected [B] or [B, Q] of {tuple(mask.shape)}"
+        )
     count = mask.sum().clamp(min=1)
     means = {}
     for name, term in losses.items():
         assert term.shape == mask.shape, (
-            f"loss '{name}' has shape {tuple(term.shape)}, expected [B, T] = {tuple(mask.shape)}"
+            f"loss '{name}' has shape {tuple(term.shape)}, expected [B, Q] = {tuple(mask.shape)}"
         )
         # chosen, not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN
         means[name] = (torch.where(mask, term, 0.0) * row_weight).sum() / count
@@ -32,5 +50,5 @@ def reduce_losses(
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` [B, T] over the valid rows, to show it."""
+    """Mean of `x` [B, Q] over the valid rows, to show it."""
     return (x * mask).sum() / mask.sum()

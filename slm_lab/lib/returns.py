@@ -17,20 +17,26 @@ def _check(reward: Tensor, value: Tensor, *others: Tensor) -> None:
         assert other.shape == (B, T), f"{tuple(other.shape)} must be [B, T] = {(B, T)}"
 
 
+def td_error(
+    reward: Tensor, value: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor, gamma: float
+) -> Tensor:
+    """One-step errors `δ_t = r_t + γ (1 − terminated_t) V(o_{t+1}) − V(o_t)` `[B, T]`; 0 on masked rows."""
+    _check(reward, value, terminated, truncated, mask)
+    return (reward + gamma * ~terminated * value[:, 1:] - value[:, :-1]) * mask
+
+
 def gae(
     reward: Tensor, value: Tensor, terminated: Tensor, truncated: Tensor, mask: Tensor, gamma: float, lam: float
 ) -> Tensor:
     """Generalised advantage estimates `[B, T]`; 0 on masked rows.
 
-    `δ_t = r_t + γ (1 − terminated_t) V(o_{t+1}) − V(o_t)` and `A_t = δ_t + γλ (1 − ended_t) A_{t+1}`, where
+    `A_t = δ_t + γλ (1 − ended_t) A_{t+1}`, where
     `ended = terminated | truncated`: a truncation bootstraps but lets nothing through from the next episode.
     With `value = 0` and `λ = 1` this is the discounted return to go.
 
     Source: Schulman et al. 2016, arXiv 1506.02438, eq. 16.
     """
-    _check(reward, value, terminated, truncated, mask)
-    delta = reward + gamma * ~terminated * value[:, 1:] - value[:, :-1]
-    delta = delta * mask
+    delta = td_error(reward, value, terminated, truncated, mask, gamma)
     through = gamma * lam * (~(terminated | truncated) & mask)
     advantage = torch.empty_like(delta)
     carry = torch.zeros_like(delta[:, 0])

@@ -81,6 +81,8 @@ class Batch:
     index: Any = None  # [B] where the windows lie in the memory
     discount: Any = None  # [B, T] γ^m, of the value that follows the m rewards summed up in reward[t]
     after: Any = None  # [B, T] that value belongs to obs[after + 1], None: after = t
+    notes: Tree = dataclasses.field(default_factory=dict)  # {auxiliary: {..: [B, ...]}} what it noted for its losses
+    at: Any = None  # [B, Q] the steps of the windows that action, reward, mask, extras ... are of; None: all T
     burn_in: int = 0  # leading steps that only bring the carry up to date
 
     def replace(self, **changes: Any) -> Batch:

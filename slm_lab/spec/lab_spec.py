@@ -66,6 +66,7 @@ class AgentSpec:
     memory: Any
     net: Any
     learners: Literal["shared", "independent"] = "shared"  # of a world's several agents: one for all, or each its own
+    auxiliary: tuple[Any, ...] = ()  # what is learned beside
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ class LabSpec:
     def dump(self) -> dict[str, Any]:
         """The spec as plain data, defaults written out; resolving it again gives an equal LabSpec."""
         parts = {part: getattr(self.agent, part).model_dump(mode="json") for part in ("algorithm", "memory", "net")}
+        auxiliary = [part.model_dump(mode="json") for part in self.agent.auxiliary]
         spec = {
-            "agent": {"name": self.agent.name, "learners": self.agent.learners, **parts},
+            "agent": {"name": self.agent.name, "learners": self.agent.learners, **parts, "auxiliary": auxiliary},
             "env": self.env.model_dump(mode="json"),
             "meta": self.meta.model_dump(mode="json"),
         }

@@ -32,6 +32,7 @@ MEMORY = Registry(
         "PrioritizedReplay": "slm_lab.agent.memory.prioritized:PrioritizedReplay",
         "SequenceReplay": "slm_lab.agent.memory.sequence:SequenceReplay",
         "HindsightReplay": "slm_lab.agent.memory.hindsight:HindsightReplay",
+        "StrategicMemory": "slm_lab.agent.memory.strategic.memory:StrategicMemory",
     },
 )
 NET = Registry(
@@ -49,6 +50,21 @@ CORE = Registry(
         "LSTM": "slm_lab.agent.net.core.rnn:LSTM",
     },
 )
+ENTRY = Registry(
+    "entry",
+    {
+        "MLP": "slm_lab.agent.memory.strategic.entry:MLPEntry",
+        "Transformer": "slm_lab.agent.memory.strategic.entry:TransformerEntry",
+    },
+)
+AUXILIARY = Registry(
+    "auxiliary",
+    {
+        "RND": "slm_lab.agent.auxiliary.rnd:RND",
+        "CueHead": "slm_lab.agent.auxiliary.cue:CueHead",
+        "ConfidenceHead": "slm_lab.agent.auxiliary.confidence:ConfidenceHead",
+    },
+)
 TASK = Registry(
     "task",
     {
@@ -61,4 +77,4 @@ TASK = Registry(
     },
 )
 
-FAMILIES = {registry.family: registry for registry in (ALGORITHM, MEMORY, NET, CORE, TASK)}
+FAMILIES = {registry.family: registry for registry in (ALGORITHM, MEMORY, NET, CORE, AUXILIARY, TASK)}

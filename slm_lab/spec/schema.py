@@ -12,7 +12,7 @@ from typing import Any
 from slm_lab.lib.registry import Registry
 from slm_lab.spec.explain import Schema
 from slm_lab.spec.lab_spec import ENV, MetaSpec
-from slm_lab.spec.parts import CORE
+from slm_lab.spec.parts import AUXILIARY, CORE
 from slm_lab.spec.validate import FAMILIES, LEARNERS, loadable, summary
 
 PATH = Path(__file__).parents[2] / "specs" / "schema.json"
@@ -23,7 +23,7 @@ _VARIABLE = {"type": "string", "pattern": r"\$\{.+\}", "description": "a ${varia
 def build_schema() -> Schema:
     """The schema of a file {spec_name: spec}."""
     defs: dict[str, Schema] = {}
-    for registry in (*FAMILIES.values(), CORE):
+    for registry in (*FAMILIES.values(), CORE, AUXILIARY):
         _add_family(registry, defs)
     _add_model(MetaSpec, "meta", defs)
     defs["env"] = {"type": "object"}
@@ -32,6 +32,7 @@ def build_schema() -> Schema:
     name = {"type": "string", "description": "what the agent is called"}
     learners = {"enum": list(LEARNERS), "description": "of a world's several agents: one for all, or each its own"}
     keys = {"name": name, "learners": learners} | {family: _ref(family) for family in FAMILIES}
+    keys["auxiliary"] = {"type": "array", "items": _ref(AUXILIARY.family), "description": "what is learned beside"}
     defs["agent"] = _mapping(keys, ["algorithm", "memory"])
     sections = {section: _ref(section) for section in ("agent", "env", "meta")} | {
         "search": {"type": "object", "description": "ranges of a search, by path of the key"},

@@ -13,7 +13,7 @@ from slm_lab.lib.registry import Registry
 from slm_lab.spec.dialect import translate
 from slm_lab.spec.explain import check, show
 from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec
-from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
+from slm_lab.spec.parts import ALGORITHM, AUXILIARY, CORE, MEMORY, NET
 from slm_lab.spec.variables import substitute
 
 SECTIONS = {"agent": True, "env": True, "meta": False, "search": False, "vars": False}  # section: must be there
@@ -132,7 +132,7 @@ def _shape_problems(raw: Any) -> list[Problem]:
 
 def _agent(raw: Mapping[str, Any], found: Findings) -> tuple[AgentSpec, dict[str, Any]]:
     """The agent's validated parts and their classes by path; those that fail are None, and told in `found`."""
-    options = ["name", "learners", *FAMILIES]
+    options = ["name", "learners", *FAMILIES, "auxiliary"]
     unknown = [key for key in raw if key not in options]
     found.add(Problem(f"agent.{key}", f"unknown key.{did_you_mean(str(key), options)}") for key in unknown)
     parts: dict[str, Any] = {}
@@ -152,7 +152,23 @@ def _agent(raw: Mapping[str, Any], found: Findings) -> tuple[AgentSpec, dict[str
     learners = raw.get("learners", "shared")
     if learners not in LEARNERS:
         found.add([Problem("agent.learners", f"unknown learners {show(learners)} (expected: {' | '.join(LEARNERS)})")])
-    return AgentSpec(str(name), **parts, learners=learners), classes
+    auxiliary = _auxiliary(raw.get("auxiliary", []), classes, found)
+    return AgentSpec(str(name), **parts, learners=learners, auxiliary=auxiliary), classes
+
+
+def _auxiliary(raw: Any, classes: dict[str, Any], found: Findings) -> tuple[Any, ...]:
+    """The Specs of what is learned beside, each once; their classes go into `classes`."""
+    if not isinstance(raw, list):
+        found.add([Problem("agent.auxiliary", f"{show(raw)} is no list (expected: list of mappings with name)")])
+        return ()
+    specs: list[Any] = []
+    for i, value in enumerate(raw):
+        path = f"agent.auxiliary.{i}"
+        classes[path], spec = _part(AUXILIARY, value, path, found)
+        if spec and spec.name in [other.name for other in specs if other]:
+            found.add([Problem(f"{path}.name", f"{spec.name} is there already (expected: each once)")])
+        specs.append(spec)
+    return tuple(specs)
 
 
 def _part(registry: Registry, raw: Any, path: str, found: Findings) -> tuple[Any, Any]:
@@ -194,6 +210,8 @@ def summary(cls: Any) -> str:
 def _fit_problems(classes: Mapping[str, Any]) -> list[Problem]:
     """The memory must forget what older policies did where the algorithm is on-policy, and keep carries for a core."""
     algorithm, memory, core = (classes.get(f"agent.{part}") for part in ("algorithm", "memory", "net.core"))
+    if any(path.startswith("agent.auxiliary.") for path in classes) and not getattr(algorithm, "learns", True):
+        return [Problem("agent.auxiliary", f"{algorithm.__name__} learns nothing, so nothing beside it. Use []")]  # type: ignore[union-attr]
     wanted = getattr(algorithm, "on_policy", None)
     given = getattr(memory, "on_policy", None)
     if wanted is None or given is None:

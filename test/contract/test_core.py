@@ -37,7 +37,7 @@ def act(core: Core, x: Tensor, carry: dict, is_first: Tensor) -> tuple[Tensor, l
     features, carries = [], []
     for t in range(x.shape[1]):
         carries.append(carry)
-        out, carry, _, _ = core(x[:, t : t + 1], carry, is_first[:, t : t + 1])
+        out, carry, *_ = core(x[:, t : t + 1], carry, is_first[:, t : t + 1])
         features.append(out)
     return torch.cat(features, dim=1), carries
 
@@ -49,7 +49,7 @@ def test_learning_sees_what_acting_saw(name: str) -> None:
     carry = tree_map(lambda leaf: leaf + 0.5, core.initial(B))  # a carry in mid-episode
     acted, carries = act(core, x, carry, is_first)
     for begin in (0, 3):
-        learned, _, _, _ = core(x[:, begin:], carries[begin], is_first[:, begin:])
+        learned, *_ = core(x[:, begin:], carries[begin], is_first[:, begin:])
         torch.testing.assert_close(learned, acted[:, begin:], atol=1e-6, rtol=0)
     assert acted.shape == (B, T, core.out_size)
 
@@ -62,16 +62,16 @@ def test_is_first_forgets(name: str) -> None:
     dirty = tree_map(lambda leaf: leaf + 3.0, core.initial(B))
     other, _ = inputs(seed=1)
     mixed = torch.cat([other[:, :4], x[:, 4:]], dim=1)
-    a, _, _, _ = core(mixed, dirty, is_first)
-    b, _, _, _ = core(x[:, 4:], core.initial(B), is_first[:, 4:])
+    a, *_ = core(mixed, dirty, is_first)
+    b, *_ = core(x[:, 4:], core.initial(B), is_first[:, 4:])
     torch.testing.assert_close(a[:, 4:], b, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("name", CORE)
 def test_rows_do_not_mix(name: str) -> None:
     core, (x, is_first) = build(name), inputs()
-    whole, _, _, _ = core(x, core.initial(B), is_first)
-    alone, _, _, _ = core(x[1:2], core.initial(1), is_first[1:2])
+    whole, *_ = core(x, core.initial(B), is_first)
+    alone, *_ = core(x[1:2], core.initial(1), is_first[1:2])
     torch.testing.assert_close(whole[1:2], alone, atol=1e-6, rtol=0)
 
 
@@ -80,7 +80,7 @@ def test_it_remembers_and_gradient_reaches_the_past(name: str) -> None:
     core, (x, _) = build(name), inputs()
     is_first = torch.zeros(B, T, dtype=torch.bool)
     x.requires_grad_()
-    features, _, _, _ = core(x, core.initial(B), is_first)
+    features, *_ = core(x, core.initial(B), is_first)
     features[:, -1].sum().backward()
     assert x.grad is not None
     assert x.grad[:, 0].abs().sum() > 0
@@ -90,7 +90,7 @@ def test_it_remembers_and_gradient_reaches_the_past(name: str) -> None:
 @pytest.mark.parametrize("name", CORE)
 def test_carry_keeps_its_shape(name: str) -> None:
     core, (x, is_first) = build(name), inputs()
-    _, carry, extras, losses = core(x, core.initial(B), is_first)
+    _, carry, extras, losses, _ = core(x, core.initial(B), is_first)
     before = {path: leaf.shape for path, leaf in tree_leaves(core.initial(B))}
     assert {path: leaf.shape for path, leaf in tree_leaves(carry)} == before
     assert all(shape[0] == B for shape in before.values())

@@ -39,8 +39,8 @@ def columns(action: spaces.Space) -> dict[str, np.ndarray]:
     return made | {name: rng.random((T, E)) < 0.2 for name in ("terminated", "truncated")}
 
 
-def write(path: Path, action: spaces.Space = ACTIONS[0]) -> Path:
-    facts: dict[str, Any] = {"rows": T, "played": 3, "lead": 0, "action_dtype": np.dtype(action.dtype).str}
+def write(path: Path, action: spaces.Space = ACTIONS[0], rows: int = T, played: int = 3) -> Path:
+    facts: dict[str, Any] = {"rows": rows, "played": played, "lead": 0, "action_dtype": np.dtype(action.dtype).str}
     facts |= {"env": {"name": "X"}, "wrappers": {"normalize_obs": {"obs": {"mean": np.array([0.1, 1e-9])}}}}
     world = World(E, OBS, action, {"image": Stack(3, -1)}, agents=("a", "b"))
     write_dataset(path, world, facts, columns(action).items())
@@ -122,6 +122,11 @@ def test_another_format_and_another_suffix_are_refused(tmp_path: Path) -> None:
     write_columns(tmp_path / "a.npz", {"format": "slm_lab experience 9"}, [])
     refused(tmp_path / "a.npz", "slm_lab experience 9")
     refused(tmp_path / "a.csv", ".npz, .hdf5")
+
+
+def test_a_file_of_nothing_is_refused(tmp_path: Path) -> None:
+    refused(write(tmp_path / "a.npz", played=0), "no step that was played")
+    refused(write(tmp_path / "a.npz", rows=T + 1), "'obs.low.high'", f"[{T + 2}, {E}]")
 
 
 def test_a_missing_h5py_is_told_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from slm_lab.agent.algorithm.off_policy import Target
 from slm_lab.agent.memory.gate import Gate
+from slm_lab.agent.net.net import Net
 from slm_lab.lib.errors import SpecError
 from slm_lab.spec.dialect import translate
 from slm_lab.spec.validate import resolve
@@ -289,16 +290,15 @@ def pace_here(algorithm, envs, frames):
     """The same of our gate and target network, by a translated spec."""
     spec = SimpleNamespace(**algorithm)
     gate = Gate(spec.training_frequency, spec.training_start_step, spec.training_iter)
-    source = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.ones_(source.weight)
+    source = Net({}, {}, {"weight": torch.nn.Parameter(torch.ones(1))})
     target = Target(source, spec)
-    weight, batches, copies = target.net.weight, 0, 0
+    weight, batches, copies = target.net.free["weight"], 0, 0
     for _ in range(0, frames, envs):
         gate.played(envs)
         while gate.owed:
             gate.take()
             batches += 1
-            torch.nn.init.constant_(source.weight, batches if spec.update_type == "replace" else 0)
+            torch.nn.init.constant_(source.free["weight"], batches if spec.update_type == "replace" else 0)
             before = weight.item()
             target.follow()
             copies += weight.item() != before

@@ -9,13 +9,13 @@ from gymnasium import spaces
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from slm_lab.agent.algorithm.base import Losses, Metrics
 from slm_lab.agent.algorithm.policy_gradient import PolicyGradient, PolicyGradientSpec, standardize
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.heads import body
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
-from slm_lab.lib.returns import explained_variance, gae, n_step_returns
+from slm_lab.lib.reduce import Losses, Metrics
+from slm_lab.lib.returns import explained_variance, gae, n_step_returns, td_error
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.types import Batch, Tree
@@ -59,14 +59,14 @@ class ActorCritic(PolicyGradient):
             **batch.extras,
             "advantage": advantage,
             "value": raw[:, :-1],
+            "td_error": td_error(batch.reward, value, *ends(batch), self.spec.gamma),
             "v_target": self._scale(target),
         }
         return batch.replace(extras=extras), {"explained_variance": float(variance)}
 
     def estimate(self, batch: Batch, value: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages and value targets [B, T] from values [B, T+1]."""
-        ends = (batch.terminated, batch.truncated, batch.mask)
-        advantage = gae(batch.reward, value, *ends, self.spec.gamma, self.spec.lam)
+        advantage = gae(batch.reward, value, *ends(batch), self.spec.gamma, self.spec.lam)
         return advantage, advantage + value[:, :-1]
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
@@ -99,6 +99,11 @@ class ActorCritic(PolicyGradient):
     def load_state_dict(self, state: Tree) -> None:
         super().load_state_dict(state)
         self.v_moments.load_state_dict(state["v_moments"])
+
+
+def ends(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Where episodes end, in the order in which returns take it."""
+    return batch.terminated, batch.truncated, batch.mask
 
 
 class A2C(ActorCritic):
@@ -140,6 +145,5 @@ class A2C(ActorCritic):
     def estimate(self, batch: Batch, value: Tensor) -> tuple[Tensor, Tensor]:
         if self.spec.num_step_returns is None:
             return super().estimate(batch, value)
-        ends = (batch.terminated, batch.truncated, batch.mask)
-        target = n_step_returns(batch.reward, value, *ends, self.spec.gamma, self.spec.num_step_returns)
+        target = n_step_returns(batch.reward, value, *ends(batch), self.spec.gamma, self.spec.num_step_returns)
         return torch.where(batch.mask, target - value[:, :-1], 0.0), target

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,27 +12,18 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from slm_lab.agent.auxiliary.base import Auxiliary
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import LabError
-from slm_lab.lib.reduce import reduce_losses
+from slm_lab.lib.reduce import Losses, Metrics, reduce_losses
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.tree import map_batch, tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import SpecModel
 
-Metrics = dict[str, float]
 SURPRISE = 0.9  # share of the largest error in a sequence's priority, the rest is their mean's (R2D2's η)
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """What an algorithm makes of a minibatch."""
-
-    terms: dict[str, Tensor]  # name -> [B, T]
-    shown: dict[str, Tensor] = field(default_factory=dict)  # scalars worth showing
-    td_error: Tensor | None = None  # [B, T], how far the prediction was off: priorities come from it
 
 
 class Learned(NamedTuple):
@@ -65,6 +57,7 @@ class Algorithm:
 
     Spec: ClassVar[type[AlgorithmSpec]]
     on_policy: ClassVar[bool]
+    learns: ClassVar[bool] = True
 
     def __init__(self, spec: Any, net: Net, optim: Optim, rng: Rng) -> None:
         self.spec, self.net, self.optim, self.rng = spec, net, optim, rng
@@ -112,24 +105,47 @@ class Algorithm:
         """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite."""
         if not batch.mask.any():  # only rows that no one played
             return Learned({})
-        batch, prepared = self.prepare(batch)
-        batch = self._warmed(batch)
+        batch, prepared = self._prepared(batch)
         scales, priority = self.scales(frame), None
         shown: list[Metrics] = []
         for minibatch in self.minibatches(batch):
             if not minibatch.mask.any():
                 continue
-            out = self.net(minibatch.obs, minibatch.carry, minibatch.is_first, action=minibatch.action)
+            out = self.net(minibatch.obs, minibatch.carry, minibatch.is_first, action=minibatch.action, at=minibatch.at)
             found = self.losses(minibatch, out, frame)
-            terms = found.terms | out.losses
-            loss, means = reduce_losses(terms, minibatch.mask, minibatch.weight, scales)
-            metrics = {name: float(value.detach()) for name, value in {"loss": loss, **means, **found.shown}.items()}
-            _check_finite(metrics, terms, frame)
+            beside = self._learned_beside(minibatch, out, found)
+            loss, metrics = _joined([replace(found, terms=found.terms | out.losses), *beside], minibatch, scales, frame)
             shown.append(metrics | self.optim.step(loss, frame))
             if found.td_error is not None and batch.weight is not None:
                 priority = _priority(found.td_error.detach(), minibatch.mask)
         self.after_update()
+        for auxiliary in self.auxiliaries:
+            auxiliary.after_update()
         return Learned(prepared | _mean(shown), priority)
+
+    @property
+    def auxiliaries(self) -> list[Auxiliary]:
+        """What is learned beside; it lives in the net."""
+        return list(self.net.auxiliaries.values())  # type: ignore[arg-type]
+
+    def _learned_beside(self, batch: Batch, out: NetOut, found: Losses) -> list[Losses]:
+        """What the auxiliaries make of a minibatch; the algorithm's TD error is in its extras, where it has one."""
+        if found.td_error is not None:
+            batch = batch.replace(extras={**batch.extras, "td_error": found.td_error.detach()})
+        return [auxiliary.losses(batch, out, self.net) for auxiliary in self.auxiliaries]
+
+    def _prepared(self, batch: Batch) -> tuple[Batch, Metrics]:
+        """The batch with intrinsic rewards, targets and what auxiliaries need in its extras; its burn-in is gone."""
+        metrics: Metrics = {}
+        for auxiliary in self.auxiliaries:
+            batch, shown = auxiliary.bonus(batch)
+            metrics |= shown
+        batch, shown = self.prepare(batch)
+        batch, metrics = self._warmed(batch), metrics | shown
+        for auxiliary in self.auxiliaries:
+            batch, shown = auxiliary.prepare(batch, self.net)
+            metrics |= shown
+        return batch, metrics
 
     @torch.no_grad()
     def _warmed(self, batch: Batch) -> Batch:
@@ -156,13 +172,25 @@ class Algorithm:
         self.optim.load_state_dict(state["optim"])
 
 
-def _check_finite(metrics: Metrics, terms: dict[str, Tensor], frame: int) -> None:
-    if not torch.isfinite(torch.tensor(metrics["loss"])):
-        bad = [name for name in terms if not torch.isfinite(torch.tensor(metrics[name]))]
+def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> tuple[Tensor, Metrics]:
+    """The sum of what an algorithm and its auxiliaries make of a minibatch, each over its own rows, and its metrics."""
+    total, metrics = torch.zeros((), device=batch.mask.device), dict[str, Tensor]()
+    for found in losses:
+        if found.terms:
+            mask, weight = batch.mask, batch.weight
+            if found.mask is not None:  # rows of its own: a weight of the batch's rows says nothing of them
+                mask, weight = found.mask, weight if weight is not None and weight.dim() == 1 else None
+            loss, means = reduce_losses(found.terms, mask, weight, scales)
+            total, metrics = total + loss, metrics | means
+        metrics |= found.shown
+    shown = {name: float(value.detach()) for name, value in {"loss": total, **metrics}.items()}
+    if not math.isfinite(shown["loss"]):
+        bad = [name for found in losses for name in found.terms if not math.isfinite(shown[name])]
         raise LabError(
-            f"the loss is {metrics['loss']} at frame {frame} (terms: {', '.join(bad)}). "
+            f"the loss is {shown['loss']} at frame {frame} (terms: {', '.join(bad)}). "
             "Try a smaller lr, clip_grad_val, or env.normalize_obs and env.normalize_reward."
         )
+    return total, shown
 
 
 def _mean(rows: list[Metrics]) -> Metrics:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from slm_lab.agent.algorithm.base import Metrics, without_last
+from slm_lab.agent.algorithm.base import without_last
 from slm_lab.agent.algorithm.off_policy import OffPolicy, OffPolicySpec, ahead, bootstrapped
 from slm_lab.agent.algorithm.value import ValueBased, ValueSpec
 from slm_lab.lib.errors import Problem
+from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.types import Batch
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class DQN(OffPolicy, ValueBased):
     @torch.no_grad()
     def prepare(self, batch: Batch) -> tuple[Batch, Metrics]:
         target = bootstrapped(batch, self.next_value(batch))
-        return without_last(batch.replace(extras={"target": target})), {}
+        return without_last(batch.replace(extras={**batch.extras, "target": target})), {}
 
     def next_value(self, batch: Batch) -> Tensor:
         """Value [B, T] of the observation after each row."""

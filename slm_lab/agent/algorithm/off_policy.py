@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec
 from slm_lab.agent.net.net import Net
@@ -81,7 +81,10 @@ class Target:
 
     def __init__(self, net: Net, spec: OffPolicySpec) -> None:
         self.source, self.spec = net, spec
-        self.net = copy.deepcopy(net).requires_grad_(False)
+        # nobody asks the copy for what is learned beside
+        self.net = copy.deepcopy(net, {id(net.auxiliaries): nn.ModuleDict()}).requires_grad_(False)
+        own = dict(net.named_parameters())
+        self.followed: list[Tensor] = [own[name] for name, _ in self.net.named_parameters()]
         self.batches = 0
         self.every = spec.update_frequency or 1
         self.share = spec.polyak_coef or 1.0  # replace has none: a whole copy
@@ -95,7 +98,7 @@ class Target:
             return
         share = 1.0 - (1.0 - self.share) ** (now - before)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.net.parameters()), list(self.source.parameters()), share)
+            torch._foreach_lerp_(list(self.net.parameters()), self.followed, share)
 
     def state_dict(self) -> Tree:
         return {"net": dict(self.net.state_dict()), "batches": self.batches}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,25 +10,18 @@ from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
 
-from slm_lab.agent.algorithm.base import (
-    Algorithm,
-    AlgorithmSpec,
-    Learned,
-    Losses,
-    Metrics,
-    shown_by_cores,
-    without_last,
-)
+from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec, Learned, shown_by_cores, without_last
 from slm_lab.agent.exploration import ActionPolicy, explore, explore_var_problems
 from slm_lab.agent.net.base import NetSpec
+from slm_lab.agent.net.core.base import take
 from slm_lab.agent.net.distribution import Distribution
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.agent.net.policy_head import ActionPd, PolicyHead, fitting_pds
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.reduce import masked_mean
+from slm_lab.lib.reduce import Losses, Metrics, masked_mean
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
-from slm_lab.spec.model import ScheduleSpec, Unit
+from slm_lab.spec.model import PositiveInt, ScheduleSpec, Unit
 
 if TYPE_CHECKING:
     from slm_lab.env.base import World
@@ -42,7 +36,15 @@ class PolicyGradientSpec(AlgorithmSpec):
     explore_var_spec: ScheduleSpec | None = Field(None, description="epsilon or temperature of action_policy")
     gamma: Unit = Field(0.99, description="discount of the future")
     entropy_coef_spec: ScheduleSpec | None = Field(None, description="weight of the entropy bonus; null: none")
+    log_barrier_coef: float = Field(
+        0.0, ge=0, description="weight of -mean_a log π(a), an entropy bonus that holds where π is nearly certain"
+    )
     policy_loss_coef: float = Field(1.0, ge=0, description="weight of the policy loss")
+    steps_per_window: PositiveInt | None = Field(
+        None,
+        description="read at most this many steps of a window (of an episode) in a gradient step, half of them drawn "
+        "evenly, half by |advantage|, importance-weighted; null: all. For nets with a working memory",
+    )
 
 
 class PolicyGradient(Algorithm):
@@ -60,7 +62,7 @@ class PolicyGradient(Algorithm):
 
     @torch.no_grad()
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
-        out = self.net(obs, carry, is_first, heads=("policy",))
+        out = self.net(obs, carry, is_first, heads=("policy",), rng=self.rng.torch if explore else None)
         policy = self._behaviour(out, frame) if explore else out.heads["policy"]
         action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
         extras = {"log_prob": policy.log_prob(action), **shown_by_cores(out)}
@@ -81,12 +83,23 @@ class PolicyGradient(Algorithm):
         batch, metrics = self.advantage(batch)
         return without_last(batch), metrics
 
+    def minibatches(self, batch: Batch) -> Iterator[Batch]:
+        yield self.read(batch)
+
+    def read(self, batch: Batch) -> Batch:
+        """The steps of each window that a gradient step reads."""
+        most = self.spec.steps_per_window
+        return batch if most is None or self.net.stateless else drawn_steps(batch, most, self.rng.torch)
+
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         policy = out.heads["policy"]
         entropy = policy.entropy()  # [B, T]
         policy_loss, shown = self.policy_loss(policy.log_prob(batch.action), batch, frame)
         shown["entropy"] = masked_mean(entropy, batch.mask)
-        return Losses({"policy_loss": policy_loss, "entropy_loss": -entropy}, shown)
+        terms = {"policy_loss": policy_loss, "entropy_loss": -entropy}
+        if self.spec.log_barrier_coef:
+            terms["barrier_loss"] = policy.barrier()
+        return Losses(terms, shown)
 
     def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
         """`−log π(a|o) A` [B, T], and scalars worth showing."""
@@ -94,7 +107,11 @@ class PolicyGradient(Algorithm):
 
     def scales(self, frame: int) -> Metrics:
         entropy = self.spec.entropy_coef_spec
-        return {"policy_loss": self.spec.policy_loss_coef, "entropy_loss": entropy.at(frame) if entropy else 0.0}
+        return {
+            "policy_loss": self.spec.policy_loss_coef,
+            "entropy_loss": entropy.at(frame) if entropy else 0.0,
+            "barrier_loss": self.spec.log_barrier_coef,
+        }
 
     def watched(self, frame: int) -> Metrics:
         """Scheduled values worth showing."""
@@ -133,7 +150,29 @@ class PolicyGradient(Algorithm):
                     f"'{algorithm.action_policy}' is for discrete actions; {action_space} takes 'default'",
                 )
             )
+        if algorithm.log_barrier_coef and isinstance(action_space, spaces.Box):
+            found.append(
+                Problem("agent.algorithm.log_barrier_coef", f"is for discrete actions; {action_space} takes 0")
+            )
         return found + explore_var_problems(algorithm.action_policy, algorithm.explore_var_spec)
+
+
+def drawn_steps(batch: Batch, count: int, rng: torch.Generator) -> Batch:
+    """`count` steps of each window, with weights [B, Q] under which means are those of all steps.
+
+    Half of the chance is even, half proportional to |advantage|, so that the rare steps that matter are read at any
+    length.
+    """
+    mask, surprise = batch.mask.float(), batch.extras["advantage"].abs() * batch.mask  # [B, T]
+    if mask.shape[1] <= count:
+        return batch
+    even = mask / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    total = surprise.sum(dim=1, keepdim=True)
+    chance = 0.5 * even + 0.5 * torch.where(total > 0, surprise / total.clamp(min=1e-12), even)
+    at = torch.multinomial(chance.cpu().clamp(min=1e-12), count, replacement=True, generator=rng).to(mask.device)
+    weight = (mask * len(mask) / mask.sum() / chance.clamp(min=1e-12)).gather(1, at)
+    parts = {name: take(getattr(batch, name), at) for name in ("action", "reward", "terminated", "truncated", "mask")}
+    return batch.replace(**parts, extras=tree_map(lambda x: take(x, at), batch.extras), at=at, weight=weight)
 
 
 def standardize(x: Tensor, mask: Tensor) -> Tensor:

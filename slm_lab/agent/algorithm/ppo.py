@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from slm_lab.agent.algorithm.a2c import ActorCritic, ActorCriticSpec
-from slm_lab.agent.algorithm.base import Metrics
+from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt, ScheduleSpec
@@ -22,7 +22,7 @@ class PPO(ActorCritic):
     `L = −min(ρ A, clip(ρ, 1 ± ε) A)`, `ρ = π(a|o) / π_old(a|o)`, over `training_epoch` passes of shuffled minibatches.
     A memoryless net is trained on single steps, `minibatch_size` at a time; a net with a working memory on whole
     windows of `time_horizon` steps from the carry they were acted with, as many as come nearest to `minibatch_size`
-    steps (at least one).
+    steps that are read (at least one).
 
     Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; advantages standardised and values clipped after its
     reference code.
@@ -55,12 +55,12 @@ class PPO(ActorCritic):
         if self.net.stateless:
             batch, per_minibatch = single_steps(batch), self.spec.minibatch_size
         else:
-            per_minibatch = max(1, self.spec.minibatch_size // T)
+            per_minibatch = max(1, self.spec.minibatch_size // min(T, self.spec.steps_per_window or T))
         count = len(batch.reward)
         for _ in range(self.spec.training_epoch):
             order = torch.randperm(count, generator=self.rng.torch).to(batch.reward.device)
             for index in torch.split(order, per_minibatch):
-                yield map_batch(lambda x, index=index: x[index], batch)
+                yield self.read(map_batch(lambda x, index=index: x[index], batch))
 
     def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
         log_ratio = log_prob - batch.extras["log_prob"]  # [B, T]

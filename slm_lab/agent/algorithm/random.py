@@ -36,6 +36,7 @@ class Random(Algorithm):
             return 32
 
     on_policy = True
+    learns = False
 
     @classmethod
     def heads(cls, spec: Spec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:

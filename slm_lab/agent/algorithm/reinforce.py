@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from slm_lab.agent.algorithm.base import Metrics
 from slm_lab.agent.algorithm.policy_gradient import PolicyGradient, PolicyGradientSpec, standardize
+from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.returns import gae
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt
@@ -46,4 +46,4 @@ class REINFORCE(PolicyGradient):
             returns = standardize(returns, batch.mask)
         elif self.spec.center_return:
             returns = returns - returns[batch.mask].mean()
-        return batch.replace(extras={**batch.extras, "advantage": returns}), {}
+        return batch.replace(extras={**batch.extras, "advantage": returns, "td_error": batch.reward}), {}

@@ -11,14 +11,14 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from slm_lab.agent.algorithm.actor import TWINS, OffPolicyActor
-from slm_lab.agent.algorithm.base import Losses, Metrics, without_last
+from slm_lab.agent.algorithm.base import without_last
 from slm_lab.agent.algorithm.off_policy import OffPolicySpec, ahead, bootstrapped
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.policy_head import PolicyHead
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.reduce import masked_mean
+from slm_lab.lib.reduce import Losses, Metrics, masked_mean
 from slm_lab.lib.types import Batch
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class SAC(OffPolicyActor):
         policy = self.net.read("policy", ahead(self.net, batch, ("policy",)))
         features = ahead(self.target.net, batch, TWINS)
         value = self.soft_value(policy, self.target.net, features, frozen=False)[0]
-        return without_last(batch.replace(extras={"target": bootstrapped(batch, value)})), {}
+        extras = {**batch.extras, "target": bootstrapped(batch, value)}
+        return without_last(batch.replace(extras=extras)), {}
 
     def soft_value(self, policy: Any, net: Net, features: dict[str, Tensor], frozen: bool) -> tuple[Tensor, Tensor]:
         """`E_a [min Q(o, a) − α log π(a|o)]` and `E_a [log π(a|o)]`, [B, T]; of a Box by one draw, through which it may

@@ -7,8 +7,9 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from slm_lab.agent.algorithm.base import AlgorithmSpec, Learned, Metrics, without_last
+from slm_lab.agent.algorithm.base import AlgorithmSpec, Learned, without_last
 from slm_lab.agent.algorithm.value import ValueBased, ValueSpec
+from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt, Unit
 
@@ -49,4 +50,4 @@ class SARSA(ValueBased):
         taken = torch.cat([batch.action[:, 1:].long(), last.long()], dim=1)  # [B, T]
         following = q[:, 1:].gather(-1, taken.unsqueeze(-1)).squeeze(-1)
         target = batch.reward + self.spec.gamma * ~batch.terminated * following
-        return without_last(batch.replace(extras={"target": target})), {}
+        return without_last(batch.replace(extras={**batch.extras, "target": target})), {}

@@ -9,13 +9,13 @@ from gymnasium import spaces
 from pydantic import Field
 
 from slm_lab.agent.algorithm.actor import TWINS, OffPolicyActor
-from slm_lab.agent.algorithm.base import Losses, Metrics, without_last
+from slm_lab.agent.algorithm.base import without_last
 from slm_lab.agent.algorithm.off_policy import OffPolicySpec, ahead, bootstrapped
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.agent.net.policy_head import NoisyHead
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.reduce import masked_mean
+from slm_lab.lib.reduce import Losses, Metrics, masked_mean
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt
 
@@ -58,7 +58,8 @@ class TD3(OffPolicyActor):
         noise = torch.randn(action.shape, generator=self.rng.torch).to(action.device) * spec.target_noise
         action = (action + noise.clamp(-spec.noise_clip, spec.noise_clip)).clamp(-1, 1)
         value = torch.minimum(*(target.read(q, features, action) for q in TWINS))
-        return without_last(batch.replace(extras={"target": bootstrapped(batch, value)})), {}
+        extras = {**batch.extras, "target": bootstrapped(batch, value)}
+        return without_last(batch.replace(extras=extras)), {}
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         target = batch.extras["target"]

@@ -9,14 +9,14 @@ from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
 
-from slm_lab.agent.algorithm.base import Algorithm, Losses, shown_by_cores
+from slm_lab.agent.algorithm.base import Algorithm, shown_by_cores
 from slm_lab.agent.exploration import explore, explore_var_problems
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.distribution import Categorical, Distribution
 from slm_lab.agent.net.heads import QHead
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.reduce import masked_mean
+from slm_lab.lib.reduce import Losses, masked_mean
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import ScheduleSpec, SpecModel

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from slm_lab.agent.auxiliary.base import Auxiliary, AuxiliaryContext
 from slm_lab.agent.memory.offline import offline_problems
 from slm_lab.agent.net.core.base import Core
 from slm_lab.env.base import World
@@ -72,6 +73,10 @@ class Memory:
         """A working memory that reads from this experience memory, to be mounted in the net in place of `net.core`."""
         return None
 
+    def auxiliary(self, context: AuxiliaryContext) -> Auxiliary | None:
+        """What teaches that working memory beside the algorithm."""
+        return None
+
     def reset(self) -> None:
         """Forget everything held."""
         raise NotImplementedError
@@ -82,6 +87,11 @@ class Memory:
         `row` bridges the gap: its obs is the last one seen, its next_obs the first of the new worlds, all of it masked.
         """
         self.reset()
+
+    @classmethod
+    def window_length(cls, spec: LabSpec) -> int | None:
+        """Steps of the windows that the agent of `spec` learns from; None: whole episodes."""
+        return None
 
     @classmethod
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:

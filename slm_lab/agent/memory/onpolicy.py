@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from slm_lab.agent.memory.rows import Rows, window
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import SpecModel
+
+if TYPE_CHECKING:
+    from slm_lab.spec.lab_spec import LabSpec
 
 
 class OnPolicyBatchReplay(Memory):
@@ -50,6 +53,10 @@ class OnPolicyBatchReplay(Memory):
         self.rows.reset()
         self.to_train = False
 
+    @classmethod
+    def window_length(cls, spec: LabSpec) -> int | None:
+        return int(spec.agent.algorithm.frequency)
+
     def state_dict(self) -> Tree:
         return {"rows": self.rows.state_dict(), "carry": self.carry, "to_train": self.to_train}
 
@@ -72,8 +79,9 @@ class OnPolicyReplay(Memory):
         name: Literal["OnPolicyReplay"] = "OnPolicyReplay"
 
     on_policy = True
+    longest: int | None = None  # steps of a window; the rest of a longer episode is another one
 
-    def __init__(self, spec: Spec, context: MemoryContext) -> None:
+    def __init__(self, spec: Any, context: MemoryContext) -> None:
         super().__init__(spec, context)
         self.reset()
 
@@ -88,12 +96,16 @@ class OnPolicyReplay(Memory):
     def update(self, row: Row) -> None:
         t = self.rows.count
         self.begin = np.where(row.is_first, t, self.begin)
-        self.carry = tree_map(lambda new, old: _choose(row.is_first, new, old), row.carry, self.carry or row.carry)
+        begins = self.begin == t
+        if begins.any():
+            self.carry = tree_map(lambda new, old: _choose(begins, new, old), row.carry, self.carry or row.carry)
         self.rows.append(row)
-        env = np.flatnonzero((row.terminated | row.truncated) & row.mask)
+        ends = row.terminated | row.truncated | (t + 1 - self.begin == (self.longest or -1))
+        env = np.flatnonzero(ends & row.mask)
         if env.size:
             carry = tree_map(lambda leaf: leaf[env], self.carry)
             self.ended.append({"env": env, "begin": self.begin[env], "end": np.full(env.size, t + 1), "carry": carry})
+            self.begin[env] = t + 1
         self.to_train = sum(len(part["env"]) for part in self.ended) >= self.context.frequency
 
     def sample(self) -> Batch:
@@ -110,11 +122,6 @@ class OnPolicyReplay(Memory):
 
     def _forget(self) -> None:
         """Drop all rows before the earliest running episode."""
-        last = np.zeros(self.context.world.num_envs, np.int64)
-        for part in self.ended:
-            last[part["env"]] = part["end"]
-        # an env whose episode has ended holds nothing until its next one begins
-        self.begin = np.maximum(self.begin, last)
         self.rows.drop(int(self.begin.min()))
         self.ended, self.to_train = [], False
 

@@ -159,6 +159,10 @@ class Replay(Memory):
         self.rng.bit_generator.state = state["rng"]
 
     @classmethod
+    def window_length(cls, spec: LabSpec) -> int | None:
+        return 1
+
+    @classmethod
     def beside(cls, spec: LabSpec, world: World) -> int:
         """Bytes kept for each row beside it."""
         return 0

@@ -168,6 +168,10 @@ class SequenceReplay(Replay):
         self.priorities.table.load(state["priorities"])
 
     @classmethod
+    def window_length(cls, spec: LabSpec) -> int | None:
+        return int(spec.agent.memory.sequence_length - spec.agent.memory.burn_in)
+
+    @classmethod
     def beside(cls, spec: LabSpec, world: World) -> int:
         """The carries of all parts of the net, at every `carry_every`-th row, and priorities."""
         net, algorithm = spec.agent.net, spec.agent.algorithm

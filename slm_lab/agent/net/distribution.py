@@ -51,6 +51,10 @@ class Categorical:
     def entropy(self) -> Tensor:
         return -(self.log_probs.exp() * self.log_probs).sum(dim=-1)  # [...]
 
+    def barrier(self) -> Tensor:
+        """`−mean_a log π(a)` [...]: grows without end as any action's probability falls to 0."""
+        return -self.log_probs.mean(dim=-1)
+
 
 class MultiCategorical:
     """Several independent choices; `logits` [..., ΣA] split by `nvec`."""
@@ -69,6 +73,9 @@ class MultiCategorical:
 
     def entropy(self) -> Tensor:
         return torch.stack([part.entropy() for part in self.parts]).sum(dim=0)
+
+    def barrier(self) -> Tensor:
+        return torch.stack([part.barrier() for part in self.parts]).sum(dim=0)
 
 
 class Normal:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from slm_lab.agent.net.base import Encoder
-from slm_lab.agent.net.core.base import Core
+from slm_lab.agent.net.core.base import Core, CoreOut
 from slm_lab.lib.tree import tree_leaves
 from slm_lab.lib.types import Tree
 
@@ -29,11 +29,12 @@ class Head:
 class NetOut:
     """Result of a forward pass."""
 
-    heads: dict[str, Any]  # name -> what the head makes of [B, T, F]
-    features: dict[str, Tensor]  # part -> [B, T, F]
+    heads: dict[str, Any]  # name -> what the head makes of [B, Q, F]
+    features: dict[str, Tensor]  # part -> [B, Q, F]
     carry: Tree  # part -> carry after the last step
     extras: Tree  # part -> what the core shows
-    losses: dict[str, Tensor]  # the cores' own losses, [B, T]
+    losses: dict[str, Tensor]  # the cores' own losses, [B, Q]
+    inner: dict[str, Any]  # part -> what the core hands to an auxiliary made for it
 
 
 class Part(nn.Module):
@@ -43,15 +44,18 @@ class Part(nn.Module):
         super().__init__()
         self.encoder, self.core = encoder, core
 
-    def forward(self, obs: Tree, carry: Tree, is_first: Tensor) -> Any:
-        return self.core(self.encoder(obs), carry, is_first)
+    def forward(
+        self, obs: Tree, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> CoreOut:
+        out: CoreOut = self.core(self.encoder(obs), carry, is_first, at, rng)
+        return out
 
 
 class Net(nn.Module):
     """Parts (`shared`, or `actor` and `critic`) and the heads that read from them.
 
     The carry of a net is a tree by part; a memoryless net's has no leaves. `free` are learned numbers that no part
-    holds.
+    holds; `auxiliaries` is what learns beside (slm_lab/agent/auxiliary); who builds an agent puts it there.
     """
 
     def __init__(
@@ -64,12 +68,18 @@ class Net(nn.Module):
             {name: head.build(parts[self.part_of[name]].core.out_size) for name, head in heads.items()}
         )
         self.free = nn.ParameterDict(free or {})
+        self.auxiliaries = nn.ModuleDict()
         self.takes_action = {name for name, head in heads.items() if head.takes_action}
         self.stateless = not list(tree_leaves(self.initial(1)))
 
     def initial(self, B: int) -> Tree:
         """Carry at the start of an episode."""
         return {name: self._part(name).core.initial(B) for name in self.parts}
+
+    @property
+    def out_sizes(self) -> dict[str, int]:
+        """Size F of each part's features."""
+        return {name: self._part(name).core.out_size for name in self.parts}
 
     def _part(self, name: str) -> Part:
         part = self.parts[name]
@@ -78,32 +88,36 @@ class Net(nn.Module):
 
     def forward(
         self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str] | None = None, go_on: bool = True,
-        action: Tensor | None = None,
+        action: Tensor | None = None, at: Tensor | None = None, rng: torch.Generator | None = None,
     ) -> NetOut:  # fmt: skip
-        """obs {key: [B, T, *O]}, carry before the first step, is_first [B, T].
+        """obs {key: [B, T, *O]}, carry before the first step, is_first [B, T]; the steps `at` [B, Q] are read, or all.
 
         `heads` limits the work to the heads named (all by default). A part with a carry runs all the same, so that its
-        memory goes on; `go_on=False` says that nobody will. Heads that take an action are read for `action` [B, T, *A],
-        and left out without one (their features are there).
+        memory goes on; `go_on=False` says that nobody will. Heads that take an action are read for `action` [B, Q, *A],
+        and left out without one (their features are there). `rng`: the chance that a core may use while it explores.
         """
         wanted = set(self.heads if heads is None else heads)
-        out = self.features(obs, carry, is_first, wanted, go_on)
+        out = self.features(obs, carry, is_first, wanted, go_on, at, rng)
         for head in self.heads:
             if head in wanted and (head not in self.takes_action or action is not None):
                 out.heads[head] = self.read(head, out.features, action)
         return out
 
-    def features(self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str], go_on: bool = True) -> NetOut:
+    def features(
+        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str], go_on: bool = True,
+        at: Tensor | None = None, rng: torch.Generator | None = None,
+    ) -> NetOut:  # fmt: skip
         """As `forward`, but for the parts that `heads` read from, without the heads."""
         needed = {self.part_of[head] for head in heads}
-        out = NetOut({}, {}, dict(carry), {}, {})
+        out = NetOut({}, {}, dict(carry), {}, {}, {})
         for name in self.parts:
             held = carry.get(name, {})  # a memory that keeps none gives {}
             if name not in needed and not (held and go_on):
                 continue
-            found = self.parts[name](obs, held, is_first)
-            out.features[name], out.carry[name], out.extras[name], losses = found
-            out.losses.update({f"{name}_{key}": term for key, term in losses.items()})
+            found = self.parts[name](obs, held, is_first, at, rng)
+            out.features[name], out.carry[name], out.extras[name] = found.features, found.carry, found.extras
+            out.losses.update({f"{name}_{key}": term for key, term in found.losses.items()})
+            out.inner[name] = found.inner
         return out
 
     def read(self, head: str, features: dict[str, Tensor], action: Tensor | None = None, frozen: bool = False) -> Any:
@@ -120,6 +134,7 @@ class Net(nn.Module):
         for head, part in self.part_of.items():
             groups[part] += list(self.heads[head].parameters())
         groups |= {name: [parameter] for name, parameter in self.free.items()}
+        groups |= {name: list(auxiliary.parameters()) for name, auxiliary in self.auxiliaries.items()}
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     @property

@@ -5,22 +5,32 @@ Acting is `forward` with T = 1, learning is `forward` with T = L: one code path,
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from slm_lab.lib.types import Tree
 from slm_lab.spec.model import SpecModel
 
-CoreOut = tuple[Tensor, Tree, Tree, dict[str, Tensor]]  # features [B,T,F], carry, extras [B,T,..], losses [B,T]
+
+class CoreOut(NamedTuple):
+    """What a core makes of a window, at the Q steps that are read."""
+
+    features: Tensor  # [B, Q, F]
+    carry: Tree  # {..: [B, ...]} after the last step
+    extras: Tree = {}  # {..: [B, Q, ...]} what it shows of itself; kept with the step when acting
+    losses: dict[str, Tensor] = {}  # {name: [B, Q]} of its own
+    inner: Any = None  # with gradient, for an auxiliary made for this core; never kept
 
 
 class Core(nn.Module):
     """The seam of every working memory.
 
     `is_first` [B, T] resets the carry INSIDE the core, before the step it marks is read; nobody else ever touches a
-    carry. A carry is a tree of `[B, ...]` tensors; `extras` may show what was recalled; `losses` ({name: [B, T]}) join
-    the update.
+    carry. A carry is a tree of `[B, ...]` tensors; `losses` join the update. A core that recalls shows it in `extras`:
+    `recall_step` (step of the episode at which each of K items was written, -1: none), `recall_weight` (attention on
+    it now) and `recall_worth` (how much it is worth keeping), each [B, Q, K].
     """
 
     Spec: ClassVar[type[SpecModel]]
@@ -30,6 +40,19 @@ class Core(nn.Module):
         """The carry at the start of an episode."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, carry: Tree, is_first: Tensor) -> CoreOut:
-        """x [B, T, D] to features [B, T, F]."""
+    def forward(
+        self, x: Tensor, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> CoreOut:
+        """x [B, T, D] to features [B, Q, F] of the steps `at` [B, Q] (None: all T).
+
+        `rng` is the chance that a core may use while it explores; without it there is none, as in evaluation and in
+        learning from what was acted.
+        """
         raise NotImplementedError
+
+
+def take(x: Tensor, at: Tensor | None) -> Tensor:
+    """The steps `at` [B, Q] of x [B, T, ...]; None: all of them."""
+    if at is None:
+        return x
+    return x.gather(1, at.reshape(*at.shape, *[1] * (x.dim() - 2)).expand(*at.shape, *x.shape[2:]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from slm_lab.agent.net.core.base import Core, CoreOut
+from slm_lab.agent.net.core.base import Core, CoreOut, take
 from slm_lab.lib.types import Tree
 from slm_lab.spec.model import SpecModel
 
@@ -27,5 +28,7 @@ class NoCore(Core):
     def initial(self, B: int) -> Tree:
         return {}
 
-    def forward(self, x: Tensor, carry: Tree, is_first: Tensor) -> CoreOut:
-        return x, {}, {}, {}
+    def forward(
+        self, x: Tensor, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> CoreOut:
+        return CoreOut(take(x, at), {})

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from slm_lab.agent.net.core.base import Core, CoreOut
+from slm_lab.agent.net.core.base import Core, CoreOut, take
 from slm_lab.lib.types import Tree
 from slm_lab.spec.model import PositiveInt, SpecModel
 
@@ -50,7 +50,9 @@ class Recurrent(Core):
         zeros = next(self.rnn.parameters()).new_zeros
         return {name: zeros(B, self.spec.num_layers, self.spec.hidden_size) for name in self.state_names}
 
-    def forward(self, x: Tensor, carry: Tree, is_first: Tensor) -> CoreOut:
+    def forward(
+        self, x: Tensor, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> CoreOut:
         state = tuple(carry[name] for name in self.state_names)  # [B, layers, H]
         cuts = [0, *[t for t in is_first.any(dim=0).nonzero().flatten().tolist() if t > 0]]
         segments = _segments(is_first) if len(cuts) > 1 else None
@@ -58,7 +60,7 @@ class Recurrent(Core):
             features, state = self._by_segments(x, state, is_first, *segments)
         else:
             features, state = self._by_stretches(x, state, is_first, cuts)
-        return features, dict(zip(self.state_names, state, strict=True)), {}, {}
+        return CoreOut(take(features, at), dict(zip(self.state_names, state, strict=True)))
 
     def _by_stretches(self, x: Tensor, state: State, is_first: Tensor, cuts: list[int]) -> tuple[Tensor, State]:
         """One call for each stretch between two resets (of any row); a reset zeroes the rows it marks."""

@@ -1,0 +1,315 @@
+"""Who learns MemoryTask, how surely and how soon: PPO, GRU-PPO, LSTM-PPO, StrategicMemory and Stable-Baselines3's.
+
+In the spirit of AgentPerformanceBenchmark of the StrategicMemory notebook. Every agent plays the same tasks with the
+same budget of frames and is judged by the same greedy episodes, 200 at a time, equally many of each class. The page
+docs/bench.md says what is fixed and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bench.peers import Peer
+from bench.race import MODES, Entrant, Job, Ours, Result, Said, sessions
+from slm_lab.experiment.display import say
+from slm_lab.experiment.figure import PALETTE, legend_right, line, log_y, new_figure
+from slm_lab.experiment.png import write_pngs
+from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.files import write_atomic
+
+SPECS = "specs/memory/memory_task.yaml"
+LONGEST_UNCHANGED = 16  # the delay those specs were made for
+
+
+def whole_episodes(delay: int) -> list[str]:
+    """Rollouts of two episodes, as in the specs of delay 16: a cue before a rollout couldn't be learned from."""
+    if delay <= LONGEST_UNCHANGED:
+        return []
+    horizon = 2 * (delay + 1)  # an episode takes one row more, in which the next begins
+    return [f"agent.algorithm.time_horizon={horizon}", f"agent.algorithm.minibatch_size={16 * horizon}"]
+
+
+AGENTS: dict[str, Entrant] = {
+    "PPO": Ours(SPECS, "mlp_memory_task_16", whole_episodes),
+    "GRU-PPO": Ours(SPECS, "gru_memory_task_16", whole_episodes),
+    "LSTM-PPO": Ours(SPECS, "lstm_memory_task_16", whole_episodes),
+    "StrategicMemory": Ours("specs/strategic/memory_task.json"),
+    "SB3-PPO": Peer("stable_baselines3", "PPO", "MlpPolicy"),
+    "SB3-RecurrentPPO": Peer("sb3_contrib", "RecurrentPPO", "MlpLstmPolicy", recurrent=True),
+}
+BUDGETS = {  # longest delay: frames of a session, frames between evaluations
+    4: (50_000, 500),
+    16: (150_000, 2_000),
+    64: (400_000, 5_000),
+    256: (1_000_000, 10_000),
+    1024: (3_000_000, 40_000),
+    4096: (8_000_000, 160_000),
+}
+WIDTH = 120  # of what is printed where there is no terminal
+SECONDS = "CPU seconds of one core, evaluations aside"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 if a session failed, 2 for what the user gave."""
+    args = _parser().parse_args(argv)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    try:
+        agents = _agents(args.agents)
+        store = Store(args.folder or Path("data") / time.strftime("bench_memory_task_%Y_%m_%d_%H%M%S"))
+        jobs = [job for job in _jobs(args, agents) if not AGENTS[job.agent].absent()]
+        known = store.known(jobs)
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    say(console, f"{store.folder}: {len(jobs)} sessions, {len(known)} of them done before, {args.jobs} at a time")
+    try:
+        failed = _run([job for job in jobs if job not in known], store, known, args.jobs, console)
+    finally:
+        rows = summary(list(known.values()), agents)
+        _print(rows, console)
+        store.conclude(rows, console)
+    return 1 if failed else 0
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="run_lab.py bench memory_task", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"agents: {', '.join(AGENTS)}"
+    parser.add_argument("--delays", type=_delays, default=_delays("4,16,64,256"), metavar="N,N", help="4,16,64,256")
+    parser.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds 0 to N-1; default: 3")
+    parser.add_argument(
+        "--modes", choices=["hard", "easy", "both"], default="both", help="distractors or silence; both"
+    )
+    parser.add_argument("--agents", metavar="NAME,NAME", help="default: all")
+    parser.add_argument(
+        "--jobs", type=_count, default=len(os.sched_getaffinity(0)), metavar="N", help="at a time; default: the cores"
+    )
+    parser.add_argument("--max-frame", type=_count, metavar="N", help="cut all budgets to N frames, to try it out")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR",
+        help="where the results go, by default a new one under data/; sessions that it holds aren't run again",
+    )  # fmt: skip
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 was expected")
+    return int(text)
+
+
+def _delays(text: str) -> list[int]:
+    delays = [_count(part) for part in text.split(",")]
+    if max(delays) > max(BUDGETS):
+        raise argparse.ArgumentTypeError(f"{max(delays)}: at most {max(BUDGETS)}, no budget is set for more")
+    return list(dict.fromkeys(delays))
+
+
+def _agents(text: str | None) -> list[str]:
+    """Names of the table. Raises `LabError` for one that isn't there."""
+    by_lower = {name.lower(): name for name in AGENTS}
+    asked = [word.strip() for word in text.split(",")] if text is not None else list(AGENTS)
+    for word in asked:
+        if word.lower() not in by_lower:
+            raise LabError(f"--agents: unknown agent {word!r}.{did_you_mean(word, AGENTS)}")
+    return list(dict.fromkeys(by_lower[word.lower()] for word in asked))
+
+
+def _jobs(args: argparse.Namespace, agents: list[str]) -> list[Job]:
+    modes = list(MODES) if args.modes == "both" else [args.modes.upper()]
+    jobs = []
+    for delay in args.delays:
+        budget, every = BUDGETS[min(longest for longest in BUDGETS if longest >= delay)]
+        budget = min(budget, args.max_frame or budget)
+        for mode in modes:
+            jobs += [Job(name, delay, mode, seed, budget, every) for name in agents for seed in range(args.seeds)]
+    return jobs
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Store:
+    """The folder of the results: sessions.jsonl, a line a session as it ends; table.csv; frames_to_solve.html, .png."""
+
+    folder: Path
+
+    def known(self, jobs: list[Job]) -> dict[Job, Result]:
+        """The results of `jobs` that are there already. Raises `LabError` where they can't be read or trusted."""
+        file = self.folder / "sessions.jsonl"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lines = file.read_text().splitlines() if file.exists() else []
+            results = [Result.from_json(line) for line in lines]
+        except OSError as error:
+            raise LabError(f"--folder: can't use {self.folder}: {error.strerror or error}. Name another.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise LabError(f"{file} isn't a file of sessions ({error!r}). Name another --folder.") from error
+        known = {result.job: result for result in results if result.job in jobs}
+        for job, result in known.items():
+            if result.settings != AGENTS[job.agent].settings(job):
+                raise LabError(f"{file}: {job.agent} was another agent then, its settings have changed. New --folder.")
+        return known
+
+    def add(self, result: Result) -> None:
+        with (self.folder / "sessions.jsonl").open("a") as file:
+            file.write(result.to_json() + "\n")
+
+    def conclude(self, rows: pd.DataFrame, console: Console) -> None:
+        """Write table and graph."""
+        write_atomic(self.folder / "table.csv", lambda file: rows.to_csv(file, index=False))
+        drawn = graph(rows)
+        if drawn is not None:
+            page = self.folder / "frames_to_solve.html"
+            write_atomic(page, lambda file: drawn.write_html(file))
+            write_pngs({page.with_suffix(".png"): drawn.to_json()})
+        for file in sorted(self.folder.iterdir()):
+            say(console, str(file))
+
+
+def _run(jobs: list[Job], store: Store, known: dict[Job, Result], at_once: int, console: Console) -> int:
+    """Run what is left, into `known`; how many failed."""
+    failed = 0
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as progress:
+        whole = progress.add_task("sessions", total=len(jobs))
+        bars: dict[Job, TaskID] = {}
+        for job, said in sessions([(AGENTS[job.agent], job) for job in jobs], at_once):
+            if isinstance(said, tuple):
+                _move(progress, bars, job, *said)
+                continue
+            if isinstance(said, Result):
+                known[job] = said
+                store.add(said)
+            failed += isinstance(said, str)
+            say(progress.console, f"{name(job)}: {_told(said)}")
+            if job in bars:
+                progress.remove_task(bars.pop(job))
+            progress.advance(whole)
+    return failed
+
+
+def name(job: Job) -> str:
+    return f"{job.agent}, delay {job.delay} {job.mode}, seed {job.seed}"
+
+
+def _move(progress: Progress, bars: dict[Job, TaskID], job: Job, frame: int, score: float) -> None:
+    if job not in bars:
+        bars[job] = progress.add_task("", total=job.budget)
+    progress.update(bars[job], completed=frame, description=f"{name(job)}: {score:.2f}")
+
+
+def _told(said: Said) -> str:
+    if not isinstance(said, Result):
+        return f"FAILED, {said}"
+    reached = f".95 at frame {said.reached:,.0f}" if math.isfinite(said.reached) else ".95 never reached"
+    return f"{said.score:.2f} after {said.frames:,} frames and {said.seconds:.1f} s, {reached}"
+
+
+# ---- what came of it -------------------------------------------------------------------------------------------------
+
+
+def summary(results: list[Result], agents: list[str]) -> pd.DataFrame:
+    """A row for each agent, delay and mode: over its seeds the mean and standard deviation of the last evaluation, how
+    many solved it, the median of frames to .95 (a seed that never got there counts as infinitely many), of frames a
+    second, and of seconds. An absent agent has one row that says why.
+    """
+    groups: dict[tuple[str, int, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.job.agent, result.job.delay, result.job.mode), []).append(result)
+    by_table = sorted(groups.items(), key=lambda item: (item[0][1], item[0][2], list(AGENTS).index(item[0][0])))
+    rows = [_row(*key, group) for key, group in by_table]
+    rows += [{"agent": agent, "absent": why} for agent in agents if (why := AGENTS[agent].absent())]
+    columns = ["agent", "delay", "mode", "mean", "std", "solved", "seeds", "frames_to_95", "fps", "seconds"]
+    whole = dict.fromkeys(("delay", "solved", "seeds", "budget"), "Int64")  # an absent agent has none
+    return pd.DataFrame(rows, columns=[*columns, "budget", "absent"]).astype(whole)
+
+
+def _row(agent: str, delay: int, mode: str, group: list[Result]) -> dict[str, object]:
+    scores = [result.score for result in group]
+    return {
+        "agent": agent,
+        "delay": delay,
+        "mode": mode,
+        "mean": np.mean(scores),
+        "std": np.std(scores),
+        "solved": sum(result.solved for result in group),
+        "seeds": len(group),
+        "frames_to_95": np.median([result.reached for result in group]),
+        "fps": np.median([result.frames / max(result.seconds, 1e-9) for result in group]),
+        "seconds": np.median([result.seconds for result in group]),
+        "budget": group[0].job.budget,
+        "absent": "",
+    }
+
+
+def _print(rows: pd.DataFrame, console: Console) -> None:
+    table = Table(box=box.ROUNDED, title="MemoryTask", caption=f"seconds: {SECONDS}")
+    for column in ("agent", "delay", "mode", "mean", "std", "solved/seeds", "frames to .95", "frames/s", "seconds"):
+        table.add_column(column, justify="left" if column in ("agent", "mode") else "right", no_wrap=True)
+    before = None
+    for row in rows.itertuples():
+        if row.absent:
+            say(console, f"absent: {row.agent}, so nothing is said of it: {row.absent}")
+            continue
+        if before not in (None, (row.delay, row.mode)):
+            table.add_section()
+        before = (row.delay, row.mode)
+        numbers = [f"{row.mean:.2f}", f"{row.std:.2f}", f"{row.solved}/{row.seeds}"]
+        numbers += ["–" if math.isinf(row.frames_to_95) else f"{row.frames_to_95:,.0f}"]
+        table.add_row(row.agent, str(row.delay), row.mode, *numbers, f"{row.fps:,.0f}", f"{row.seconds:.1f}")
+    console.print(table)
+
+
+def graph(rows: pd.DataFrame) -> go.Figure | None:
+    """Frames to .95 against the delay, a line for each agent and mode; a cross where most never got there."""
+    rows = rows[rows["absent"] == ""]
+    if rows.empty:
+        return None
+    figure = new_figure(
+        "MemoryTask: frames to a return of .95",
+        f"median of {_span(rows['seeds'])} seeds, greedy episodes; ×: not within the budget, at whose height it stands",
+        "frames",
+        "delay (steps)",
+    )
+    for (agent, mode), group in rows.groupby(["agent", "mode"], sort=False):
+        color = PALETTE[list(AGENTS).index(str(agent)) % len(PALETTE)]
+        delays, frames, budget = (group[key].to_numpy(float) for key in ("delay", "frames_to_95", "budget"))
+        never, dash = np.isinf(frames), "solid" if mode == "HARD" else "dot"
+        known = np.where(never, np.nan, frames)
+        figure.add_trace(line(delays, known, f"{agent} {mode}", color, dash=dash, markers=True))
+        cross = {"symbol": "x-thin", "size": 10, "line": {"width": 2, "color": color}}
+        figure.add_trace(line(delays[never], budget[never], None, color).update(mode="markers", marker=cross))
+    delays = sorted(rows["delay"].unique().tolist())
+    figure.update_xaxes(type="log", tickvals=delays, ticktext=[str(delay) for delay in delays])
+    return legend_right(log_y(figure))
+
+
+def _span(seeds: pd.Series) -> str:
+    low, high = int(seeds.min()), int(seeds.max())
+    return str(low) if low == high else f"{low} to {high}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

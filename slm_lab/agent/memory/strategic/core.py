@@ -1,0 +1,268 @@
+"""The working memory of StrategicMemory: K slots, what is put into them, and what is recalled from them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from slm_lab.agent.memory.strategic.entry import Entry
+from slm_lab.agent.memory.strategic.retention import Retention
+from slm_lab.agent.net.core.base import Core, CoreOut, take
+from slm_lab.lib.types import Tree
+
+DECAYS = (1.0, 4.0, 16.0)  # steps, of a clock's exponentials
+PERIODS = (4.0, 8.0, 16.0, 32.0)  # steps, of its waves
+CLOCK = len(DECAYS) + 2 * len(PERIODS)
+AGE = CLOCK + 1
+
+
+def clock_features(t: Tensor) -> Tensor:
+    """Steps [...] to bounded features [..., CLOCK]: what was learned on short episodes must carry over to long ones."""
+    decays, periods = t.new_tensor(DECAYS, dtype=torch.float), t.new_tensor(PERIODS, dtype=torch.float)
+    t = t.float().unsqueeze(-1)
+    angle = 2 * math.pi * t / periods
+    return torch.cat([torch.exp(-t / decays), torch.sin(angle), torch.cos(angle)], dim=-1)
+
+
+class Entries(NamedTuple):
+    """What a window's steps were made into, and what was held before it: N entries, the first `before` of them held."""
+
+    data: dict[str, Tensor]  # {..: [B, N, ...]}: h, key, value, query, worth, decay, count
+    before: int
+    kept: Tensor  # [B, T, K] which of them were held at each step, -1: empty slot
+
+
+class StrategicCore(Core):
+    """K slots for the steps of an episode that are worth keeping, read by attention.
+
+    Each step is written as an entry `h = f(u)` with key, value, query and a log-retention ρ (`worth`); `Retention`
+    decides which entries stay. Recall: `a = softmax over kept j of (q·k_j/√d + ρ_j + age terms)`, `m = Σ a_j v_j`,
+    features `tanh(W[h; m])`. ρ stands in the logits, so what the policy gains by recalling an entry teaches what to
+    keep. One step costs O(K), however long the episode.
+
+    The carry: the slots (as embedded when written, and the inputs `u` that they were made of), the time, the last
+    inputs. Which entries were kept is chance of the world once it has been acted: learning reads it from `trace`
+    [B, T, K] (`recall_step` as shown when acting) in the carry, embeds all entries anew, and takes no decision; slots
+    filled before the window are embedded again from their inputs, so credit reaches them, but not the steps whose
+    entries had been dropped by then, nor the encoder of those observations.
+
+    Source: ours; retention is the weighted reservoir of Efraimidis & Spirakis 2006 with learned weights. See
+    docs/strategic.md.
+    """
+
+    def __init__(self, spec: Any, entry: Entry, in_size: int) -> None:
+        super().__init__()
+        self.spec, self.entry = spec, entry
+        self.retention = Retention(spec.retention, spec.slots)
+        self.slots, self.heads, self.size, self.persist = spec.slots, spec.heads, spec.size, spec.persist
+        D, H = in_size + CLOCK, spec.heads * spec.size
+        self.in_size = D
+        self.address = nn.Linear(entry.out_size + D, 3 * H)  # key, value, query
+        self.worth = _scalar(D, spec.hidden_size)
+        self.decay = _scalar(D, spec.hidden_size, bias=_softplus_inverse(spec.decay_init)) if spec.decay_init else None
+        self.clocks = ["count"] * spec.recall_age + ["time"] * spec.recall_events  # by which ages are told
+        self.event = nn.Parameter(torch.tensor([2.0, 0.0])) if spec.recall_events else None
+        self.age = nn.Linear(entry.out_size, spec.heads * len(self.clocks) * AGE) if self.clocks else None
+        if self.age is not None:
+            nn.init.zeros_(self.age.weight)
+            nn.init.zeros_(self.age.bias)
+        self.mix = nn.Linear(entry.out_size + H, spec.hidden_size)
+        self.out_size = spec.hidden_size
+
+    # --- the carry ---
+
+    def initial(self, B: int) -> Tree:
+        like = self.address.weight
+        u = like.new_zeros(B, self.slots, self.entry.window, self.in_size)
+        with torch.no_grad():
+            held = self._embed(u)
+        return {
+            "held": {
+                **held,
+                "u": u,
+                "noise": like.new_zeros(B, self.slots),
+                "time": like.new_zeros(B, self.slots),
+                "count": _counts(like, B, self.slots),
+            },
+            "recent": like.new_zeros(B, self.entry.window - 1, self.in_size),
+            "clock": _counts(like, B, 1)[:, 0] + 1,
+            "count": _counts(like, B, 1)[:, 0] + 1,
+            "time": like.new_zeros(B),
+        }
+
+    # --- one window ---
+
+    def forward(
+        self, x: Tensor, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
+    ) -> CoreOut:
+        B, T, _ = x.shape
+        clock, count = self._time(carry, is_first)  # [B, T]
+        u, recent = self._inputs(x, clock, carry["recent"])  # [B, T, window, D]
+        noise = self.retention.noise(count, rng)
+        new = {**self._embed(u), "u": u, "noise": noise, "count": count}
+        new["time"] = self._subjective(new["worth"], carry["time"], is_first)
+        held, trace = carry["held"], carry.get("trace")
+        if trace is not None:
+            held = self._embedded_anew(held)
+        before = held["count"].shape[1]
+        data = {key: torch.cat([held[key], new[key]], dim=1) for key in new}
+        first = is_first & (not self.persist)
+        index = self._kept(data, before, first, trace)  # [B, T, K] places among the N entries, -1: empty
+        steps = torch.arange(T, device=x.device).expand(B, T) if at is None else at
+        features, extras = self.recall(data, before + steps, take(index, at))
+        after = {} if trace is not None else self._after(data, index[:, -1], recent, clock, count)
+        return CoreOut(features, after, extras, {}, Entries(data, before, index))
+
+    def _time(self, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps since the episode began, and since the slots were empty, both [B, T]."""
+        step = torch.arange(is_first.shape[1], device=is_first.device)
+        begun = torch.where(is_first, step, -1).cummax(dim=1).values  # the last first step so far
+        clock = torch.where(begun >= 0, step - begun, carry["clock"][:, None] + step)
+        return clock, carry["count"][:, None] + step if self.persist else clock
+
+    def _inputs(self, x: Tensor, clock: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
+        """The last inputs of each step [B, T, window, D], zeros before its episode began; and those to carry on."""
+        window = self.entry.window
+        x = torch.cat([x, clock_features(clock)], dim=-1)
+        if window == 1:
+            return x.unsqueeze(2), recent
+        whole = torch.cat([recent, x], dim=1)  # [B, window-1 + T, D]
+        back = torch.arange(window - 1, -1, -1, device=x.device)  # steps back, oldest first
+        u = whole.unfold(1, window, 1).transpose(2, 3)  # [B, T, window, D]
+        return u * (clock[:, :, None] >= back)[..., None], whole[:, -(window - 1) :]
+
+    def _embed(self, u: Tensor) -> dict[str, Tensor]:
+        """Entries [B, N, ...] of their inputs [B, N, window, D]."""
+        B, N = u.shape[:2]
+        h = self.entry(u.flatten(0, 1)).view(B, N, -1)
+        now = u[:, :, -1]
+        key, value, query = self.address(torch.cat([h, now], dim=-1)).view(B, N, 3, self.heads, self.size).unbind(2)
+        found = {"h": h, "key": key, "value": value, "query": query, "worth": self.worth(now).squeeze(-1)}
+        if self.decay is not None:
+            found["decay"] = F.softplus(self.decay(now).squeeze(-1))
+        return found
+
+    def _subjective(self, worth: Tensor, before: Tensor, is_first: Tensor) -> Tensor:
+        """Events so far [B, T]: a clock that ticks as much as a step is an event."""
+        if self.event is None:
+            return torch.zeros_like(worth)
+        tick = torch.sigmoid(self.event[0] * worth + self.event[1])
+        total = tick.cumsum(dim=1)
+        step = torch.arange(is_first.shape[1], device=worth.device)
+        begun = torch.where(is_first & (not self.persist), step, -1).cummax(dim=1).values
+        start = (total - tick).gather(1, begun.clamp(min=0))
+        return torch.where(begun >= 0, total - start, before[:, None] + total)
+
+    def _embedded_anew(self, held: Tree) -> Tree:
+        """What was held before a window, with gradient; nothing where nothing was."""
+        if not bool((held["count"] >= 0).any()):
+            return {key: leaf[:, :0] for key, leaf in held.items()}
+        return {**held, **self._embed(held["u"])}
+
+    def _kept(self, data: Tree, before: int, first: Tensor, trace: Tensor | None) -> Tensor:
+        """The places of the kept entries at each step [B, T, K]: as they were (`trace`), then as they are decided."""
+        B, T = first.shape
+        index = torch.arange(self.slots, device=first.device).expand(B, self.slots)
+        held = data["count"][:, : self.slots] >= 0
+        index = torch.where(held, index, -1) if before else torch.full_like(index, -1)
+        known: list[Tensor] = []
+        if trace is not None:
+            begin = data["count"][:, before, None, None]  # what was written before the window stays in its slot
+            places = torch.where(trace >= begin, before + trace - begin, index[:, None])
+            known = [torch.where(trace < 0, -1, places)]
+            index = known[0][:, -1]
+        for t in range(trace.shape[1] if trace is not None else 0, T):
+            index = torch.where(first[:, t, None], -1, index)
+            index = self.retention.insert(data, index, before + t)
+            known.append(index.unsqueeze(1))
+        return torch.cat(known, dim=1)
+
+    def recall(self, data: Tree, now: Tensor, index: Tensor) -> tuple[Tensor, Tree]:
+        """Features [B, Q, F] of the entries `now` [B, Q] reading the entries `index` [B, Q, K], and what to show."""
+        held, safe = index >= 0, index.clamp(min=0)
+        key, value = (_rows(data[name], safe) for name in ("key", "value"))  # [B, Q, K, H, d]
+        worth, count = _rows(data["worth"], safe), _rows(data["count"], safe)  # [B, Q, K]
+        score = torch.einsum("bqhd,bqkhd->bqhk", take(data["query"], now), key)
+        ages = {name: take(data[name], now).unsqueeze(-1) - _rows(data[name], safe) for name in self.clocks}
+        logits = self._logits(score, worth, take(data["h"], now), ages)
+        weight = torch.softmax(logits.masked_fill(~held.unsqueeze(2), -torch.inf), dim=-1)
+        weight = torch.where(held.unsqueeze(2), weight, 0.0)  # nothing held: nothing recalled
+        memory = torch.einsum("bqhk,bqkhd->bqhd", weight, value)
+        shown = {
+            "recall_step": torch.where(held, count, -1),
+            "recall_weight": weight.amax(dim=2).detach(),
+            "recall_worth": worth.detach(),
+        }
+        return self._features(take(data["h"], now), memory), shown
+
+    def recall_all(self, data: Tree, now: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """As if nothing had been dropped: h and memory [B, M, F + H·d], attention [B, M, H, N] over `valid` [B, M, N].
+
+        For learning only (M reads of N entries): the policy never sees it.
+        """
+        query, h = take(data["query"], now), take(data["h"], now)
+        score = torch.einsum("bmhd,bnhd->bmhn", query, data["key"])
+        ages = {name: take(data[name], now).unsqueeze(-1) - data[name].unsqueeze(1) for name in self.clocks}
+        logits = self._logits(score, data["worth"].detach().unsqueeze(1), h, ages)
+        weight = torch.softmax(logits.masked_fill(~valid.unsqueeze(2), -torch.inf), dim=-1)
+        memory = torch.einsum("bmhn,bnhd->bmhd", weight, data["value"])
+        return torch.cat([h, memory.flatten(2)], dim=-1), weight
+
+    def _logits(self, score: Tensor, worth: Tensor, h: Tensor, ages: dict[str, Tensor]) -> Tensor:
+        """`softplus(q·k/√d) + ρ + w(h)·ψ(age)` [B, Q, H, S].
+
+        score [B, Q, H, S], worth [B, Q or 1, S], h [B, Q, F], each of ages [B, Q, S]. Content can only add to ρ: with
+        a sign of its own it learned to hide entries.
+        """
+        logits = F.softplus(score / math.sqrt(self.size)) + worth.unsqueeze(2)
+        if self.age is not None:
+            asked = self.age(h).view(*h.shape[:2], self.heads, -1)
+            told = torch.cat([self._told(age.clamp(min=0)) for age in ages.values()], dim=-1)  # later ones are masked
+            logits = logits + torch.einsum("bqhc,bqsc->bqhs", asked, told)
+        return logits
+
+    def _told(self, age: Tensor) -> Tensor:
+        """ψ: an age [B, Q, S] as bounded features [B, Q, S, AGE]."""
+        return torch.cat([clock_features(age), age.clamp(max=2 * self.slots).unsqueeze(-1)], dim=-1)
+
+    def _features(self, h: Tensor, memory: Tensor) -> Tensor:
+        return torch.tanh(self.mix(torch.cat([h, memory.flatten(2)], dim=-1)))
+
+    def _after(self, data: Tree, index: Tensor, recent: Tensor, clock: Tensor, count: Tensor) -> Tree:
+        """The carry: what is kept at the end, empty slots marked."""
+        held = {key: _rows(leaf, index.clamp(min=0).unsqueeze(1)).squeeze(1) for key, leaf in data.items()}
+        held["count"] = torch.where(index >= 0, held["count"], -1)
+        return {
+            "held": held,
+            "recent": recent,
+            "clock": clock[:, -1] + 1,
+            "count": count[:, -1] + 1,
+            "time": data["time"][:, -1],
+        }
+
+
+def _scalar(in_size: int, hidden: int, bias: float = 0.0) -> nn.Sequential:
+    """A number for each input, the same for all at first: entries begin equal."""
+    last = nn.Linear(hidden, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, bias)
+    return nn.Sequential(nn.Linear(in_size, hidden), nn.Tanh(), last)
+
+
+def _softplus_inverse(y: float) -> float:
+    return math.log(math.expm1(y))
+
+
+def _counts(like: Tensor, B: int, N: int) -> Tensor:
+    return torch.full((B, N), -1, dtype=torch.int64, device=like.device)
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Entries `index` [B, Q, K] of x [B, N, ...]: [B, Q, K, ...]."""
+    B, N = x.shape[:2]
+    flat = index + N * torch.arange(B, device=x.device)[:, None, None]
+    return x.flatten(0, 1).index_select(0, flat.flatten()).view(*index.shape, *x.shape[2:])

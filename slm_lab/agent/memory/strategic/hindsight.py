@@ -1,0 +1,198 @@
+"""What teaches StrategicMemory beside the policy gradient: a critic that sees the whole episode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from slm_lab.agent.auxiliary.base import Auxiliary, AuxiliaryContext
+from slm_lab.agent.memory.strategic.core import Entries, StrategicCore
+from slm_lab.agent.net.core.base import take
+from slm_lab.agent.net.distribution import Categorical
+from slm_lab.agent.net.encode import vector, vector_size
+from slm_lab.agent.net.net import Net, NetOut
+from slm_lab.lib.reduce import Losses, Metrics, reduce_losses
+from slm_lab.lib.returns import explained_variance
+from slm_lab.lib.tree import tree_map
+from slm_lab.lib.types import Batch, Tree
+
+NAME = "hindsight"
+
+
+class Hindsight(Auxiliary):
+    """Credit for what was kept, for what was dropped, and for what was done at surprising steps.
+
+    At M steps of each episode, half of them those of the largest one-step TD errors, half drawn in proportion (M: how
+    many steps there are that surprise, times `queries`):
+
+    - *critic*: attention over all entries so far, evicted ones included, and the advantage of the action taken,
+      `Q(h_j, m_j)[a_j] − Σ_b π(b) Q(h_j, m_j)[b] → δ_j` in units of their rms. It learns from a policy that acts by
+      chance, and since what no action caused explains nothing, it doesn't learn the noise of the value function.
+    - *usefulness*: cross-entropy from the critic's attention, mean over the steps, to `softmax_i ρ_i` over the episode:
+      its fixed point, exp(ρ_i) in proportion to the attention that i will get, is the right weight of a reservoir. The
+      target is drawn halfway to its mean over episodes at the same step: cues are kept whatever they say.
+    - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
+    - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
+      explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Discrete actions only.
+
+    The critic and usefulness learn from windows of the last batches again (`replay`), so that few surprises are not
+    learned by heart.
+
+    Source: ours; mean actor-critic is Allen et al. 2017, arXiv 1709.00503.
+    """
+
+    def __init__(self, spec: Any, context: AuxiliaryContext, in_size: int) -> None:
+        super().__init__(spec, context)
+        space = context.world.action_space
+        self.discrete = isinstance(space, spaces.Discrete)
+        extra, out = (0, int(space.n)) if isinstance(space, spaces.Discrete) else (vector_size(space), 1)
+        self.critic = nn.Sequential(
+            nn.Linear(in_size + extra, spec.hidden_size), nn.Tanh(), nn.Linear(spec.hidden_size, out)
+        )
+        self.rng = torch.Generator().manual_seed(context.seed)
+        self.part = next(iter(context.features))
+        self.gate = 0.0
+        self.past: list[Tree] = []  # windows of the last batches
+
+    def get_extra_state(self) -> Tree:
+        return {"rng": self.rng.get_state(), "past": {str(i): part for i, part in enumerate(self.past)}}
+
+    def set_extra_state(self, state: Tree) -> None:
+        self.rng.set_state(state["rng"].cpu())
+        self.past = list(state["past"].values())
+
+    @torch.no_grad()
+    def prepare(self, batch: Batch, net: Net) -> tuple[Batch, Metrics]:
+        error = batch.extras["td_error"]  # [B, T]
+        count = self._count(error, batch.mask)
+        at, mask = surprising(error, batch.mask, count, self.rng)
+        error = take(error, at)
+        scale = error[mask].square().mean().sqrt().clamp(min=1e-8)
+        notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error / scale}
+        out = net.features(batch.obs, batch.carry, batch.is_first, ("policy",), go_on=False, at=at)
+        if self.discrete:
+            policy = net.read("policy", out.features)
+            assert isinstance(policy, Categorical)
+            notes["policy"] = policy.log_probs.exp()  # [B, M, A]
+        batch = batch.replace(notes={**batch.notes, NAME: notes})
+        self._keep(batch)
+        found, _ = self._judge(notes, out.inner[self.part], _core(net, self.part))
+        variance = explained_variance(self._of(found, notes["action"])[mask], notes["error"][mask])
+        self.gate = float(variance.nan_to_num(0.0).clamp(0.0, 1.0))
+        return batch, {"hindsight_explained": float(variance)}
+
+    def _count(self, error: Tensor, mask: Tensor) -> int:
+        """How many steps of an episode are surprising: their participation ratio `(Σδ²)² / Σδ⁴`, mean of episodes."""
+        square = torch.where(mask, error, 0.0).double().square()
+        ratio = square.sum(dim=1).square() / square.square().sum(dim=1).clamp(min=1e-300)
+        return int((self.spec.queries * ratio.mean()).round().clamp(self.spec.queries, self.spec.max_queries))
+
+    def losses(self, batch: Batch, out: NetOut, net: Net) -> Losses:
+        notes, entries, core = batch.notes[NAME], out.inner[self.part], _core(net, self.part)
+        terms, value = self._teach(notes, entries, core)
+        spec, mask, data = self.spec, notes["mask"], entries.data
+        if self.past:
+            terms["hindsight_replay_loss"] = self._replayed(len(mask), net).expand_as(mask)
+        if spec.actor_coef and self.gate and self.discrete:
+            features, _ = core.recall(data, entries.before + notes["at"], take(entries.kept, notes["at"]))
+            policy = net.read("policy", {**out.features, net.part_of["policy"]: features})
+            assert isinstance(policy, Categorical)
+            terms["actor_loss"] = spec.actor_coef * self.gate * _mean_actor_critic(policy, value.detach())
+        return Losses(terms, {"hindsight_gate": torch.tensor(self.gate)}, mask=mask)
+
+    def _keep(self, batch: Batch) -> None:
+        """The newest windows for replay: as many as hold some steps."""
+        count = max(1, min(len(batch.mask), 65536 // batch.mask.shape[1]))
+        part = {"obs": batch.obs, "is_first": batch.is_first, "carry": batch.carry, "notes": batch.notes[NAME]}
+        if self.spec.replay:
+            self.past.append(tree_map(lambda x: x[:count].clone(), part))
+            del self.past[: -self.spec.replay]
+
+    def _replayed(self, count: int, net: Net) -> Tensor:
+        """What as many windows of one of the last batches teach."""
+        held = self.past[int(torch.randint(len(self.past), (1,), generator=self.rng))]
+        rows = torch.randperm(len(held["is_first"]), generator=self.rng)[:count].to(held["is_first"].device)
+        part = tree_map(lambda x: x[rows], held)
+        out = net.features(
+            part["obs"], part["carry"], part["is_first"], ("policy",), go_on=False, at=part["notes"]["at"][:, :1]
+        )
+        terms, _ = self._teach(part["notes"], out.inner[self.part], _core(net, self.part))
+        return reduce_losses(terms, part["notes"]["mask"])[0]
+
+    def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses of critic and usefulness [B, M], and the values behind them [B, M, A]."""
+        spec, mask = self.spec, notes["mask"]
+        value, attention = self._judge(notes, entries, core, spec.dropout)  # [B, M, A], [B, M, H, N]
+        terms = {"hindsight_loss": spec.hindsight_coef * (self._of(value, notes["action"]) - notes["error"]).square()}
+        target, valid = attention.detach().mean(dim=2), _seen(notes["at"], entries)  # [B, M, N]
+        data = entries.data
+        if spec.usefulness_coef:
+            whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
+            seen = (valid & mask[..., None]).any(dim=1)
+            if not entries.before:  # halfway to what the same step was worth in other episodes
+                whole = 0.5 * (whole + torch.where(seen, whole.mean(dim=0), 0.0))
+            loss = _cross_entropy(whole, data["worth"], seen)
+            terms["usefulness_loss"] = spec.usefulness_coef * loss[:, None].expand_as(mask)
+            if "decay" in data:
+                age = take(data["count"], entries.before + notes["at"])[..., None] - data["count"][:, None]
+                held = data["worth"].detach()[:, None] - data["decay"][:, None] * age.clamp(0, 2 * core.slots)
+                terms["decay_loss"] = spec.usefulness_coef * _cross_entropy(target, held, valid)
+        return terms, value
+
+    def _judge(self, notes: Tree, entries: Entries, core: StrategicCore, dropout: float = 0) -> tuple[Tensor, Tensor]:
+        """Q of the surprising steps [B, M, A] (or [B, M, 1] of the action taken), and the attention behind it."""
+        valid = _seen(notes["at"], entries)
+        if dropout:
+            spared = torch.rand(valid.shape, generator=self.rng).to(valid.device) >= dropout
+            own = torch.arange(valid.shape[-1], device=valid.device) - entries.before == notes["at"][..., None]
+            valid = valid & (spared | own)
+        seen, attention = core.recall_all(entries.data, entries.before + notes["at"], valid)
+        if not self.discrete:
+            seen = torch.cat([seen, vector(self.context.world.action_space, notes["action"])], dim=-1)
+        value: Tensor = self.critic(seen)
+        if self.discrete:  # what is no action's doing explains nothing
+            value = value - (notes["policy"] * value).sum(dim=-1, keepdim=True)
+        return value, attention
+
+    def _of(self, value: Tensor, action: Tensor) -> Tensor:
+        """The value [B, M] of the action taken."""
+        return value.gather(-1, action.long().unsqueeze(-1)).squeeze(-1) if self.discrete else value.squeeze(-1)
+
+
+def surprising(error: Tensor, mask: Tensor, count: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`count` steps of each window, [B, M], and which of them are real: half the largest |error|, half drawn by it."""
+    size = torch.where(mask, error.abs() + 1e-8, 0.0)  # [B, T]
+    most = min(count - count // 2, size.shape[1])
+    largest = size.topk(most, dim=1).indices
+    drawn = torch.multinomial(size.cpu() + 1e-12 * mask.cpu(), count - most, replacement=True, generator=rng)
+    at = torch.cat([largest, drawn.to(size.device)], dim=1)
+    return at, take(mask, at)
+
+
+def _seen(at: Tensor, entries: Entries) -> Tensor:
+    """Which entries [B, M, N] there were at each step: those held before, and the window's up to it."""
+    count = entries.data["count"]
+    place = torch.arange(count.shape[1], device=at.device) - entries.before
+    real = (count >= 0)[:, None]
+    return real & (place <= at[..., None])
+
+
+def _cross_entropy(target: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
+    """`−Σ p log softmax` [...] over the last axis, among the valid."""
+    log_p = torch.log_softmax(logits.masked_fill(~valid, -torch.inf), dim=-1)
+    return -torch.where(valid, target * log_p, 0.0).sum(dim=-1)
+
+
+def _mean_actor_critic(policy: Categorical, value: Tensor) -> Tensor:
+    """`−Σ_a π(a) A(a)` [B, M]."""
+    pi = policy.log_probs.exp()
+    return -(pi * (value - (pi.detach() * value).sum(dim=-1, keepdim=True))).sum(dim=-1)
+
+
+def _core(net: Net, part: str) -> StrategicCore:
+    core = net.parts[part].core
+    assert isinstance(core, StrategicCore)
+    return core

@@ -1,0 +1,121 @@
+"""StrategicMemory: an agent that learns what to keep and what to recall."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from slm_lab.agent.auxiliary.base import AuxiliaryContext
+from slm_lab.agent.memory.base import MemoryContext
+from slm_lab.agent.memory.onpolicy import OnPolicyReplay
+from slm_lab.agent.memory.strategic.core import CLOCK, StrategicCore
+from slm_lab.agent.memory.strategic.hindsight import Hindsight
+from slm_lab.agent.memory.strategic.retention import Rule
+from slm_lab.agent.net.core.base import Core
+from slm_lab.env.base import World
+from slm_lab.lib.errors import Problem
+from slm_lab.lib.types import Batch, Row
+from slm_lab.spec.explain import check
+from slm_lab.spec.model import NonNegativeInt, PositiveInt, SpecModel, Unit
+from slm_lab.spec.parts import ENTRY
+
+if TYPE_CHECKING:
+    from slm_lab.spec.lab_spec import LabSpec
+
+
+class StrategicMemory(OnPolicyReplay):
+    """Whole episodes to learn from, and K slots that the policy reads: it learns what to keep and what to recall.
+
+    An experience memory of complete episodes (as OnPolicyReplay: updates are owed by episodes; one longer than
+    `horizon` is cut into windows) that brings the net its working memory (`StrategicCore`) and what teaches it
+    (`Hindsight`). For policy gradients; takes the place of `net.core`. See docs/strategic.md.
+
+    Sample spec: `"memory": {"name": "StrategicMemory", "slots": 16}`
+    """
+
+    class Spec(SpecModel):
+        name: Literal["StrategicMemory"] = "StrategicMemory"
+        slots: PositiveInt = Field(16, description="K: entries kept at a time")
+        entry: Any = Field({"name": "MLP"}, description="what makes an entry of a step: a part of the family entry")
+        hidden_size: PositiveInt = Field(64, description="units of hidden layers and of the features")
+        size: PositiveInt = Field(32, description="d: numbers in a key, a value and a query of each head")
+        heads: PositiveInt = Field(1, description="attention heads")
+        retention: Rule = Field(
+            "learned", description="which entries stay: by learned weights, evenly, the newest, none"
+        )
+        decay_init: float = Field(
+            0.05, ge=0, description="first λ, by how much an entry's priority falls a step; 0: none"
+        )
+        recall_age: bool = Field(True, description="attention may ask for an age")
+        recall_events: bool = Field(True, description="attention may ask for an age counted in entries worth keeping")
+        persist: bool = Field(False, description="slots outlive the episode")
+        horizon: PositiveInt = Field(16384, description="longest window; of longer episodes the rest is another one")
+        queries: PositiveInt = Field(4, description="M: surprising steps of an episode that hindsight looks at")
+        max_queries: PositiveInt = Field(64, description="most of them, where rewards are dense")
+        dropout: Unit = Field(0.1, description="share of entries that the critic's attention misses")
+        replay: NonNegativeInt = Field(16, description="batches that hindsight learns from again")
+        hindsight_coef: float = Field(1.0, ge=0, description="weight of the hindsight critic; 0 turns hindsight off")
+        usefulness_coef: float = Field(0.1, ge=0, description="weight of what teaches retention by hindsight")
+        actor_coef: float = Field(1.0, ge=0, description="weight of the gated mean-actor-critic term")
+
+        @field_validator("entry")
+        @classmethod
+        def _known(cls, raw: Any) -> Any:
+            name = str(raw.get("name")) if isinstance(raw, dict) else ""
+            if name not in ENTRY:
+                raise ValueError(f"{raw!r} is no entry encoder (expected: mapping with name: {' | '.join(ENTRY)})")
+            found, problems = check(ENTRY.load(name).Spec, raw, "entry")
+            if problems:
+                raise ValueError("; ".join(f"{problem.path}: {problem.message}" for problem in problems))
+            assert found is not None
+            return found.model_dump(mode="json")
+
+    def __init__(self, spec: Spec, context: MemoryContext) -> None:
+        self.longest = spec.horizon
+        super().__init__(spec, context)
+
+    def core(self, in_size: int) -> Core:
+        entry = ENTRY.load(self.spec.entry["name"])
+        built = entry(entry.Spec(**self.spec.entry), in_size + CLOCK)
+        self.seen_size = built.out_size + self.spec.heads * self.spec.size  # what hindsight reads
+        return StrategicCore(self.spec, built, in_size)
+
+    def auxiliary(self, context: AuxiliaryContext) -> Hindsight | None:
+        return Hindsight(self.spec, context, self.seen_size) if self.spec.hindsight_coef else None
+
+    def update(self, row: Row) -> None:
+        """Of what the core shows, learning needs only which steps were kept."""
+        extras = {name: shown for name, shown in row.extras.items() if not isinstance(shown, dict)}
+        kept = {name: {"recall_step": x["recall_step"]} for name, x in row.extras.items() if isinstance(x, dict)}
+        super().update(dataclasses.replace(row, extras=extras | kept))
+
+    def sample(self) -> Batch:
+        batch = super().sample()
+        carry, extras = dict(batch.carry), dict(batch.extras)
+        for part in carry:
+            kept = extras.pop(part)["recall_step"]  # [B, T, K]
+            carry[part] = {**carry[part], "trace": np.where(batch.mask[..., None], kept, -1)}
+        return batch.replace(carry=carry, extras=extras)
+
+    @classmethod
+    def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
+        found, keys = super().problems(spec, world), spec.agent.memory
+        steps = ENTRY.load(keys.entry["name"]).Spec(**keys.entry).steps
+        if steps > keys.slots:
+            found.append(
+                Problem(
+                    "agent.memory.entry", f"reads {steps} steps, more than the {keys.slots} slots: too long a window"
+                )
+            )
+        if spec.agent.net.core["name"] != "none":
+            found.append(
+                Problem("agent.net.core", "would go unused: StrategicMemory brings its own working memory. Use 'none'.")
+            )
+        if not spec.agent.net.shared:
+            found.append(
+                Problem("agent.net.shared", "false; StrategicMemory is one memory for policy and value. Use true.")
+            )
+        return found

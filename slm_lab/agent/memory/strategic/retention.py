@@ -1,0 +1,64 @@
+"""Retention: which of many entries a memory of K slots keeps."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from slm_lab.lib.types import Tree
+
+Rule = Literal["learned", "reservoir", "fifo", "none"]
+
+
+class Retention:
+    """A new entry takes an empty slot, or that of the lowest priority if its own is higher; O(K) a step.
+
+    - `learned`: priority `ρ + g − λ·min(age, 2K)`, with log-retention ρ, Gumbel noise g drawn once when an entry is
+      written (only while exploring), and decay λ where entries have one. Without decay that is sampling with weights
+      exp(ρ) (Efraimidis & Spirakis 2006): each entry stays as likely as its weight says, however many came.
+    - `reservoir`: the noise alone, so every step is as likely to be held as any other (Vitter 1985).
+    - `fifo`: the newest stay.
+    - `none`: nothing is kept, the control without a memory.
+    """
+
+    def __init__(self, rule: Rule, slots: int) -> None:
+        self.rule, self.slots = rule, slots
+
+    def noise(self, count: Tensor, rng: torch.Generator | None) -> Tensor:
+        """g [B, T] of the steps `count` [B, T]. A reservoir is nothing but chance, so without `rng` it hashes."""
+        if self.rule == "reservoir" and rng is None:
+            row = torch.arange(len(count), device=count.device)[:, None]
+            return _gumbel(torch.frac(torch.sin(count * 12.9898 + row * 78.233).abs() * 43758.5453))
+        if rng is None or self.rule in ("fifo", "none"):
+            return torch.zeros(count.shape, device=count.device)
+        return _gumbel(torch.rand(count.shape, generator=rng)).to(count.device)
+
+    @torch.no_grad()
+    def insert(self, data: Tree, index: Tensor, new: int) -> Tensor:
+        """The places [B, K] of the kept entries once entry `new` has come (-1: empty slot)."""
+        if self.rule == "none":
+            return index
+        now, safe = data["count"][:, new, None], index.clamp(min=0)
+        names = [name for name in ("worth", "noise", "decay", "count") if name in data]
+        held: Tree = {name: data[name].gather(1, safe) for name in names}
+        priority = torch.where(index >= 0, self._priority(held, now), -torch.inf)
+        lowest, slot = priority.min(dim=1, keepdim=True)  # [B, 1]
+        takes = self._priority({name: data[name][:, new, None] for name in names}, now) > lowest
+        return torch.where(takes & (torch.arange(self.slots, device=index.device) == slot), new, index)
+
+    def _priority(self, entry: Tree, now: Tensor) -> Tensor:
+        age: Tensor = now - entry["count"]
+        if self.rule == "fifo":
+            return -age.float()
+        priority: Tensor = entry["noise"]
+        if self.rule == "learned":
+            priority = priority + entry["worth"]
+        if self.rule == "learned" and "decay" in entry:
+            priority = priority - entry["decay"] * age.clamp(max=2 * self.slots)
+        return priority
+
+
+def _gumbel(uniform: Tensor) -> Tensor:
+    return -torch.log(-torch.log(uniform.clamp(min=torch.finfo(torch.float32).tiny, max=1 - 1e-7)))
