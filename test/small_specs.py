@@ -62,4 +62,9 @@ MEMORIES: dict[str, dict[str, Any]] = {
         "name": "SequenceReplay", "sequence_length": 6, "burn_in": 2, "carry_every": 3, "prioritized": True, **RING,
     },
     "HindsightReplay": {"name": "HindsightReplay", **RING},
+    "StrategicMemory": {
+        "name": "StrategicMemory", "slots": 3, "size": 4, "hidden_size": 8, "horizon": 9, "replay": 2,
+        "entry": {"name": "MLP", "hid_layers": [8]},
+    },
 }  # fmt: skip  # and of every registered memory
+NETS: dict[str, dict[str, Any]] = {"StrategicMemory": {"shared": True}}  # what a memory needs of the net

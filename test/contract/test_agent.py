@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_specs import ALGORITHMS, MEMORIES, make_spec
+from small_specs import ALGORITHMS, MEMORIES, NETS, make_spec
 from worlds import ACTION_SPACES, IMAGE_SPACES, OBS_SPACES, Worlds, world
 
 from slm_lab.agent import checkpoint
@@ -37,7 +37,7 @@ def parts(
         "test",
         ALGORITHM.load(algorithm).Spec(**ALGORITHMS[algorithm]),
         MEMORY.load(memory).Spec(**MEMORIES[memory]),
-        NET.load(keys["name"]).Spec(core=core_spec, **keys),
+        NET.load(keys["name"]).Spec(core=core_spec, **{**keys, **NETS.get(memory, {})}),
     )
 
 
@@ -63,40 +63,36 @@ def fits(spec: AgentSpec, obs: str, action: str) -> bool:
     return not any(cls.problems(lab, world(obs, action, 1)) for cls in classes if hasattr(cls, "problems"))
 
 
-def worlds_for(algorithm: str, memory: str | None = None) -> list[tuple[str, str]]:
-    """Names of the observation and action spaces that an algorithm (and a memory) can be used in."""
-    spec = parts(algorithm, memory)
+def worlds_for(algorithm: str, memory: str | None = None, core: str = "none") -> list[tuple[str, str]]:
+    """Names of the observation and action spaces that an algorithm (with a memory and a core) can be used in."""
+    spec = parts(algorithm, memory, core)
     return [(obs, action) for obs in ("vector", "goals") for action in ACTION_SPACES if fits(spec, obs, action)]
 
 
 def memories_for(algorithm: str, core: str = "none") -> list[str]:
-    """Memories that forget, or don't, as the algorithm needs, and keep the carry that a recurrent core needs."""
+    """Memories that forget, or don't, as the algorithm needs, and have room for a core and for the carry it needs."""
     fitting = [name for name in MEMORIES if MEMORY.load(name).on_policy == ALGORITHM.load(algorithm).on_policy]
     keeping = [name for name in fitting if core == "none" or MEMORY.load(name).keeps_carry]
-    return [name for name in keeping if worlds_for(algorithm, name)]
+    return [name for name in keeping if worlds_for(algorithm, name, core)]
 
 
 def world_for(algorithm: str, memory: str | None = None) -> World:
     return world(*worlds_for(algorithm, memory)[0], E)
 
 
-def actions_for(algorithm: str) -> list[str]:
-    return [action for obs, action in worlds_for(algorithm) if obs == "vector"]
+def actions_for(algorithm: str, memory: str | None = None) -> list[str]:
+    return [action for obs, action in worlds_for(algorithm, memory) if obs == "vector"]
 
 
 def check_learning(spec: AgentSpec, where: World) -> None:
     agent = build_agent(spec, where, seed=0)
-    before = tree_map(torch.clone, dict(agent.algorithm.net.state_dict()))
-    metrics = live(agent, Worlds(where.obs_space, E), 24)
+    before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+    metrics = live(agent, Worlds(where.obs_space, E), 70 if spec.memory.name in NETS else 24)  # layers that begin at 0
     assert metrics or spec.algorithm.name == "Random"
-    assert all(np.isfinite(v) for row in metrics for k, v in row.items() if k != "explained_variance")
+    assert all(np.isfinite(v) for row in metrics for k, v in row.items() if "explained" not in k)
     if spec.algorithm.name != "Random":
-        after = agent.algorithm.net.state_dict()
-        still = [name for name in before if torch.equal(before[name], after[name])]
+        still = [name for name, p in agent.named_parameters() if torch.equal(before[name], p)]
         assert not still, f"weights that did not move: {still}"
-
-
-ON_POLICY = [name for name in MEMORY if MEMORY.load(name).on_policy]
 
 
 COMBINATIONS = [(a, m, c) for a in ALGORITHMS for c in CORE for m in memories_for(a, c)]
@@ -116,21 +112,27 @@ def test_learns_with_every_memory_and_core(algorithm: str, memory: str, core: st
     check_learning(parts(algorithm, memory, core), world_for(algorithm, memory))
 
 
-@pytest.mark.parametrize(("algorithm", "space"), [(a, space) for a in ALGORITHMS for space in actions_for(a)])
-def test_learns_in_every_action_space(algorithm: str, space: str) -> None:
-    check_learning(parts(algorithm), world("vector", space, E))
+STRATEGIC = [(algorithm, "StrategicMemory") for algorithm in ("REINFORCE", "A2C", "PPO")]
+ACTING = [(a, m, space) for a, m in [*((a, None) for a in ALGORITHMS), *STRATEGIC] for space in actions_for(a, m)]
 
 
-@pytest.mark.parametrize("algorithm", ["PPO", "DQN", "TD3"])
+@pytest.mark.parametrize(("algorithm", "memory", "space"), ACTING)
+def test_learns_in_every_action_space(algorithm: str, memory: str | None, space: str) -> None:
+    check_learning(parts(algorithm, memory), world("vector", space, E))
+
+
+@pytest.mark.parametrize(("algorithm", "memory"), [("PPO", None), ("DQN", None), ("TD3", None), STRATEGIC[2]])
 @pytest.mark.parametrize("space", OBS_SPACES)
-def test_learns_from_every_observation_space(algorithm: str, space: str) -> None:
-    check_learning(parts(algorithm), world(space, actions_for(algorithm)[0], E))
+def test_learns_from_every_observation_space(algorithm: str, memory: str | None, space: str) -> None:
+    check_learning(parts(algorithm, memory), world(space, actions_for(algorithm)[0], E))
 
 
-@pytest.mark.parametrize("algorithm", ["PPO", "DQN"])
+@pytest.mark.parametrize(("algorithm", "memory"), [("PPO", None), ("DQN", None), STRATEGIC[2]])
 @pytest.mark.parametrize("space", IMAGE_SPACES)
 @pytest.mark.parametrize("shared", [True, False])
-def test_learns_from_images(algorithm: str, space: str, shared: bool) -> None:
+def test_learns_from_images(algorithm: str, memory: str | None, space: str, shared: bool) -> None:
+    if memory in NETS and not shared:
+        pytest.skip("needs a shared net")
     net = {
         "name": "Conv",
         "conv_hid_layers": [[4, 3, 2], [4, 3, 1, 1]],
@@ -139,7 +141,7 @@ def test_learns_from_images(algorithm: str, space: str, shared: bool) -> None:
         "init_fn": None,
     }
     net |= {"hid_layers_activation": "elu"}  # some relu units of so small a net are dead from the start
-    check_learning(parts(algorithm, net=net), World(E, IMAGE_SPACES[space], ACTION_SPACES["discrete"]))
+    check_learning(parts(algorithm, memory, net=net), World(E, IMAGE_SPACES[space], ACTION_SPACES["discrete"]))
 
 
 @pytest.mark.parametrize(("algorithm", "memory", "core"), COMBINATIONS)
@@ -164,17 +166,16 @@ def test_saved_and_loaded_it_goes_on_alike(algorithm: str, memory: str, core: st
         assert same, name
 
 
-@pytest.mark.parametrize("algorithm", [name for name in ALGORITHM if name != "Random"])
-def test_greedy_acting_uses_no_chance(algorithm: str) -> None:
-    agent = build_agent(parts(algorithm), world("vector", actions_for(algorithm)[-1], E), seed=0)
+@pytest.mark.parametrize(("algorithm", "memory"), [*((a, None) for a in ALGORITHM if a != "Random"), STRATEGIC[2]])
+def test_greedy_acting_uses_no_chance(algorithm: str, memory: str | None) -> None:
+    agent = build_agent(parts(algorithm, memory), world("vector", actions_for(algorithm)[-1], E), seed=0)
     step, before = Worlds(OBS_SPACES["vector"], E).reset(), agent.rng.torch.get_state()
     a, b = (agent.act(step, agent.initial(E), explore=False).action for _ in range(2))
     assert torch.equal(a, b)
     assert torch.equal(agent.rng.torch.get_state(), before)
 
 
-@pytest.mark.parametrize("core", CORE)
-@pytest.mark.parametrize("memory", ON_POLICY)
+@pytest.mark.parametrize(("core", "memory"), [(core, memory) for core in CORE for memory in memories_for("PPO", core)])
 def test_learning_repeats_the_acting_log_prob(core: str, memory: str) -> None:
     """With unchanged weights the log-probability computed when learning is the one recorded when acting, to 1e-6."""
     agent = build_agent(parts("PPO", memory, core), world("vector", "discrete", E), seed=0)
@@ -205,15 +206,14 @@ def test_frames_are_those_really_played(num_envs: int) -> None:
     assert agent.frame == played < 50 * num_envs
 
 
-@pytest.mark.parametrize("memory", ON_POLICY)
+@pytest.mark.parametrize("memory", memories_for("PPO", "GRU"))
 def test_what_a_core_shows_reaches_the_batch(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from slm_lab.agent.net.core.rnn import GRU
 
     forward = GRU.forward
 
-    def showing(self: GRU, x: torch.Tensor, carry: Any, is_first: torch.Tensor) -> Any:
-        features, carry, _, losses = forward(self, x, carry, is_first)
-        return features, carry, {"slots": torch.ones(*x.shape[:2], 7)}, losses
+    def showing(self: GRU, x: torch.Tensor, *rest: Any) -> Any:
+        return forward(self, x, *rest)._replace(extras={"slots": torch.ones(*x.shape[:2], 7)})
 
     monkeypatch.setattr(GRU, "forward", showing)
     agent = build_agent(parts("PPO", memory, "GRU"), world("vector", "discrete", E), seed=0)

@@ -18,6 +18,7 @@ DECAYS = (1.0, 4.0, 16.0)  # steps, of a clock's exponentials
 PERIODS = (4.0, 8.0, 16.0, 32.0)  # steps, of its waves
 CLOCK = len(DECAYS) + 2 * len(PERIODS)
 AGE = CLOCK + 1
+UNKNOWN = -2  # in a trace: no decision was taken at this step
 
 
 def clock_features(t: Tensor) -> Tensor:
@@ -169,17 +170,27 @@ class StrategicCore(Core):
         index = torch.arange(self.slots, device=first.device).expand(B, self.slots)
         held = data["count"][:, : self.slots] >= 0
         index = torch.where(held, index, -1) if before else torch.full_like(index, -1)
-        known: list[Tensor] = []
         if trace is not None:
-            begin = data["count"][:, before, None, None]  # what was written before the window stays in its slot
-            places = torch.where(trace >= begin, before + trace - begin, index[:, None])
-            known = [torch.where(trace < 0, -1, places)]
-            index = known[0][:, -1]
-        for t in range(trace.shape[1] if trace is not None else 0, T):
+            return self._replayed(data, before, index, trace, T)
+        known = []
+        for t in range(T):
             index = torch.where(first[:, t, None], -1, index)
-            index = self.retention.insert(data, index, before + t)
-            known.append(index.unsqueeze(1))
-        return torch.cat(known, dim=1)
+            index = self.retention.insert(data, index, torch.full_like(index[:, 0], before + t))
+            known.append(index)
+        return torch.stack(known, dim=1)
+
+    def _replayed(self, data: Tree, before: int, index: Tensor, trace: Tensor, T: int) -> Tensor:
+        """What was kept, by its counts `trace`; at the one step after a window's end, what would be."""
+        begin = data["count"][:, before, None, None]  # what was written before the window stays in its slot
+        places = torch.where(trace >= begin, before + trace - begin, index[:, None])
+        places = torch.where(trace < 0, -1, places)  # [B, T or T - 1, K]
+        end = (trace[..., 0] != UNKNOWN).sum(dim=1)  # [B]
+        last = take(places, (end - 1).clamp(min=0)[:, None]).squeeze(1)
+        last = torch.where((end > 0)[:, None], last, index)
+        after = self.retention.insert(data, last, (before + end).clamp(max=data["count"].shape[1] - 1))
+        places = torch.cat([places, after[:, None]], dim=1)[:, :T]
+        step = torch.arange(places.shape[1], device=places.device)
+        return torch.where((step >= end[:, None])[..., None], after[:, None], places)
 
     def recall(self, data: Tree, now: Tensor, index: Tensor) -> tuple[Tensor, Tree]:
         """Features [B, Q, F] of the entries `now` [B, Q] reading the entries `index` [B, Q, K], and what to show."""
@@ -194,7 +205,7 @@ class StrategicCore(Core):
         memory = torch.einsum("bqhk,bqkhd->bqhd", weight, value)
         shown = {
             "recall_step": torch.where(held, count, -1),
-            "recall_weight": weight.amax(dim=2).detach(),
+            "recall_weight": weight.mean(dim=2).detach(),
             "recall_worth": worth.detach(),
         }
         return self._features(take(data["h"], now), memory), shown

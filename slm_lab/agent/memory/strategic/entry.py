@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from slm_lab.agent.net.layers import mlp
@@ -61,6 +61,12 @@ class TransformerEntry(Entry):
         size: PositiveInt = Field(64, description="units of its features")
         heads: PositiveInt = Field(4, description="attention heads; they divide size")
         num_layers: PositiveInt = Field(1, description="blocks")
+
+        @model_validator(mode="after")
+        def _divides(self) -> TransformerEntry.Spec:
+            if self.size % self.heads:
+                raise ValueError(f"size {self.size} can't be divided among {self.heads} heads")
+            return self
 
         @property
         def steps(self) -> int:

@@ -82,7 +82,7 @@ class Hindsight(Auxiliary):
         found, _ = self._judge(notes, out.inner[self.part], _core(net, self.part))
         variance = explained_variance(self._of(found, notes["action"])[mask], notes["error"][mask])
         self.gate = float(variance.nan_to_num(0.0).clamp(0.0, 1.0))
-        return batch, {"hindsight_explained": float(variance)}
+        return batch, {"hindsight_explained": float(variance.nan_to_num(0.0))}
 
     def _count(self, error: Tensor, mask: Tensor) -> int:
         """How many steps of an episode are surprising: their participation ratio `(Σδ²)² / Σδ⁴`, mean of episodes."""
@@ -151,7 +151,9 @@ class Hindsight(Auxiliary):
             valid = valid & (spared | own)
         seen, attention = core.recall_all(entries.data, entries.before + notes["at"], valid)
         if not self.discrete:
-            seen = torch.cat([seen, vector(self.context.world.action_space, notes["action"])], dim=-1)
+            space, action = self.context.world.action_space, notes["action"]
+            shaped = action.reshape(*action.shape[:2], *(space.shape or ()))
+            seen = torch.cat([seen, vector(space, shaped).reshape(*action.shape[:2], -1)], dim=-1)
         value: Tensor = self.critic(seen)
         if self.discrete:  # what is no action's doing explains nothing
             value = value - (notes["policy"] * value).sum(dim=-1, keepdim=True)

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 from slm_lab.agent.auxiliary.base import AuxiliaryContext
 from slm_lab.agent.memory.base import MemoryContext
 from slm_lab.agent.memory.onpolicy import OnPolicyReplay
-from slm_lab.agent.memory.strategic.core import CLOCK, StrategicCore
+from slm_lab.agent.memory.strategic.core import CLOCK, UNKNOWN, StrategicCore
 from slm_lab.agent.memory.strategic.hindsight import Hindsight
 from slm_lab.agent.memory.strategic.retention import Rule
 from slm_lab.agent.net.core.base import Core
@@ -47,7 +47,7 @@ class StrategicMemory(OnPolicyReplay):
             "learned", description="which entries stay: by learned weights, evenly, the newest, none"
         )
         decay_init: float = Field(
-            0.05, ge=0, description="first λ, by how much an entry's priority falls a step; 0: none"
+            0.05, ge=0, le=10, description="first λ, by how much an entry's priority falls a step; 0: none"
         )
         recall_age: bool = Field(True, description="attention may ask for an age")
         recall_events: bool = Field(True, description="attention may ask for an age counted in entries worth keeping")
@@ -97,7 +97,7 @@ class StrategicMemory(OnPolicyReplay):
         carry, extras = dict(batch.carry), dict(batch.extras)
         for part in carry:
             kept = extras.pop(part)["recall_step"]  # [B, T, K]
-            carry[part] = {**carry[part], "trace": np.where(batch.mask[..., None], kept, -1)}
+            carry[part] = {**carry[part], "trace": np.where(batch.mask[..., None], kept, UNKNOWN)}
         return batch.replace(carry=carry, extras=extras)
 
     @classmethod
@@ -110,6 +110,9 @@ class StrategicMemory(OnPolicyReplay):
                     "agent.memory.entry", f"reads {steps} steps, more than the {keys.slots} slots: too long a window"
                 )
             )
+        if not hasattr(spec.agent.algorithm, "steps_per_window"):
+            message = f"{spec.agent.algorithm.name} can't teach StrategicMemory, a policy gradient can. Use REINFORCE, A2C or PPO."
+            found.append(Problem("agent.memory.name", message))
         if spec.agent.net.core["name"] != "none":
             found.append(
                 Problem("agent.net.core", "would go unused: StrategicMemory brings its own working memory. Use 'none'.")

@@ -36,16 +36,17 @@ class Retention:
         return _gumbel(torch.rand(count.shape, generator=rng)).to(count.device)
 
     @torch.no_grad()
-    def insert(self, data: Tree, index: Tensor, new: int) -> Tensor:
-        """The places [B, K] of the kept entries once entry `new` has come (-1: empty slot)."""
+    def insert(self, data: Tree, index: Tensor, new: Tensor) -> Tensor:
+        """The places [B, K] of the kept entries once entry `new` [B] has come (-1: empty slot)."""
         if self.rule == "none":
             return index
-        now, safe = data["count"][:, new, None], index.clamp(min=0)
+        new, safe = new[:, None], index.clamp(min=0)
+        now = data["count"].gather(1, new)
         names = [name for name in ("worth", "noise", "decay", "count") if name in data]
         held: Tree = {name: data[name].gather(1, safe) for name in names}
         priority = torch.where(index >= 0, self._priority(held, now), -torch.inf)
         lowest, slot = priority.min(dim=1, keepdim=True)  # [B, 1]
-        takes = self._priority({name: data[name][:, new, None] for name in names}, now) > lowest
+        takes = self._priority({name: data[name].gather(1, new) for name in names}, now) > lowest
         return torch.where(takes & (torch.arange(self.slots, device=index.device) == slot), new, index)
 
     def _priority(self, entry: Tree, now: Tensor) -> Tensor:

@@ -1,0 +1,30 @@
+"""StrategicMemory recalls a bit that nothing marks among random ones; a memory of the newest steps can't. Part of make test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_learn_fast import evaluated, trained
+
+from slm_lab.experiment.session import Session
+
+
+def memory_task(tmp_path: Path, delay: int, frames: int, seed: int, *overrides: str) -> Session:
+    short = [f"env.delay={delay}", f"env.max_frame={frames}", f"meta.eval_frequency={frames}", "meta.png=false"]
+    return trained(tmp_path, "specs/strategic/memory_task.json", "memory_task", seed, *short, *overrides)
+
+
+@pytest.mark.parametrize(("delay", "frames"), [(4, 6_000), (16, 16_000)])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bit_is_recalled_after_a_delay(tmp_path: Path, delay: int, frames: int, seed: int) -> None:
+    assert evaluated(memory_task(tmp_path, delay, frames, seed)) >= 0.99
+
+
+def test_with_the_newest_steps_alone_it_is_not(tmp_path: Path) -> None:
+    fifo = ["agent.memory.retention=fifo", "agent.memory.slots=4"]
+    assert abs(evaluated(memory_task(tmp_path, 16, 16_000, 0, *fifo))) <= 0.3
+
+
+def test_four_slots_are_enough_for_what_is_worth_keeping(tmp_path: Path) -> None:
+    assert evaluated(memory_task(tmp_path, 16, 16_000, 0, "agent.memory.slots=4")) >= 0.99
