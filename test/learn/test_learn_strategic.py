@@ -15,16 +15,16 @@ def memory_task(tmp_path: Path, delay: int, frames: int, seed: int, *overrides: 
     return trained(tmp_path, "specs/strategic/memory_task.json", "memory_task", seed, *short, *overrides)
 
 
-@pytest.mark.parametrize(("delay", "frames"), [(4, 6_000), (16, 16_000)])
+@pytest.mark.parametrize(("delay", "frames"), [(4, 6_000), (16, 14_000)])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_bit_is_recalled_after_a_delay(tmp_path: Path, delay: int, frames: int, seed: int) -> None:
+    """Seen first at 2,300 to 3,800 frames (delay 4) and 4,000 to 8,000 (delay 16)."""
     assert evaluated(memory_task(tmp_path, delay, frames, seed)) >= 0.99
 
 
-def test_with_the_newest_steps_alone_it_is_not(tmp_path: Path) -> None:
-    fifo = ["agent.memory.retention=fifo", "agent.memory.slots=4"]
-    assert abs(evaluated(memory_task(tmp_path, 16, 16_000, 0, *fifo))) <= 0.3
-
-
-def test_four_slots_are_enough_for_what_is_worth_keeping(tmp_path: Path) -> None:
-    assert evaluated(memory_task(tmp_path, 16, 16_000, 0, "agent.memory.slots=4")) >= 0.99
+def test_four_slots_are_enough_for_what_is_worth_keeping_and_not_for_the_newest(tmp_path: Path) -> None:
+    few = "agent.memory.slots=4"
+    learned = memory_task(tmp_path / "learned", 16, 14_000, 0, few)
+    assert evaluated(learned) >= 0.99
+    assert learned.eval_rows[-1]["cue_kept"] >= 0.99
+    assert abs(evaluated(memory_task(tmp_path / "fifo", 16, 14_000, 0, few, "agent.memory.retention=fifo"))) <= 0.2

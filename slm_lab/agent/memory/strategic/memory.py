@@ -111,7 +111,8 @@ class StrategicMemory(OnPolicyReplay):
                 )
             )
         if not hasattr(spec.agent.algorithm, "steps_per_window"):
-            message = f"{spec.agent.algorithm.name} can't teach StrategicMemory, a policy gradient can. Use REINFORCE, A2C or PPO."
+            name = spec.agent.algorithm.name
+            message = f"{name} can't teach StrategicMemory, a policy gradient can. Use REINFORCE, A2C or PPO."
             found.append(Problem("agent.memory.name", message))
         if spec.agent.net.core["name"] != "none":
             found.append(
