@@ -207,6 +207,15 @@ def test_persistent_slots_outlive_the_episode() -> None:
     assert [set(row[row >= 0].tolist()) for row in kept[True][0]] == [set(range(t + 1)) for t in range(T)]
 
 
+@pytest.mark.parametrize("persist", [False, True])
+def test_events_are_counted_for_as_long_as_slots_are_kept(persist: bool) -> None:
+    carries = act(build(persist=persist), inputs(), firsts(0, 6))[1]
+    time = torch.stack([carry["time"] for carry in carries], dim=1)  # [B, T+1]
+    assert bool((time.diff(dim=1)[:, :6] > 0).all())
+    assert bool((time.diff(dim=1)[:, 6] > 0).all()) == persist
+    assert bool((time[:, -1:] >= carries[-1]["held"]["time"]).all())
+
+
 def test_clock_features_are_bounded_and_tell_steps_apart() -> None:
     t = torch.tensor([0, 1, 2, 3, 15, 16, 31, 1000, 10**6])
     told = clock_features(t)
