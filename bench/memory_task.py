@@ -36,18 +36,21 @@ SPECS = "specs/memory/memory_task.yaml"
 LONGEST_UNCHANGED = 16  # the delay those specs were made for
 
 
-def whole_episodes(delay: int) -> list[str]:
-    """Rollouts of two episodes, as in the specs of delay 16: a cue before a rollout couldn't be learned from."""
+def fitted(delay: int) -> list[str]:
+    """What StrategicMemory's spec shows its agent too; and rollouts of two episodes, as in the specs of delay 16: a cue
+    before a rollout couldn't be learned from.
+    """
+    shown = ["env.prev_action=true", "env.prev_reward=sign"]
     if delay <= LONGEST_UNCHANGED:
-        return []
+        return shown
     horizon = 2 * (delay + 1)  # an episode takes one row more, in which the next begins
-    return [f"agent.algorithm.time_horizon={horizon}", f"agent.algorithm.minibatch_size={16 * horizon}"]
+    return [*shown, f"agent.algorithm.time_horizon={horizon}", f"agent.algorithm.minibatch_size={16 * horizon}"]
 
 
 AGENTS: dict[str, Entrant] = {
-    "PPO": Ours(SPECS, "mlp_memory_task_16", whole_episodes),
-    "GRU-PPO": Ours(SPECS, "gru_memory_task_16", whole_episodes),
-    "LSTM-PPO": Ours(SPECS, "lstm_memory_task_16", whole_episodes),
+    "PPO": Ours(SPECS, "mlp_memory_task_16", fitted),
+    "GRU-PPO": Ours(SPECS, "gru_memory_task_16", fitted),
+    "LSTM-PPO": Ours(SPECS, "lstm_memory_task_16", fitted),
     "StrategicMemory": Ours("specs/strategic/memory_task.json"),
     "SB3-PPO": Peer("stable_baselines3", "PPO", "MlpPolicy"),
     "SB3-RecurrentPPO": Peer("sb3_contrib", "RecurrentPPO", "MlpLstmPolicy", recurrent=True),

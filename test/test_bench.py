@@ -13,10 +13,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench import memory_task, peers
+from bench import memory_task, peers, strategic
 from bench.memory_task import AGENTS, BUDGETS, MODES, _jobs, _parser, graph, main, summary
 from bench.race import Job, Ours, Result, evaluate, race, sessions
 from slm_lab.env.base import VecEnv
+from slm_lab.env.vec import make_env
 from slm_lab.lib.types import ActOut, Step, Tree
 
 torch.set_num_threads(1)
@@ -144,6 +145,14 @@ def test_one_that_fails_leaves_the_others_alone() -> None:
 # ---- the agents ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("delay", [4, 64])
+def test_all_of_ours_see_the_same(delay: int) -> None:
+    ours = [entrant for entrant in AGENTS.values() if isinstance(entrant, Ours)]
+    worlds = [make_env(entrant._resolved(replace(JOB, delay=delay)).env) for entrant in ours]
+    assert len(ours) == 4 and all(world.obs_space == worlds[0].obs_space for world in worlds)
+    assert {"obs", "prev_action", "prev_reward"} == set(worlds[0].obs_space)
+
+
 @pytest.mark.parametrize("delay", BUDGETS)
 def test_a_rollout_holds_whole_episodes_at_every_delay(delay: int) -> None:
     job = replace(JOB, delay=delay, budget=12_345)
@@ -246,6 +255,65 @@ def test_an_absent_peer_is_said_to_be_absent_and_gets_no_number(
     absent = summary([], list(AGENTS))
     assert set(absent["agent"]) >= {"SB3-PPO", "SB3-RecurrentPPO"}
     assert absent["mean"].isna().all()
+
+
+# ---- what is claimed of StrategicMemory ------------------------------------------------------------------------------
+
+CLAIM = strategic.Row("task", "no file", 10, 100, seeds=2, seconds=20.0, recalls=True)
+ABLATION = strategic.Row("without", "no file", 10, 100, seeds=2, fails=True)
+
+
+def found(row: strategic.Row, seed: int, score: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """A session that reached the bar in 15 of its 20 seconds, and in all else."""
+    seen = {"kept": 1.0, "seen": 0.9}
+    curve = [[50, 0.0], [75, score], [100, score]]
+    whole = {"row": row.name, "seed": seed, "curve": curve, "seconds": 20.0, "commit": "abc", "recall": seen}
+    return whole | {"later": {"score": 1.0, "frames": 9, **seen}} | changes
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "lacks"),
+    [
+        (CLAIM, {}, []),
+        (CLAIM, {"score": 0.98}, ["return", "seconds"]),
+        (CLAIM, {"seconds": 27.0}, ["seconds"]),
+        (replace(CLAIM, seconds=None), {"seconds": 27.0}, []),
+        (CLAIM, {"recall": {"kept": 0.98, "seen": 0.79}}, ["kept", "attended"]),
+        (CLAIM, {"later": {"score": 0.4, "kept": 0.98, "seen": 0.0}}, ["kept later", "attended later", "return later"]),
+        (replace(CLAIM, recalls=False), {"recall": {}, "later": {"score": 0.0}}, []),
+        (replace(CLAIM, seeds=3), {}, ["2 of 3 seeds"]),
+        (replace(CLAIM, far=True), {"far": {"1024": 1.0, "8192": 0.98}}, ["longer delays"]),
+        (ABLATION, {}, ["solved"]),
+        (ABLATION, {"score": 0.5}, ["solved"]),
+    ],
+)
+def test_a_row_is_reached_when_all_of_its_claim_holds_on_every_seed(
+    row: strategic.Row, changes: dict[str, Any], lacks: list[str]
+) -> None:
+    far = {"far": {"1024": 1.0, "8192": 1.0}}
+    sessions = [found(row, 0, **far), found(row, 1, **{**far, **changes})]
+    assert strategic.missed(row, sessions) == lacks
+    said = f"**no**: {', '.join(lacks)}" if lacks else "yes"
+    assert strategic.line(row, sessions).split(" | ")[1] == said
+
+
+def test_an_ablation_is_reached_when_no_seed_solves() -> None:
+    assert strategic.missed(ABLATION, [found(ABLATION, seed, score=0.9) for seed in (0, 1)]) == []
+
+
+def test_the_page_is_written_from_the_sessions_and_tells_their_commits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(strategic, "SESSIONS", tmp_path / "sessions.jsonl")
+    monkeypatch.setattr(strategic, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(strategic, "ROWS", [CLAIM, ABLATION])
+    strategic.save({("task", 0): found(CLAIM, 0), ("task", 1): found(CLAIM, 1, commit="def-dirty")})
+    page = (tmp_path / "page.md").read_text()
+    assert "| mixed: abc, def-dirty |" in page and "without" not in page
+    (tmp_path / "page.md").unlink()
+    strategic.main(["--page"])
+    assert (tmp_path / "page.md").read_text() == page
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["page.md", "sessions.jsonl"]
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ from small_specs import ROOT, raw_spec
 
 from slm_lab.cli import main
 from slm_lab.experiment.session import TRAIN_WORLDS
+from slm_lab.lib.registry import Registry
 from slm_lab.lib.rng import world_seed
+from slm_lab.spec import parts as tables
 
 SHORT = {"env__max_frame": 400, "meta__checkpoint_frequency": 100}
 BAD_ENV = """
@@ -169,6 +171,14 @@ def test_a_command_typed_wrong_is_told_what_was_meant(lab: Lab, words: str, part
     assert not Path("data").exists(), "nothing was started"
 
 
+def test_list_tells_every_part_of_every_family(lab: Lab) -> None:
+    said = lab("list")
+    families = [table for table in vars(tables).values() if isinstance(table, Registry)]
+    listed = [line.split()[0] for line in said.out.splitlines()]
+    assert sorted(listed) == sorted(word for table in families for word in (table.family, *table))
+    assert "the last steps" in lab("list", "entry").out
+
+
 # ---- specs -----------------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +212,30 @@ def test_a_bad_spec_is_told_where_and_what_was_expected(
     words = ("check", "spec.json") if mode == "check" else ("spec.json", "train")
     assert_refused(lab(*words), "spec 'spec' can't be run: 1 problem", *parts)
     assert not Path("data").exists()
+
+
+STRATEGIC = {"agent__net__shared": True, "env": {"name": "MemoryTask", "delay": 16, "num_envs": 2, "max_frame": 100}}
+
+
+@pytest.mark.parametrize(
+    ("memory", "algorithm", "told"),
+    [
+        ({"slots": 100}, "PPO", "agent.memory.slots 100: no episode has more than 16 steps"),
+        ({"slots": 16}, "PPO", ""),
+        ({"slots": 100, "persist": True}, "PPO", ""),
+        ({"horizon": 8}, "REINFORCE", "REINFORCE learns from windows of at most 8 steps and episodes have up to 16"),
+        ({"horizon": 16}, "REINFORCE", ""),
+        ({"horizon": 8}, "A2C", ""),
+    ],
+    ids=str,
+)
+def test_what_keeps_nothing_from_working_is_noted(lab: Lab, memory: dict[str, Any], algorithm: str, told: str) -> None:
+    agent = {"agent__algorithm": {"name": algorithm}, "agent__memory": {"name": "StrategicMemory", **memory}}
+    save("spec.json", {"spec": raw_spec(**STRATEGIC, **agent)})
+    code, _, err = lab("check", "spec.json")
+    assert code == 0
+    assert [line[:5] for line in err.splitlines()] == ["note:"] * bool(told)
+    assert told in err
 
 
 @pytest.mark.parametrize(

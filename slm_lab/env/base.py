@@ -41,6 +41,7 @@ class World:
     stacks: dict[str, Stack] = field(default_factory=dict)  # of the stacked keys
     goals: Goals | None = None  # of goal envs
     agents: tuple[str, ...] = ()  # of worlds with several: `num_envs` counts their columns (multi.py)
+    max_length: int | None = None  # steps of the longest episode, where that is known
 
 
 class EnvError(LabError):
@@ -73,7 +74,8 @@ class VecEnv(ABC):
     @property
     def world(self) -> World:
         """What an agent is built from."""
-        return World(self.num_envs, self.obs_space, self.action_space, self.stacks, self.goals, self.agents)
+        seen = (self.obs_space, self.action_space, self.stacks, self.goals, self.agents)
+        return World(self.num_envs, *seen, max_length=self.max_length)
 
     @abstractmethod
     def reset(self, seed: int) -> Step:

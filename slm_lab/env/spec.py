@@ -40,4 +40,6 @@ class EnvSpec(SpecModel):
     clip_obs: float | None = Field(None, gt=0, description="clip float observations to [-x, x]")
     frame_stack: PositiveInt | None = Field(None, description="show the last n observations as one")
     prev_action: bool = Field(False, description="show the previous action as an observation")
-    prev_reward: bool = Field(False, description="show the previous (wrapped) reward as an observation")
+    prev_reward: bool | Literal["sign"] = Field(
+        False, description="show the previous (wrapped) reward, or its sign, as an observation"
+    )

@@ -236,17 +236,22 @@ class PrevAction(VecWrapper):
 
 
 class PrevReward(VecWrapper):
-    """Adds the observation "prev_reward" [E, 1]: the reward that came with this step; 0 where an episode begins."""
+    """Adds the observation "prev_reward" [E, 1]: the reward that came with this step; 0 where an episode begins.
+
+    `sign`: only whether it was good or bad (-1, 0, 1), seen alike however small rewards are.
+    """
 
     key = "prev_reward"
 
-    def __init__(self, env: VecEnv) -> None:
+    def __init__(self, env: VecEnv, sign: bool = False) -> None:
         super().__init__(env)
-        add_key(self, spaces.Box(-np.inf, np.inf, (1,), np.float32))
+        self._sign, most = sign, 1.0 if sign else np.inf
+        add_key(self, spaces.Box(-most, most, (1,), np.float32))
         self.goals = None  # with another goal, the reward in sight would be another one too
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:
-        return dataclasses.replace(step, obs={**step.obs, self.key: step.reward[:, None].copy()})
+        reward = np.sign(step.reward) if self._sign else step.reward.copy()
+        return dataclasses.replace(step, obs={**step.obs, self.key: reward[:, None]})
 
 
 # From the innermost to the outermost: what the key means, given its value and the agent's gamma.
@@ -259,7 +264,7 @@ WRAPPERS: dict[str, Callable[[VecEnv, Any, float], VecWrapper]] = {
     "clip_obs": lambda env, value, gamma: ClipObs(env, value),
     "frame_stack": lambda env, value, gamma: FrameStack(env, value),
     "prev_action": lambda env, value, gamma: PrevAction(env),
-    "prev_reward": lambda env, value, gamma: PrevReward(env),
+    "prev_reward": lambda env, value, gamma: PrevReward(env, value == "sign"),
 }
 
 

@@ -119,14 +119,20 @@ class Session:
 
     def _go_on(self, state: Tree) -> None:
         """From the checkpoint. Raises `LabError` where it is of another run."""
+        file, given = self.run_dir.model / f"session{self.index}.json", self.spec.env.num_envs
         try:
+            saved = len(state["step"]["is_first"]) * given // self.env.num_envs  # several agents: a column for each
+            if saved != given:
+                raise LabError(
+                    f"env.num_envs is {given} in {self.run_dir.spec_file}, but {saved} worlds were saved in {file}, "
+                    f"each with its episode and what is remembered of it. Write {saved} again, or start a new run."
+                )
             if state.get("fingerprint", self.fingerprint) != self.fingerprint:
                 raise ValueError("another spec")
             self.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise LabError(
-                f"the checkpoint {self.run_dir.model / f'session{self.index}.json'} isn't of this run's spec, or of "
-                "other code. Restore it, or start a new run."
+                f"the checkpoint {file} isn't of this run's spec, or of other code. Restore it, or start a new run."
             ) from error
 
     def _advance(self) -> None:

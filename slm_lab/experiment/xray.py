@@ -1,7 +1,8 @@
 """Memory x-ray: what an agent held in memory and looked at while it played, for cores that show what they recall.
 
 A core shows it in the extras `recall_step`, `recall_weight` and `recall_worth` (see `Core`); of one that doesn't,
-nothing is recorded. Where the task knows its cue, `figures` says how often it was held at the last decision of an
+nothing is recorded. Here an entry is called by the step of the running episode at which it was written, one of an
+earlier episode `EARLIER`. Where the task knows its cue, `figures` says how often it was held at the last decision of an
 episode, of all that were played; `episodes` has a few of them step by step, for the pictures (xray_plot.py).
 """
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:  # drawing needs neither torch nor a world
     from slm_lab.lib.reduce import Metrics
 
 KEYS = ("recall_step", "recall_weight", "recall_worth")
+BEGIN = "recall_begin"  # shown too where entries outlive the episode
+EMPTY, EARLIER = -1, -2  # in place of the step of an entry
 SHOWN = 2  # episodes that are kept for the pictures: the first one of each right answer
 WORLDS = 4  # in which they are looked for
 COLUMNS = 256  # steps that are kept of an episode: at least so many of a longer one, at most twice as many
@@ -36,7 +39,7 @@ class Episode:
     """C steps of an episode (all, or every 2nd, 4th ... and the last), K entries held at each."""
 
     at: np.ndarray  # [C] step of the episode
-    step: np.ndarray  # [C, K] when the entry was written, -1: empty
+    step: np.ndarray  # [C, K] when the entry was written; EMPTY: none, EARLIER: in an earlier episode
     weight: np.ndarray  # [C, K] attention on it
     worth: np.ndarray  # [C, K]
     cue: np.ndarray  # [C, n] steps at which what must be remembered is shown, -1: none
@@ -81,7 +84,9 @@ class Xray:
         if recalled is None:
             return
         E = env.num_envs
-        self._step, self._weight, self._worth = recalled
+        count, self._weight, self._worth, self._begin = recalled  # [E, K], and [E]
+        begin = self._begin[:, None]
+        self._step = np.where(count == EMPTY, EMPTY, np.where(count < begin, EARLIER, count - begin))
         cue, self._target = env.cue_steps(), env.target()
         self._cue = np.full((E, 0), -1) if cue is None else cue
         if not self.slots:
@@ -120,10 +125,10 @@ class Xray:
         held, weight, cue, t = self._step[ended], self._weight[ended], self._cue[ended], self._t[ended]
         shown = (cue >= 0) & (cue < t[:, None])  # [N, n] before: what is in sight needn't be held
         hit = (held[:, None, :] == cue[:, :, None]) & shown[:, :, None]  # [N, n, K]
-        cues, full = np.maximum(shown.sum(1), 1), (held >= 0).sum(1)
+        cues, full = np.maximum(shown.sum(1), 1), (held != EMPTY).sum(1)
         answer = np.full(len(t), -1) if self._target is None else self._target[ended]
         kept, attention = hit.any(2).sum(1) / cues, (weight * hit.any(1)).sum(1)
-        chance = np.minimum(full / (t + 1), 1), np.minimum(cues / np.maximum(full, 1), 1)
+        chance = np.minimum(full / (self._begin[ended] + t + 1), 1), np.minimum(cues / np.maximum(full, 1), 1)
         rows = np.stack([answer, kept, attention, *chance], axis=1)
         self._judged += list(rows[shown.any(1)])
 
@@ -182,13 +187,20 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _recalled(extras: Tree, agents: tuple[str, ...]) -> list[np.ndarray] | None:
-    """The three arrays [E, K] of `KEYS`, of the first core that shows them; of independent learners, world by world."""
+    """The arrays [E, K] of `KEYS` and `BEGIN` [E] of the first core that shows them; of independent learners, world by
+    world.
+    """
     each = [extras[name] for name in agents] if agents and set(agents) <= extras.keys() else [extras]
     shown = [found for found in map(_find, each) if found is not None]
     if len(shown) < len(each):
         return None
-    joined = [np.stack([recall[key].cpu().numpy() for recall in shown], axis=1) for key in KEYS]
-    return [leaf.reshape(-1, leaf.shape[-1]) for leaf in joined]  # [E / A, A, K] to [E, K]
+    joined = [np.stack(leaves, axis=1) for leaves in zip(*map(_arrays, shown), strict=True)]
+    return [leaf.reshape(-1, *leaf.shape[2:]) for leaf in joined]  # [E / A, A, K] to [E, K]
+
+
+def _arrays(recall: Tree) -> list[np.ndarray]:
+    held = [recall[key].cpu().numpy() for key in KEYS]
+    return [*held, recall[BEGIN].cpu().numpy() if BEGIN in recall else np.zeros(len(held[0]), np.int64)]
 
 
 def _find(extras: Tree) -> Tree | None:

@@ -13,16 +13,20 @@ import plotly.graph_objects as go
 from slm_lab.experiment import figure as draw
 from slm_lab.experiment.analysis import Run, plural
 from slm_lab.experiment.figure import GREY, PALETTE
-from slm_lab.experiment.xray import Episode, load_episodes, load_figures
+from slm_lab.experiment.xray import EARLIER, Episode, load_episodes, load_figures
 
 BLUE, ORANGE, RED = PALETTE[5], PALETTE[4], PALETTE[1]
 CAPTIONS = {  # of each picture, for one who hasn't read the code
     "retention": "What is held in memory: each blue line is an entry, from the step at which it was written to the "
-    "step at which it was dropped. Orange: the cue, what must be remembered, while it is held; red: when it is not.",
+    "step at which it was dropped. Orange: the cue, what must be remembered, while it is held; red: when it is not. "
+    "Where memory outlives the episode, a grey line below all says when entries of earlier ones are held.",
     "attention": "What the agent looks at: at each step (across) the entries that it holds, by when they were written "
-    "(up); the darker, the more attention. The shares of a column sum to 1. Orange: the cue.",
+    "(up); the darker, the more attention. The shares of a column sum to 1. Orange: the cue. Where memory outlives the "
+    "episode, the squares below all are the entries of earlier ones together.",
     "worth": "What the memory thinks its entries are worth, by when they were written: filled, held at the last "
-    "decision; hollow, dropped before, as it last was. The scale is the core's own; the higher, the sooner it is kept.",
+    "decision; hollow, dropped before, as it last was. The scale is the core's own: of two entries of one age the "
+    "higher stays. What an entry loses with age (StrategicMemory: its decay) isn't in it, so a newer one may outlast a "
+    "higher. Entries of earlier episodes are left out.",
 }
 SHADES = [[0, "#E3EDF5"], [0.1, "#A8CCE4"], [0.35, "#3F8FC4"], [1, "#08264F"]]  # of attention
 WRITTEN, NOW, WORTH = "step when written", "step of the episode", "worth (the core's own scale)"
@@ -84,10 +88,10 @@ def _name(episode: Episode) -> str:
 
 
 def _axes(figure: go.Figure, episode: Episode, kind: str, place: dict[str, int]) -> None:
-    end = float(episode.at[-1])
-    pad = 0.03 * end + 0.6
+    end, pad = float(episode.at[-1]), _pad(episode)
     steps = {"range": [-pad, end + pad], **draw.ticks(episode.at)}
-    x_title, y_title, y_axis = (WRITTEN, WORTH, {"matches": "y"}) if kind == "worth" else (NOW, WRITTEN, steps)
+    written = {**steps, "range": [_below(episode) - pad, end + pad]} if (episode.step == EARLIER).any() else steps
+    x_title, y_title, y_axis = (WRITTEN, WORTH, {"matches": "y"}) if kind == "worth" else (NOW, WRITTEN, written)
     figure.update_xaxes(title={"text": x_title, "standoff": 8}, **steps, **place)
     figure.update_yaxes(title={"text": y_title, "standoff": 6}, **y_axis, **place)
 
@@ -108,6 +112,7 @@ def _retention(episode: Episode, width: int) -> list[go.Scatter]:
     return [
         _diagonal(episode),
         lines,
+        _marks(*_earlier(episode)[:2], "of earlier episodes", GREY, 0.6 * size),
         _marks(at[held], cue[held], "the cue, held", ORANGE, size),
         _marks(at[~held], cue[~held], "the cue, not held", RED, max(3.0, 0.6 * size)),
     ]
@@ -119,13 +124,24 @@ def _attention(episode: Episode, width: int) -> list[go.Scatter]:
     weight = episode.weight[column, slot]
     order = np.argsort(weight, kind="stable")  # the darkest on top
     x, y, weight = episode.at[column][order], episode.step[column, slot][order], weight[order]
-    entries = _marks(x, y, "", BLUE, size)
-    entries.marker = {
+    entries, earlier = _shades(x, y, weight, size, "the entry of step %{y}"), _earlier(episode)
+    at, cue, _ = _cue(episode)
+    return [
+        _diagonal(episode),
+        entries,
+        _shades(*earlier, size, "entries of earlier episodes"),
+        _marks(at, cue, "the cue", ORANGE, max(2.0, 0.3 * size)),
+    ]
+
+
+def _shades(x: np.ndarray, y: np.ndarray, weight: np.ndarray, size: float, what: str) -> go.Scatter:
+    """Squares as dark as the attention `weight` on `what`."""
+    squares = _marks(x, y, "", BLUE, size)
+    squares.marker = {
         "symbol": "square", "size": size, "color": [float(f"{w:.3g}") for w in weight], "coloraxis": "coloraxis",
     }  # fmt: skip
-    entries.hovertemplate = "step %{x}: %{marker.color:.0%} on the entry of step %{y}<extra></extra>"
-    at, cue, _ = _cue(episode)
-    return [_diagonal(episode), entries, _marks(at, cue, "the cue", ORANGE, max(2.0, 0.3 * size))]
+    squares.hovertemplate = f"step %{{x}}: %{{marker.color:.0%}} on {what}<extra></extra>"
+    return squares
 
 
 def _worth(episode: Episode, width: int) -> list[go.Scatter]:
@@ -156,6 +172,22 @@ def _entries(episode: Episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     np.minimum.at(first, which, episode.at[column])
     np.maximum.at(last, which, episode.at[column])
     return entries, first, last
+
+
+def _earlier(episode: Episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The steps at which entries of earlier episodes are held, where they are drawn, and their attention, each [N]."""
+    earlier = episode.step == EARLIER
+    held = earlier.any(axis=1)
+    share = (episode.weight * earlier).sum(axis=1)[held]
+    return episode.at[held], np.full(len(share), _below(episode)), share
+
+
+def _pad(episode: Episode) -> float:
+    return 0.03 * float(episode.at[-1]) + 0.6
+
+
+def _below(episode: Episode) -> float:
+    return -2 * _pad(episode)
 
 
 def _cue(episode: Episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

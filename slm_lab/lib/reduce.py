@@ -18,7 +18,8 @@ class Losses:
     terms: dict[str, Tensor]  # name -> [B, Q]
     shown: dict[str, Tensor] = field(default_factory=dict)  # scalars worth showing
     td_error: Tensor | None = None  # [B, Q], how far the prediction was off: priorities come from it
-    mask: Tensor | None = None  # [B, Q] bool, the rows that the terms are of; None: the batch's own
+    mask: Tensor | None = None  # [B, Q] bool, the rows that the terms are of; None: the batch's own, with its weight
+    weight: Tensor | None = None  # [B] or [B, Q] importance of the rows of `mask`
 
 
 def reduce_losses(

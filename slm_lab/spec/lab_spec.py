@@ -71,7 +71,8 @@ class AgentSpec:
 
 @dataclass(frozen=True)
 class LabSpec:
-    """All of one spec. `env` is `slm_lab.env.vec.EnvSpec`; `notes` say what was read differently than written.
+    """All of one spec. `env` is `slm_lab.env.vec.EnvSpec`; `notes` say what was read differently than written, or
+    is worth knowing.
 
     `data` is the folder that its run will be kept in: the disk that must have room for it.
     """

@@ -77,4 +77,5 @@ TASK = Registry(
     },
 )
 
-FAMILIES = {registry.family: registry for registry in (ALGORITHM, MEMORY, NET, CORE, AUXILIARY, TASK)}
+FAMILIES = {registry.family: registry for registry in (ALGORITHM, MEMORY, NET, CORE, ENTRY, AUXILIARY, TASK)}
+INNER = {"core": CORE, "entry": ENTRY}  # key of a net, of a memory: the family that its value is a part of

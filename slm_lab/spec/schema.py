@@ -12,7 +12,7 @@ from typing import Any
 from slm_lab.lib.registry import Registry
 from slm_lab.spec.explain import Schema
 from slm_lab.spec.lab_spec import ENV, MetaSpec
-from slm_lab.spec.parts import AUXILIARY, CORE
+from slm_lab.spec.parts import AUXILIARY, INNER
 from slm_lab.spec.validate import FAMILIES, LEARNERS, loadable, summary
 
 PATH = Path(__file__).parents[2] / "specs" / "schema.json"
@@ -23,7 +23,7 @@ _VARIABLE = {"type": "string", "pattern": r"\$\{.+\}", "description": "a ${varia
 def build_schema() -> Schema:
     """The schema of a file {spec_name: spec}."""
     defs: dict[str, Schema] = {}
-    for registry in (*FAMILIES.values(), CORE, AUXILIARY):
+    for registry in (*FAMILIES.values(), *INNER.values(), AUXILIARY):
         _add_family(registry, defs)
     _add_model(MetaSpec, "meta", defs)
     defs["env"] = {"type": "object"}
@@ -65,8 +65,9 @@ def _add_family(registry: Registry, defs: dict[str, Schema]) -> None:
         _add_model(cls.Spec, names[name], defs, summary(cls))
         properties = defs[names[name]]["properties"]
         properties["name"] = {**properties["name"], "const": name}
-        if "core" in properties:
-            properties["core"] = {"anyOf": [_ref(CORE.family), _VARIABLE], "default": {"name": "none"}}
+        for key in INNER.keys() & properties:
+            default = properties[key]["default"]
+            properties[key] = {"anyOf": [_ref(INNER[key].family), _VARIABLE], "default": default}
         # a part is always named, though its model has the name for a default
         defs[names[name]]["required"] = sorted({"name", *defs[names[name]].get("required", [])})
     defs[registry.family] = {"oneOf": [_ref(key) for key in names.values()]} if names else {"type": "object"}

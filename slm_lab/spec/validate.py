@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterable, Mapping
@@ -80,7 +81,9 @@ def resolve(
     meta = meta.filled(env.max_frame)
     spec = LabSpec(name, agent, env, meta, translation.spec.get("search"), tuple(translation.notes), data)
     if check_env:
-        found.add(_space_problems(spec, classes))
+        problems, notes = _said_by_parts(spec, classes)
+        found.add(problems)
+        spec = dataclasses.replace(spec, notes=(*spec.notes, *notes))
     _finish(found, name)
     return spec
 
@@ -235,19 +238,22 @@ def _misfit(memory: Any, why: str, **wanted: bool) -> Problem:
     return Problem("agent.memory.name", f"{memory.__name__} doesn't fit: {why}: {cure}")
 
 
-def _space_problems(spec: LabSpec, classes: Mapping[str, Any]) -> list[Problem]:
-    """What the parts say of the world's spaces (an optional `problems` of their class)."""
+def _said_by_parts(spec: LabSpec, classes: Mapping[str, Any]) -> tuple[list[Problem], list[str]]:
+    """What the parts say of the world they are to live in (optional `problems` and `notes` of their class)."""
     problems: list[Problem] = []
+    notes: list[str] = []
     try:
         env = ENV.load("make_env")(spec.env, num_envs=1)
     except LabError as error:
-        return [Problem("env", str(error))]
+        return [Problem("env", str(error))], []
     if spec.agent.learners == "independent" and not env.world.agents:
         message = f"{spec.env.name} has one agent: 'shared' was expected, or a world of several ('pettingzoo:module')"
         problems.append(Problem("agent.learners", message))
     for cls in classes.values():
         if hasattr(cls, "problems"):
             problems += cls.problems(spec, env.world)
+        if hasattr(cls, "notes"):
+            notes += cls.notes(spec, env.world)
     if hasattr(env, "close"):
         env.close()
-    return problems
+    return problems, notes

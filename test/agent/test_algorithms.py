@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from pydantic import ValidationError
 
+from slm_lab.agent.algorithm import a2c
 from slm_lab.agent.algorithm.a2c import A2C
 from slm_lab.agent.algorithm.base import Algorithm
 from slm_lab.agent.algorithm.policy_gradient import standardize
@@ -19,6 +20,7 @@ from slm_lab.agent.net.mlp import MLP
 from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.rng import Rng
+from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import OptimSpec, ScheduleSpec
 
@@ -70,6 +72,21 @@ def test_ppo_clips_the_value_only_when_asked() -> None:
     value, rows = torch.tensor([[0.1, 0.9]]), batch().replace(extras=extras)
     torch.testing.assert_close(build(PPO).value_loss(value, rows, 0), torch.tensor([[0.81, 0.01]]))
     torch.testing.assert_close(build(PPO, clip_vloss=True).value_loss(value, rows, 0), torch.tensor([[0.81, 0.64]]))
+
+
+def test_the_critic_judges_some_windows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ppo = build(PPO, net={"shared": True, "core": {"name": "GRU", "hidden_size": 4}})
+    rows = batch(B=5).replace(carry=tree_map(lambda x: x + 0.3, ppo.net.initial(5)))
+    whole, seen, forward = ppo.raw_value(rows), [], ppo.net.forward
+    monkeypatch.setattr(
+        ppo.net, "forward", lambda obs, *rest, **keys: seen.append(len(rest[1])) or forward(obs, *rest, **keys)
+    )
+    monkeypatch.setattr(a2c, "AT_ONCE", 9)  # steps; a window has 4
+    torch.testing.assert_close(ppo.raw_value(rows), whole)
+    monkeypatch.setattr(a2c, "AT_ONCE", 1)
+    torch.testing.assert_close(ppo.raw_value(rows), whole)
+    assert seen == [2, 2, 1] + [1] * 5
+    assert whole.shape == (5, 4)
 
 
 def test_entropy_is_a_bonus() -> None:

@@ -16,18 +16,21 @@ from worlds import IMAGE_SPACES, OBS_SPACES, Worlds, world
 
 from slm_lab.agent import checkpoint
 from slm_lab.agent.agent import Agent
+from slm_lab.agent.algorithm.base import _joined, without_last
+from slm_lab.agent.algorithm.policy_gradient import drawn_steps
 from slm_lab.agent.auxiliary.base import Auxiliary, AuxiliaryContext
 from slm_lab.agent.auxiliary.confidence import ConfidenceHead
 from slm_lab.agent.auxiliary.cue import CueHead
 from slm_lab.agent.auxiliary.rnd import RND
 from slm_lab.agent.build import build_agent
 from slm_lab.agent.net.conv import Conv
+from slm_lab.agent.net.core.base import take
 from slm_lab.agent.net.mlp import MLP
 from slm_lab.agent.net.net import NetOut
 from slm_lab.env.base import World
 from slm_lab.lib.errors import SpecError
 from slm_lab.lib.reduce import Losses, reduce_losses
-from slm_lab.lib.tree import tree_leaves
+from slm_lab.lib.tree import tree_leaves, tree_map
 from slm_lab.lib.types import Batch
 from slm_lab.spec.parts import AUXILIARY
 from slm_lab.spec.validate import resolve
@@ -111,7 +114,7 @@ class Diary(Auxiliary):
     def losses(self, batch: Batch, out: NetOut, net: Any) -> Losses:
         self.asked.append("losses")
         rows = torch.tensor([3.0, 1000.0]).expand(len(batch.mask), 2)
-        return Losses({"diary_loss": self.x * rows}, mask=rows < 1000)
+        return Losses({"diary_loss": self.x * rows}, mask=rows < 1000, weight=batch.weight)
 
     def after_update(self) -> None:
         self.asked.append("after")
@@ -141,6 +144,39 @@ def test_weights_of_rows_or_of_windows() -> None:
     assert total == pytest.approx((1 + 2 + 6) / 3)
     with pytest.raises(AssertionError, match="weight"):
         reduce_losses({"a": term}, mask, torch.ones(2, 1))
+
+
+def test_rows_of_its_own_have_no_weights_of_the_batch() -> None:
+    batch = windows(torch.zeros(1, 3, 2)).replace(weight=torch.full((1, 2), 9.0))
+    own = Losses({"own_loss": torch.tensor([[2.0, 7.0]])}, mask=torch.tensor([[True, False]]))
+    total, _ = _joined([own], batch, {}, 0)
+    assert total == 2.0
+
+
+@pytest.mark.parametrize("name", ["CueHead", "RND"])
+def test_drawn_steps_teach_what_all_would(name: str) -> None:
+    """More of those are drawn at which the error is large, and their weights make up for it."""
+    g = torch.Generator().manual_seed(0)
+    batch = windows(torch.randint(8, (1, 21), generator=g).repeat(3000, 1))
+    batch.is_first[:, 0] = True
+    features = torch.randn(1, 20, 5, generator=g).repeat(3000, 1, 1)
+    auxiliary: Auxiliary = rnd(NOVEL["discrete"], share=1.0)
+    if name == "CueHead":
+        auxiliary = CueHead(CueHead.Spec(), context(NOVEL["discrete"], shared=5))
+    batch, _ = auxiliary.prepare(auxiliary.bonus(batch)[0], None)  # type: ignore[arg-type]
+    batch = without_last(batch).replace(extras={k: tree_map(lambda x: x[:, :20], v) for k, v in batch.extras.items()})
+
+    def taught(batch: Batch) -> tuple[torch.Tensor, float]:
+        out = NetOut({}, {"shared": take(features, batch.at)}, {}, {}, {}, {})
+        found = auxiliary.losses(batch, out, None)  # type: ignore[arg-type]
+        (error,) = found.terms.values()
+        return error.detach(), float(_joined([found], batch, {}, 0)[0].detach())
+
+    error, whole = taught(batch)
+    large = torch.where(error > 0.9 * error.max(), 1.0, 0.0)
+    often, part = taught(drawn_steps(batch.replace(extras={**batch.extras, "advantage": large}), 5, g))
+    assert float(often.mean()) > 1.1 * whole
+    assert part == pytest.approx(whole, rel=0.05)
 
 
 # --- RND ---

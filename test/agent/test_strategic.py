@@ -21,7 +21,7 @@ from slm_lab.agent.algorithm.base import Learned
 from slm_lab.agent.algorithm.policy_gradient import drawn_steps
 from slm_lab.agent.build import build_agent
 from slm_lab.agent.memory.strategic.core import Entries, StrategicCore
-from slm_lab.agent.memory.strategic.hindsight import Hindsight, surprising
+from slm_lab.agent.memory.strategic.hindsight import Hindsight, _halfway, _mean_actor_critic, _use, surprising
 from slm_lab.agent.memory.strategic.memory import StrategicMemory
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.experiment.run_dir import RunDir
@@ -187,14 +187,32 @@ def test_credit_reaches_what_had_been_dropped() -> None:
         assert bool(gradient[b, :dropped].any()) == reaches, name
 
 
+@pytest.mark.parametrize("persist", [False, True])
+def test_hindsight_sees_no_other_episode(persist: bool) -> None:
+    """The carry of an episode's first step still holds the slots of the one before."""
+    agent = build(dropout=0.0, replay=0, horizon=1000, persist=persist)
+    batch, _ = agent.algorithm._prepared(batches(agent)[-1])
+    held = batch.carry["shared"]["held"]
+    assert bool(batch.is_first[:, 0].all()) and bool((held["count"] >= 0).any())
+    other = {**held, "u": held["u"] + 1.0}
+    found = []
+    for slots in (held, other):
+        carry = {"shared": {**batch.carry["shared"], "held": slots}}
+        out = agent.algorithm.net(batch.obs, carry, batch.is_first)
+        found.append(hindsight_of(agent).losses(batch, out, agent.algorithm.net).terms)
+        assert (out.inner["shared"].before > 0) == persist
+    for name in ("hindsight_loss", "usefulness_loss", "decay_loss"):
+        assert torch.equal(found[0][name], found[1][name]) != persist, name
+
+
 def test_the_critic_knows_nothing_but_what_actions_cause() -> None:
     agent = build(dropout=0.0)
     hindsight, net = hindsight_of(agent), agent.algorithm.net
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
     notes = batch.notes["hindsight"]
     out = net(batch.obs, batch.carry, batch.is_first)
-    value, attention = hindsight._judge(notes, out.inner["shared"], core_of(agent))
-    assert float(value.abs().max()) > 1e-3
+    value, attention, _ = hindsight._judge(notes, out.inner["shared"], core_of(agent))
+    assert float(value.detach().abs().max()) > 1e-3
     torch.testing.assert_close(
         (notes["policy"] * value).sum(dim=-1), torch.zeros_like(value[..., 0]), atol=1e-6, rtol=0
     )
@@ -206,16 +224,38 @@ def test_the_critic_knows_nothing_but_what_actions_cause() -> None:
 def toy(agent: Agent, attention: Tensor, **data: Tensor) -> Any:
     """What hindsight teaches of one window, its attention [M, N] given; each query is at the last step."""
     hindsight, (M, N) = hindsight_of(agent), attention.shape
-    seen = torch.zeros(1, M, int(hindsight.critic[0].in_features))  # type: ignore[arg-type]
+    seen = torch.zeros(1, M, int(hindsight.critic[0].in_features), requires_grad=True)  # type: ignore[arg-type]
     core: Any = SimpleNamespace(recall_all=lambda *_: (seen, attention[None, :, None]), slots=N)
     nothing = torch.zeros(1, M)
     notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
              "error": nothing, "policy": torch.full((1, M, 3), 1 / 3)}  # fmt: skip
-    entries = Entries({"count": torch.arange(N)[None], **data}, 0, torch.full((1, N, 2), -1))
+    data |= {"count": torch.arange(N)[None], "value": torch.zeros(1, N, 1, 1)}
+    entries = Entries(data, 0, torch.full((1, N, 2), -1))
     return hindsight._teach(notes, entries, core)[0]
 
 
-def test_usefulness_settles_where_weights_are_the_attention_to_come() -> None:
+def test_use_is_what_would_change_without_an_entry() -> None:
+    """An entry that says what the others say is of no use, however much it is looked at."""
+    weight, value = (
+        torch.tensor([0.5, 0.3, 0.15, 0.05]),
+        torch.tensor([[1.0, 0.0], [1.0, 0.0], [-2.0, 5.0], [1.0, 9.0]]),
+    )
+    wanted = torch.tensor([1.0, 0.0])  # what the critic makes of a memory: its first number
+    alone = [torch.where(torch.arange(4) == i, 0.0, weight) for i in range(4)]
+    expected = torch.stack([((weight - rest / rest.sum()) @ value @ wanted).abs() for rest in alone])
+    read = torch.cat([torch.zeros(3), weight @ value])[None, None].requires_grad_()  # [h; m]
+    judged = read[..., 3:] @ wanted
+    use = _use(judged, read, weight[None, None, None], value[None, :, None], torch.ones(1, 1, dtype=torch.bool))
+    torch.testing.assert_close(use[0, 0], expected / expected.sum())
+    assert use[0, 0, 2] > 2 * weight[2]
+
+
+def looked_at(judged: Tensor, read: Tensor, weight: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    return weight.mean(dim=2)
+
+
+def test_usefulness_settles_where_weights_are_the_use_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_lab.agent.memory.strategic.hindsight._use", looked_at)
     agent = build(dropout=0.0, awake=False)
     attention = torch.tensor([[0.8, 0.1, 0.05, 0.03, 0.02], [0.2, 0.3, 0.15, 0.27, 0.08]])  # of two surprising steps
     worth = torch.zeros(1, 5, requires_grad=True)
@@ -227,7 +267,16 @@ def test_usefulness_settles_where_weights_are_the_attention_to_come() -> None:
     torch.testing.assert_close(worth.softmax(dim=1)[0].detach(), attention.mean(dim=0), atol=0.01, rtol=0)
 
 
-def test_decay_learns_from_each_step_and_leaves_worth_alone() -> None:
+def test_a_cue_is_worth_what_it_was_worth_in_other_episodes_too() -> None:
+    target = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.6, 0.4]])
+    seen = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
+    held = torch.tensor([[-1, -1], [-1, -1], [3, -1]])  # the last one begins amid an episode: other steps
+    expected = torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.6, 0.4]])
+    torch.testing.assert_close(_halfway(target, seen, held), expected)
+
+
+def test_decay_learns_from_each_step_and_leaves_worth_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_lab.agent.memory.strategic.hindsight._use", looked_at)
     agent = build(dropout=0.0, awake=False)
     worth, decay = torch.zeros(1, 5, requires_grad=True), torch.full((1, 5), 0.1, requires_grad=True)
     recent = torch.tensor([[0.0, 0.0, 0.0, 0.1, 0.9]])
@@ -248,6 +297,66 @@ def test_surprising_steps() -> None:
         assert torch.equal(real, mask.gather(1, at)) and bool(real[1, 2:].all())
         drawn += at[0, 2:].tolist()
     assert 0.45 < drawn.count(2) / len(drawn) < 0.75, "in proportion: 9 of 15"
+
+
+def test_dropout_spares_the_step_that_asks() -> None:
+    agent = build(dropout=0.5)
+    hindsight = hindsight_of(agent)
+    batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
+    notes, out = batch.notes["hindsight"], agent.algorithm.net(batch.obs, batch.carry, batch.is_first)
+    entries = out.inner["shared"]
+    _, weight, _ = hindsight._judge(notes, entries, core_of(agent), 0.5)  # [B, M, H, N]
+    _, whole, _ = hindsight._judge(notes, entries, core_of(agent))
+    own = torch.arange(weight.shape[-1]) - entries.before == notes["at"][:, :, None, None]
+    real = notes["mask"][:, :, None, None]
+    assert bool((weight > 0)[own.expand_as(weight) & real].all())
+    missed = ((weight == 0) & (whole > 0) & ~own & real).sum() / ((whole > 0) & ~own & real).sum()
+    assert 0.35 < float(missed) < 0.65
+
+
+def test_rare_surprises_get_few_questions_and_common_ones_many() -> None:
+    hindsight, mask = hindsight_of(build(queries=4, max_queries=20)), torch.ones(2, 40, dtype=torch.bool)
+    rare = torch.zeros(2, 40)
+    rare[:, 7] = 1.0
+    common = torch.ones(2, 40)
+    assert hindsight._count(rare, mask) == 4
+    assert hindsight._count(common, mask) == 20
+    assert hindsight._count(torch.where(torch.arange(40) < 3, common, 0.0), mask) == 12
+    assert hindsight._count(1e-6 * rare, mask) == 4
+
+
+def test_what_is_learned_does_not_depend_on_the_scale_of_rewards() -> None:
+    agent = build(dropout=0.0, replay=0)
+    batch = batches(agent, 40)[0]
+    found = []
+    for scale in (1.0, 1000.0):
+        prepared, _ = agent.algorithm._prepared(batch)
+        prepared.extras["td_error"] *= scale
+        hindsight_of(agent).rng.manual_seed(0)
+        found.append(hindsight_of(agent).prepare(prepared, agent.algorithm.net)[0].notes["hindsight"]["error"])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_mean_actor_critic_makes_better_actions_likelier() -> None:
+    logits = torch.zeros(1, 1, 3, requires_grad=True)
+    _mean_actor_critic(Categorical(logits), torch.tensor([[[1.0, -1.0, 0.0]]])).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0, 0] < -0.1 < 0.1 < logits.grad[0, 0, 1] and abs(logits.grad[0, 0, 2]) < 1e-6
+
+
+def test_replay_teaches_hindsight_alone() -> None:
+    """Of the last batches, as many as `replay` says, and nothing of it reaches the policy."""
+    agent = build(dropout=0.0, replay=2)
+    hindsight, net = hindsight_of(agent), agent.algorithm.net
+    for batch in batches(agent, 60):
+        prepared, _ = agent.algorithm._prepared(batch)
+    assert len(hindsight.past) == 2
+    out = net(prepared.obs, prepared.carry, prepared.is_first)
+    loss = hindsight.losses(prepared, out, net).terms["hindsight_replay_loss"]
+    assert loss.shape == prepared.notes["hindsight"]["mask"].shape
+    loss.mean().backward()
+    assert hindsight.critic[0].weight.grad.abs().max() > 0
+    assert all(p.grad is None or not p.grad.any() for p in net.heads.parameters())
 
 
 def test_noise_keeps_the_gate_shut_and_a_cause_opens_it() -> None:

@@ -20,6 +20,7 @@ from slm_lab.agent.net.core.base import CoreOut
 from slm_lab.env.base import World
 from slm_lab.lib.tree import tree_leaves, tree_map
 from slm_lab.lib.types import Tree
+from slm_lab.spec.parts import ENTRY
 
 B, T, D, K = 3, 12, 5, 3
 RULES = ["learned", "reservoir", "fifo", "none"]
@@ -27,6 +28,11 @@ ENTRIES: dict[str, Any] = {
     "MLP": {"name": "MLP", "hid_layers": [7]},
     "Transformer": {"name": "Transformer", "window": 3, "size": 6, "heads": 2},
 }
+
+
+def test_each_entry_encoder_is_tried() -> None:
+    assert ENTRIES.keys() == set(ENTRY)
+    assert all(ENTRY.load(name).Spec(**spec).steps == spec.get("window", 1) for name, spec in ENTRIES.items())
 
 
 def build(entry: str = "MLP", **keys: Any) -> StrategicCore:

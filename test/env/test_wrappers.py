@@ -197,6 +197,15 @@ def test_previous_action_and_reward_are_what_led_here(build):
         assert all(env.obs_space["prev_action"].contains(one) for one in two.obs["prev_action"])
 
 
+def test_sign_of_the_previous_reward(build):
+    bare, wrapped, _, env = both(build, "test/Walk-v0", reward_scale=0.01, prev_reward="sign")
+    assert env.obs_space["prev_reward"] == spaces.Box(-1, 1, (1,), np.float32)
+    shown = np.concatenate([two.obs["prev_reward"][:, 0] for two in wrapped])
+    np.testing.assert_array_equal(shown, np.sign(np.concatenate([one.reward for one in bare])))
+    assert len(set(shown)) > 1
+    assert all(two.obs["prev_reward"].dtype == np.float32 for two in wrapped)
+
+
 def test_previous_box_action_is_clipped_to_its_space(build):
     env = build("Pendulum-v1", 2, prev_action=True)
     env.reset(0)

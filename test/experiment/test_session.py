@@ -147,6 +147,21 @@ def test_kill_9_and_resume_is_exact(tmp_path: Path, kind: str) -> None:
     assert pydash.omit(metrics[0], *WALL) == pydash.omit(metrics[1], *WALL)
 
 
+@pytest.mark.parametrize("memory", [{}, {"name": "StrategicMemory", "persist": True}], ids=["", "persist"])
+def test_another_number_of_worlds_is_told(tmp_path: Path, memory: dict[str, Any]) -> None:
+    keys = {"agent__memory": memory, "agent__net__shared": True} if memory else {}
+    spec = make_spec(env__max_frame=40, **keys)
+    run = start(tmp_path, spec)
+    finish(spec, run)
+    facts = json.loads(run.spec_file.read_text())
+    facts["env"] |= {"num_envs": 8, "max_frame": 80}
+    run.spec_file.write_text(json.dumps(facts))
+    session = Session(run.stored_spec(), run, 0, lambda progress: None)
+    with pytest.raises(LabError, match=r"env\.num_envs is 8 in .*spec\.json, but 4 worlds were saved") as told:
+        session.run()
+    assert "\n" not in str(told.value)
+
+
 def _kill_at(process: subprocess.Popen[bytes], data: Path, frame: int) -> int:
     """SIGKILL the process when its checkpoint has reached this frame; 1 if it was still running then."""
     while process.poll() is None:

@@ -1,4 +1,4 @@
-"""The memory x-ray, with a core that shows what it recalls: the last K steps, or the first of an episode for ever."""
+"""The memory x-ray, with a core that shows what it recalls: the last K steps, or for ever the first of an episode."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from small_specs import make_spec
 from torch import Tensor
 
+from slm_lab.agent.build import build_agents
 from slm_lab.agent.net.core.base import Core, CoreOut, take
 from slm_lab.env.vec import make_env
 from slm_lab.experiment import evaluate, xray
@@ -23,8 +24,8 @@ from slm_lab.experiment.plot import draw_run
 from slm_lab.experiment.report import write_report
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Session
-from slm_lab.experiment.xray import COLUMNS, Xray, load_episodes, sentences
-from slm_lab.experiment.xray_plot import xray_builders
+from slm_lab.experiment.xray import COLUMNS, EARLIER, EMPTY, Xray, load_episodes, sentences
+from slm_lab.experiment.xray_plot import _attention, _retention, _worth, xray_builders
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import ActOut, Step, Tree
 from slm_lab.spec.model import SpecModel
@@ -39,25 +40,32 @@ class Shelf(Core):
     class Spec(SpecModel):
         name: Literal["Shelf"] = "Shelf"
         keep_first: bool = False
+        persist: bool = False
 
     def __init__(self, spec: Spec, in_size: int) -> None:
         super().__init__()
-        self.keep_first, self.out_size = spec.keep_first, in_size
+        self.keep_first, self.persist, self.out_size = spec.keep_first, spec.persist, in_size
 
     def initial(self, B: int) -> Tree:
-        return {"t": torch.full((B,), -1), "held": torch.full((B, K), -1)}
+        return {"t": torch.full((B,), -1), "begin": torch.zeros(B, dtype=torch.int64), "held": torch.full((B, K), -1)}
 
     def forward(self, x: Tensor, carry: Tree, is_first: Tensor, at: Any = None, rng: Any = None) -> CoreOut:
-        t, held, shown = carry["t"], carry["held"], []
+        t, begin, held, shown, begins = carry["t"], carry["begin"], carry["held"], [], []
         for first in is_first.unbind(1):
-            t, held = torch.where(first, 0, t + 1), torch.where(first[:, None], -1, held)
-            place = t % K if not self.keep_first else torch.where(t < K, t, 1 + t % (K - 1))
+            emptied = first & (not self.persist)
+            t, held = torch.where(emptied, 0, t + 1), torch.where(emptied[:, None], -1, held)
+            begin = torch.where(first, t, begin)
+            place = t % K if not self.keep_first else torch.where(t == begin, 0, 1 + t % (K - 1))
             held = held.scatter(1, place[:, None], t[:, None])
             shown.append(held)
+            begins.append(begin)
         step = torch.stack(shown, dim=1)  # [B, T, K]
         weight = torch.where(step >= 0, 1.0, 0.0) + (step == step.amax(2, keepdim=True)) * (step >= 0).sum(2, True)
         extras = {"recall_step": step, "recall_weight": weight / weight.sum(2, True), "recall_worth": -step.float()}
-        return CoreOut(take(x, at), {"t": t, "held": held}, {key: take(leaf, at) for key, leaf in extras.items()})
+        if self.persist:
+            extras["recall_begin"] = torch.stack(begins, dim=1)
+        carry = {"t": t, "begin": begin, "held": held}
+        return CoreOut(take(x, at), carry, {key: take(leaf, at) for key, leaf in extras.items()})
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +104,28 @@ def test_figures_of_the_last_evaluation(tmp_path, core, kept, attention):
     assert sum(one["episodes"] for one in cue["by_target"].values()) == 12
     row = load_run(run.path).evaluation[0].iloc[-1]
     assert (row["cue_kept"], row["cue_attention"]) == pytest.approx((kept, attention))
+
+
+def test_what_outlives_the_episode_is_no_step_of_this_one(tmp_path):
+    run = trained(tmp_path, {**FIRST, "persist": True})
+    file = run.info / "test_t0_s0_session_xray.json"
+    cue = json.loads(file.read_text())["cue"]
+    assert (cue["kept"], cue["attention"]) == pytest.approx((1.0, 1 / 8))
+    begins = DELAY + 1  # a row more, in which the next episode begins
+    chance = np.mean([K / (begin + DELAY) for begin in (0, begins, 2 * begins)])
+    assert cue["kept_by_chance"] == pytest.approx(chance)
+    assert draw_run(run.path, png=False)
+
+
+def test_slots_of_strategic_memory_that_outlive_the_episode():
+    spec = make_spec(
+        agent__memory={"name": "StrategicMemory", "slots": 2 * DELAY, "retention": "fifo", "persist": True},
+        agent__net={"name": "MLP", "hid_layers": [4], "shared": True},
+        env={**MEMORY_TASK, "num_envs": 4, "max_frame": 300},
+    )
+    env, seen = make_env(spec.env), Xray()
+    play(build_agents(spec.agent, env.world, seed=0), env, 12, seed=0, xray=seen)
+    assert seen.figures()["cue"]["kept"] == 1.0
 
 
 def test_episodes_are_told_step_by_step(tmp_path):
@@ -175,11 +205,12 @@ class World:
         return self.bit
 
 
-def watch(length: int, cue: list[list[int]], bit: list[int], held: list[list[int]]) -> Xray:
-    """An episode of two worlds in which the same entries are held all along."""
+def watch(length: int, cue: list[list[int]], bit: list[int], held: list[list[int]], begin: int = 0) -> Xray:
+    """An episode of two worlds in which the same entries are held all along; it began at the count `begin`."""
     seen, world = Xray(), World(cue, bit)
     step = torch.tensor(held)
     shown = {"recall_step": step, "recall_weight": torch.full(step.shape, 0.25), "recall_worth": step.float()}
+    shown["recall_begin"] = torch.full((2,), begin)
     for t in range(length):
         ended = np.full(2, t == length - 1)
         seen.look(ActOut(None, {}, {"actor": {"recall_step": 0}, "critic": shown}), world)
@@ -196,6 +227,18 @@ def test_several_cues_and_those_still_to_come():
     }
     assert cue["kept"] == 0.75
     assert cue["kept_by_chance"] == pytest.approx((2 / 6 + 4 / 6) / 2)
+
+
+def test_entries_of_earlier_episodes_are_drawn_apart():
+    episode = watch(6, cue=[[0], [0]], bit=[0, 1], held=[[0, 19, 23, -1], [20, 21, 22, 23]], begin=20).episodes
+    assert episode[0].step[5].tolist() == [EARLIER, EARLIER, 3, EMPTY]
+    assert episode[1].step[5].tolist() == [0, 1, 2, 3]
+    for draw, shares in ((_retention, None), (_attention, [0.5] * 6)):
+        below = [trace for trace in draw(episode[0], 400) if len(trace.y) and trace.y[0] < 0]
+        assert [list(trace.x) for trace in below] == [list(range(6))]
+        assert shares is None or list(below[0].marker.color) == shares
+        assert not [trace for trace in draw(episode[1], 400) if len(trace.y) and trace.y[0] < 0]
+    assert [trace.x for trace in _worth(episode[0], 400) if len(trace.x)] == [(3,)]
 
 
 def test_an_answer_told_by_absence():

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from slm_lab.spec import reference, schema
+from slm_lab.spec import parts, reference, schema
 from slm_lab.spec.lab_spec import ENV
 from slm_lab.spec.validate import FAMILIES, loadable
 
@@ -25,6 +25,15 @@ def test_the_schema_knows_each_part(fakes):
     assert defs["memory.Replay"]["description"] == "Fake off-policy memory."
     assert defs["net.MLP"]["properties"]["core"]["anyOf"][0] == {"$ref": "#/$defs/core"}
     assert defs["env"]["additionalProperties"] is True and defs["env"]["required"] == ["name", "max_frame"]
+
+
+def test_a_part_inside_a_part_is_one_of_its_family():
+    defs = schema.build_schema()["$defs"]
+    for part, key in (("net.MLP", "core"), ("memory.StrategicMemory", "entry")):
+        assert defs[part]["properties"][key]["anyOf"][0] == {"$ref": f"#/$defs/{key}"}
+        assert defs[key]["oneOf"] == [{"$ref": f"#/$defs/{key}.{name}"} for name in parts.INNER[key]]
+    page = reference.render()
+    assert "| `entry` | MLP \\| Transformer |" in page and "## agent.memory.entry" in page
 
 
 def test_every_reference_of_the_schema_leads_somewhere(fakes):

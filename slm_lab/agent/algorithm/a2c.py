@@ -18,8 +18,11 @@ from slm_lab.lib.reduce import Losses, Metrics
 from slm_lab.lib.returns import explained_variance, gae, n_step_returns, td_error
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.running import RunningMoments
+from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import Batch, Tree
 from slm_lab.spec.model import PositiveInt, Unit
+
+AT_ONCE = 65_536  # steps that the critic judges at a time
 
 
 class ActorCriticSpec(PolicyGradientSpec):
@@ -46,8 +49,7 @@ class ActorCritic(PolicyGradient):
         return {**super().heads(spec, net_spec, action_space), "value": value}
 
     def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
-        out = self.net(batch.obs, batch.carry, batch.is_first, heads=("value",), go_on=False)
-        raw = out.heads["value"].squeeze(-1)  # [B, T+1], as the critic gives it
+        raw = self.raw_value(batch)
         value = self._unscale(raw)
         advantage, target = self.estimate(batch, value)
         variance = explained_variance(value[:, :-1][batch.mask], target[batch.mask])
@@ -63,6 +65,14 @@ class ActorCritic(PolicyGradient):
             "v_target": self._scale(target),
         }
         return batch.replace(extras=extras), {"explained_variance": float(variance)}
+
+    def raw_value(self, batch: Batch) -> Tensor:
+        """Values [B, T+1] as the critic gives them, of so many windows at a time that memory doesn't grow with B."""
+        B, T = batch.is_first.shape
+        rows = max(1, AT_ONCE // T)
+        parts = (map_batch(lambda x, i=i: x[i : i + rows], batch) for i in range(0, B, rows))
+        outs = (self.net(part.obs, part.carry, part.is_first, heads=("value",), go_on=False) for part in parts)
+        return torch.cat([out.heads["value"].squeeze(-1) for out in outs])
 
     def estimate(self, batch: Batch, value: Tensor) -> tuple[Tensor, Tensor]:
         """Advantages and value targets [B, T] from values [B, T+1]."""

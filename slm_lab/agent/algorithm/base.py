@@ -177,9 +177,7 @@ def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> 
     total, metrics = torch.zeros((), device=batch.mask.device), dict[str, Tensor]()
     for found in losses:
         if found.terms:
-            mask, weight = batch.mask, batch.weight
-            if found.mask is not None:  # rows of its own: a weight of the batch's rows says nothing of them
-                mask, weight = found.mask, weight if weight is not None and weight.dim() == 1 else None
+            mask, weight = (batch.mask, batch.weight) if found.mask is None else (found.mask, found.weight)
             loss, means = reduce_losses(found.terms, mask, weight, scales)
             total, metrics = total + loss, metrics | means
         metrics |= found.shown

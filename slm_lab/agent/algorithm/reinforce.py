@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,11 @@ from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.returns import gae
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt
+from slm_lab.spec.parts import MEMORY
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
 
 
 class REINFORCE(PolicyGradient):
@@ -19,8 +24,9 @@ class REINFORCE(PolicyGradient):
 
     `A_t = G_t = Σ_k γ^k r_{t+k}` to the end of the episode, less the batch's mean with `center_return`, over its
     deviation with `normalize_return`. Use it with OnPolicyReplay: a return needs its episode's end. With
-    OnPolicyBatchReplay (as in SLM-Lab's specs) returns are cut at the horizon and so too small there. A truncated
-    episode's return is what was earned, since nothing estimates the rest.
+    OnPolicyBatchReplay (as in SLM-Lab's specs), and in an episode longer than StrategicMemory's `horizon`, returns are
+    cut at the window's end: steps before it get nothing of what is earned after it. A truncated episode's return is
+    what was earned, since nothing estimates the rest.
 
     Source: Williams 1992. Differs: the factor γ^t of the discounted objective is left out, as everywhere.
 
@@ -38,6 +44,18 @@ class REINFORCE(PolicyGradient):
         @property
         def frequency(self) -> int:
             return self.training_frequency
+
+    @staticmethod
+    def notes(spec: LabSpec, world: World) -> list[str]:
+        """Whether returns are cut short."""
+        length, known = MEMORY.load(spec.agent.memory.name).window_length(spec), world.max_length
+        if length is None or (known is not None and known <= length):
+            return []
+        episodes = f"have up to {known}" if known else "may have more"
+        return [
+            f"REINFORCE learns from windows of at most {length} steps and episodes {episodes}: what is earned after a "
+            "window teaches nothing within it. Use longer windows, or a critic (A2C, PPO)"
+        ]
 
     def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
         zeros = torch.zeros_like(batch.is_first, dtype=batch.reward.dtype)  # [B, T+1]: no value estimates

@@ -55,7 +55,10 @@ class Auxiliary(nn.Module):
         return batch, {}
 
     def losses(self, batch: Batch, out: NetOut, net: Net) -> Losses:
-        """What a minibatch teaches: terms [B, Q] times their coefficients, and the mask of their rows."""
+        """What a minibatch teaches: terms [B, Q] times their coefficients, and the mask of their rows.
+
+        With a mask go the weights of those rows: `batch.weight` where they are some of the batch's.
+        """
         return Losses({})
 
     def after_update(self) -> None:

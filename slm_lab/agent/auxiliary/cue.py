@@ -63,7 +63,7 @@ class CueHead(Auxiliary):
         cue = batch.extras[NOTE]
         told = [self.heads[part](features) for part, features in out.features.items()]
         error = torch.stack([(x - cue["seen"]).square().mean(dim=-1) for x in told]).mean(dim=0)  # [B, Q]
-        return Losses({"cue_loss": self.spec.coef * error}, mask=batch.mask & cue["later"])
+        return Losses({"cue_loss": self.spec.coef * error}, mask=batch.mask & cue["later"], weight=batch.weight)
 
     @classmethod
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:

@@ -86,7 +86,8 @@ class RND(Auxiliary):
 
     def losses(self, batch: Batch, out: NetOut, net: Net) -> Losses:
         chosen = torch.rand(batch.mask.shape, generator=self.rng) < self.spec.share
-        return Losses({"rnd_loss": self.error(batch.extras[NOTE])}, mask=batch.mask & chosen.to(batch.mask.device))
+        mask = batch.mask & chosen.to(batch.mask.device)
+        return Losses({"rnd_loss": self.error(batch.extras[NOTE])}, mask=mask, weight=batch.weight)
 
     def error(self, obs: Tree) -> Tensor:
         """How wrong the predictor is, [B, T]; the gradient is the predictor's."""

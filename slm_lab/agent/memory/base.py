@@ -90,7 +90,7 @@ class Memory:
 
     @classmethod
     def window_length(cls, spec: LabSpec) -> int | None:
-        """Steps of the windows that the agent of `spec` learns from; None: whole episodes."""
+        """Steps of the longest windows that the agent of `spec` learns from; None: whole episodes."""
         return None
 
     @classmethod

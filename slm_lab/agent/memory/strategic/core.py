@@ -108,7 +108,8 @@ class StrategicCore(Core):
         new["time"] = self._subjective(new["worth"], carry["time"], is_first)
         held, trace = carry["held"], carry.get("trace")
         if trace is not None:
-            held = self._embedded_anew(held)
+            over = is_first[:, :1] & (not self.persist)  # what the last episode left is no part of this one
+            held = self._embedded_anew({**held, "count": torch.where(over, -1, held["count"])})
         before = held["count"].shape[1]
         data = {key: torch.cat([held[key], new[key]], dim=1) for key in new}
         first = is_first & (not self.persist)

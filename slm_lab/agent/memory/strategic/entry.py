@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -12,12 +12,23 @@ from slm_lab.agent.net.layers import mlp
 from slm_lab.spec.model import PositiveInt, SpecModel
 
 
-class Entry(nn.Module):
-    """The seam: the inputs of the last `window` steps u [N, window, D], oldest first, to h [N, F].
+class EntrySpec(SpecModel):
+    """Keys of every entry encoder."""
 
-    Before an episode's first step there are only zeros.
+    @property
+    def steps(self) -> int:
+        """Steps that make an entry, the present one included."""
+        return 1
+
+
+class Entry(nn.Module):
+    """The seam: `(spec, in_size)`; the inputs of the last `window` steps u [N, window, D], oldest first, to h [N, F].
+
+    Before an episode's first step there are only zeros. The Spec tells the window too (`steps`), so that one longer
+    than the memory is refused.
     """
 
+    Spec: ClassVar[type[EntrySpec]]
     window: int = 1
     out_size: int  # F
 
@@ -28,14 +39,9 @@ class MLPEntry(Entry):
     Sample spec: `"entry": {"name": "MLP", "hid_layers": [64]}`
     """
 
-    class Spec(SpecModel):
+    class Spec(EntrySpec):
         name: Literal["MLP"] = "MLP"
         hid_layers: list[PositiveInt] = Field([64], min_length=1, description="units of each layer")
-
-        @property
-        def steps(self) -> int:
-            """Steps that make an entry."""
-            return 1
 
     def __init__(self, spec: Spec, in_size: int) -> None:
         super().__init__()
@@ -55,7 +61,7 @@ class TransformerEntry(Entry):
     Sample spec: `"entry": {"name": "Transformer", "window": 4, "size": 64, "heads": 4}`
     """
 
-    class Spec(SpecModel):
+    class Spec(EntrySpec):
         name: Literal["Transformer"] = "Transformer"
         window: PositiveInt = Field(4, description="steps that make an entry, the present one included")
         size: PositiveInt = Field(64, description="units of its features")
@@ -70,7 +76,6 @@ class TransformerEntry(Entry):
 
         @property
         def steps(self) -> int:
-            """Steps that make an entry."""
             return self.window
 
     def __init__(self, spec: Spec, in_size: int) -> None:

@@ -16,10 +16,11 @@ from slm_lab.agent.net.encode import vector, vector_size
 from slm_lab.agent.net.net import Net, NetOut
 from slm_lab.lib.reduce import Losses, Metrics, reduce_losses
 from slm_lab.lib.returns import explained_variance
-from slm_lab.lib.tree import tree_map
+from slm_lab.lib.tree import tree_leaves, tree_map
 from slm_lab.lib.types import Batch, Tree
 
 NAME = "hindsight"
+PAST_BYTES = 2**24  # most of a batch that is kept for replay
 
 
 class Hindsight(Auxiliary):
@@ -31,9 +32,11 @@ class Hindsight(Auxiliary):
     - *critic*: attention over all entries so far, evicted ones included, and the advantage of the action taken,
       `Q(h_j, m_j)[a_j] − Σ_b π(b) Q(h_j, m_j)[b] → δ_j` in units of their rms. It learns from a policy that acts by
       chance, and since what no action caused explains nothing, it doesn't learn the noise of the value function.
-    - *usefulness*: cross-entropy from the critic's attention, mean over the steps, to `softmax_i ρ_i` over the episode:
-      its fixed point, exp(ρ_i) in proportion to the attention that i will get, is the right weight of a reservoir. The
-      target is drawn halfway to its mean over episodes at the same step: cues are kept whatever they say.
+    - *usefulness*: cross-entropy from what each entry did for the critic, mean over the steps, to `softmax_i ρ_i` over
+      the episode: its fixed point, exp(ρ_i) in proportion to the use that i will be, is the right weight of a
+      reservoir. The target is drawn halfway to its mean over episodes at the same step: cues are kept whatever they
+      say. What entry i did is by how much Q would move without it, to first order `a_i/(1 − a_i) |∂Q/∂m · (v_i − m)|`:
+      entries that are looked at and say nothing are of no use.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Discrete actions only.
@@ -79,7 +82,7 @@ class Hindsight(Auxiliary):
             notes["policy"] = policy.log_probs.exp()  # [B, M, A]
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
-        found, _ = self._judge(notes, out.inner[self.part], _core(net, self.part))
+        found, *_ = self._judge(notes, out.inner[self.part], _core(net, self.part))
         variance = explained_variance(self._of(found, notes["action"])[mask], notes["error"][mask])
         self.gate = float(variance.nan_to_num(0.0).clamp(0.0, 1.0))
         return batch, {"hindsight_explained": float(variance.nan_to_num(0.0))}
@@ -104,18 +107,21 @@ class Hindsight(Auxiliary):
         return Losses(terms, {"hindsight_gate": torch.tensor(self.gate)}, mask=mask)
 
     def _keep(self, batch: Batch) -> None:
-        """The newest windows for replay: as many as hold some steps."""
-        count = max(1, min(len(batch.mask), 65536 // batch.mask.shape[1]))
+        """Some of the windows for replay: as many as fit."""
+        if not self.spec.replay:
+            return
         part = {"obs": batch.obs, "is_first": batch.is_first, "carry": batch.carry, "notes": batch.notes[NAME]}
-        if self.spec.replay:
-            self.past.append(tree_map(lambda x: x[:count].clone(), part))
-            del self.past[: -self.spec.replay]
+        size = sum(leaf[0].nbytes for _, leaf in tree_leaves(part))
+        rows = torch.randperm(len(batch.mask), generator=self.rng)[: max(1, PAST_BYTES // size)]
+        self.past.append(tree_map(lambda x: x[rows.to(x.device)], part))
+        del self.past[: -self.spec.replay]
 
     def _replayed(self, count: int, net: Net) -> Tensor:
         """What as many windows of one of the last batches teach."""
         held = self.past[int(torch.randint(len(self.past), (1,), generator=self.rng))]
-        rows = torch.randperm(len(held["is_first"]), generator=self.rng)[:count].to(held["is_first"].device)
-        part = tree_map(lambda x: x[rows], held)
+        rows = torch.randperm(len(held["is_first"]), generator=self.rng)[:count]
+        device = next(self.parameters()).device  # after a resume they are where they were saved from
+        part = tree_map(lambda x: x[rows.to(x.device)].to(device), held)
         out = net.features(
             part["obs"], part["carry"], part["is_first"], ("policy",), go_on=False, at=part["notes"]["at"][:, :1]
         )
@@ -125,15 +131,15 @@ class Hindsight(Auxiliary):
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of critic and usefulness [B, M], and the values behind them [B, M, A]."""
         spec, mask = self.spec, notes["mask"]
-        value, attention = self._judge(notes, entries, core, spec.dropout)  # [B, M, A], [B, M, H, N]
-        terms = {"hindsight_loss": spec.hindsight_coef * (self._of(value, notes["action"]) - notes["error"]).square()}
-        target, valid = attention.detach().mean(dim=2), _seen(notes["at"], entries)  # [B, M, N]
-        data = entries.data
+        value, attention, read = self._judge(notes, entries, core, spec.dropout)  # [B, M, A], [B, M, H, N], [B, M, ..]
+        judged, data = self._of(value, notes["action"]), entries.data
+        terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
         if spec.usefulness_coef:
+            valid = _seen(notes["at"], entries)  # [B, M, N]
+            target = _use(judged, read, attention.detach(), data["value"].detach(), mask)
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
             seen = (valid & mask[..., None]).any(dim=1)
-            if not entries.before:  # halfway to what the same step was worth in other episodes
-                whole = 0.5 * (whole + torch.where(seen, whole.mean(dim=0), 0.0))
+            whole = _halfway(whole, seen, data["count"][:, : entries.before])
             loss = _cross_entropy(whole, data["worth"], seen)
             terms["usefulness_loss"] = spec.usefulness_coef * loss[:, None].expand_as(mask)
             if "decay" in data:
@@ -142,14 +148,17 @@ class Hindsight(Auxiliary):
                 terms["decay_loss"] = spec.usefulness_coef * _cross_entropy(target, held, valid)
         return terms, value
 
-    def _judge(self, notes: Tree, entries: Entries, core: StrategicCore, dropout: float = 0) -> tuple[Tensor, Tensor]:
-        """Q of the surprising steps [B, M, A] (or [B, M, 1] of the action taken), and the attention behind it."""
+    def _judge(
+        self, notes: Tree, entries: Entries, core: StrategicCore, dropout: float = 0
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Q of the surprising steps [B, M, A] (or [B, M, 1] of the action taken); attention behind it, what it read."""
         valid = _seen(notes["at"], entries)
         if dropout:
             spared = torch.rand(valid.shape, generator=self.rng).to(valid.device) >= dropout
             own = torch.arange(valid.shape[-1], device=valid.device) - entries.before == notes["at"][..., None]
             valid = valid & (spared | own)
-        seen, attention = core.recall_all(entries.data, entries.before + notes["at"], valid)
+        read, attention = core.recall_all(entries.data, entries.before + notes["at"], valid)
+        seen = read
         if not self.discrete:
             space, action = self.context.world.action_space, notes["action"]
             shaped = action.reshape(*action.shape[:2], *(space.shape or ()))
@@ -157,7 +166,7 @@ class Hindsight(Auxiliary):
         value: Tensor = self.critic(seen)
         if self.discrete:  # what is no action's doing explains nothing
             value = value - (notes["policy"] * value).sum(dim=-1, keepdim=True)
-        return value, attention
+        return value, attention, read
 
     def _of(self, value: Tensor, action: Tensor) -> Tensor:
         """The value [B, M] of the action taken."""
@@ -180,6 +189,27 @@ def _seen(at: Tensor, entries: Entries) -> Tensor:
     place = torch.arange(count.shape[1], device=at.device) - entries.before
     real = (count >= 0)[:, None]
     return real & (place <= at[..., None])
+
+
+def _use(judged: Tensor, read: Tensor, weight: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """By how much `judged` [B, M] would move without each entry [B, M, N], to first order; 1 in all for a mean step.
+
+    read [B, M, F + H·d] is h and the memory m, weight [B, M, H, N] the attention, value [B, N, H, d].
+    """
+    (slope,) = torch.autograd.grad(judged.sum(), read, retain_graph=True)
+    shape = (*weight.shape[:3], value.shape[-1])  # [B, M, H, d]
+    slope, memory = (x.detach()[..., -shape[2] * shape[3] :].reshape(shape) for x in (slope, read))
+    other = torch.einsum("bmhd,bnhd->bmhn", slope, value) - (slope * memory).sum(dim=-1, keepdim=True)
+    moved: Tensor = (other * weight / (1 - weight).clamp(min=1e-3)).abs().sum(dim=2)
+    return moved / moved.sum(dim=-1)[mask].mean().clamp(min=1e-8)
+
+
+def _halfway(target: Tensor, seen: Tensor, held: Tensor) -> Tensor:
+    """`target` [B, N] of windows that begin with an episode, halfway to its mean over episodes at the same step."""
+    begins = ~(held >= 0).any(dim=1, keepdim=True)
+    known = seen & begins
+    mean = torch.where(known, target, 0.0).sum(dim=0) / known.sum(dim=0).clamp(min=1)
+    return torch.where(known, 0.5 * (target + mean), target)
 
 
 def _cross_entropy(target: Tensor, logits: Tensor, valid: Tensor) -> Tensor:

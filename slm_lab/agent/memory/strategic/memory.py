@@ -101,6 +101,21 @@ class StrategicMemory(OnPolicyReplay):
         return batch.replace(carry=carry, extras=extras)
 
     @classmethod
+    def window_length(cls, spec: LabSpec) -> int | None:
+        return int(spec.agent.memory.horizon)
+
+    @staticmethod
+    def notes(spec: LabSpec, world: World) -> list[str]:
+        """Whether retention has a choice at all."""
+        slots, length = spec.agent.memory.slots, world.max_length
+        if spec.agent.memory.persist or length is None or slots <= length:
+            return []
+        return [
+            f"agent.memory.slots {slots}: no episode has more than {length} steps, so nothing is ever dropped and "
+            f"retention has nothing to learn; {length - 1} or fewer make it choose"
+        ]
+
+    @classmethod
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
         found, keys = super().problems(spec, world), spec.agent.memory
         steps = ENTRY.load(keys.entry["name"]).Spec(**keys.entry).steps

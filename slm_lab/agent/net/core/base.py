@@ -30,7 +30,8 @@ class Core(nn.Module):
     `is_first` [B, T] resets the carry INSIDE the core, before the step it marks is read; nobody else ever touches a
     carry. A carry is a tree of `[B, ...]` tensors; `losses` join the update. A core that recalls shows it in `extras`:
     `recall_step` (step of the episode at which each of K items was written, -1: none), `recall_weight` (attention on
-    it now) and `recall_worth` (how much it is worth keeping), each [B, Q, K].
+    it now) and `recall_worth` (how much it is worth keeping), each [B, Q, K]. Where items outlive the episode, their
+    steps are counted on through all episodes, and `recall_begin` [B, Q] is the count at which this one began.
     """
 
     Spec: ClassVar[type[SpecModel]]
