@@ -160,8 +160,13 @@ def env_name(learner: LabLearner) -> str:
 
 
 def commit() -> str:
-    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-    return told.stdout.strip()
+    """Of the code that is run; the pages that benchmarks write don't make it dirty."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
+    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 # --- the page ---
