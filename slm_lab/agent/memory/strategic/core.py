@@ -116,6 +116,8 @@ class StrategicCore(Core):
         index = self._kept(data, before, first, trace)  # [B, T, K] places among the N entries, -1: empty
         steps = torch.arange(T, device=x.device).expand(B, T) if at is None else at
         features, extras = self.recall(data, before + steps, take(index, at))
+        if self.persist:
+            extras["recall_begin"] = take(count - clock, at)  # of what is held, the rest is of earlier episodes
         after = {} if trace is not None else self._after(data, index[:, -1], recent, clock, count)
         return CoreOut(features, after, extras, {}, Entries(data, before, index))
 
