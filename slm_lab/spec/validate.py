@@ -14,6 +14,7 @@ from slm_lab.spec.dialect import translate
 from slm_lab.spec.explain import check, show
 from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec
 from slm_lab.spec.parts import ALGORITHM, AUXILIARY, CORE, MEMORY, NET
+from slm_lab.spec.space import read_space
 from slm_lab.spec.variables import substitute
 
 SECTIONS = {"agent": True, "env": True, "meta": False, "search": False, "vars": False}  # section: must be there
@@ -71,6 +72,8 @@ def resolve(
     found.add(problems)
     meta, problems = check(MetaSpec, sections["meta"], "meta")
     found.add(problems)
+    search = translation.spec.get("search")
+    found.add(read_space(_mapping(search))[1])
     found.add(_fit_problems(classes))
     if check_env and env is not None:  # the world is looked at even where other parts are wrong: all errors at once
         found.add(ENV.load("env_problems")(env))
@@ -78,7 +81,7 @@ def resolve(
 
     assert env is not None and meta is not None  # else they had problems
     meta = meta.filled(env.max_frame)
-    spec = LabSpec(name, agent, env, meta, translation.spec.get("search"), tuple(translation.notes), data)
+    spec = LabSpec(name, agent, env, meta, search, tuple(translation.notes), data)
     if check_env:
         found.add(_space_problems(spec, classes))
     _finish(found, name)
