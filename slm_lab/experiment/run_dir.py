@@ -71,7 +71,7 @@ class RunDir:
         """
         if which != "latest":
             return _run_at(data, name, which)
-        runs = [run for run in _all_runs(data) if name is None or run.path.name[: -len(STAMP)] == name]
+        runs = [run for run in all_runs(data) if name is None or run.path.name[: -len(STAMP)] == name]
         if not runs:
             raise LabError(
                 f"there is no run{f' of {name}' if name else ''} under {data}. Start one with mode 'train' or 'dev'."
@@ -178,7 +178,7 @@ def _run_at(data: Path, name: str | None, which: str) -> RunDir:
     places = [Path(which).expanduser(), data / which]
     path = next((place for place in places if (place / "spec.json").is_file()), None)
     if path is None:
-        near = did_you_mean(which, ["latest", *(str(run.path) for run in _all_runs(data))])
+        near = did_you_mean(which, ["latest", *(str(run.path) for run in all_runs(data))])
         hint = near if near.startswith(" Did") else f" Give a folder under {data}, or 'latest'."
         what = "holds no spec.json" if places[0].is_dir() else "is no folder" if places[0].exists() else "doesn't exist"
         raise LabError(f"{which} isn't a run folder: it {what}.{hint}")
@@ -188,7 +188,7 @@ def _run_at(data: Path, name: str | None, which: str) -> RunDir:
     return run
 
 
-def _all_runs(data: Path) -> list[RunDir]:
+def all_runs(data: Path) -> list[RunDir]:
     """The runs under `data`, newest first."""
     folders = [
         path.parent for path in data.glob("*/spec.json") if re.search(r"_\d{4}(_\d\d){2}_\d{6}$", path.parent.name)

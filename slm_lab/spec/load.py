@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.registry import Registry
 from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
 
 logger = logging.getLogger("slm_lab")
@@ -252,6 +253,17 @@ def apply_overrides(raw: Mapping[str, Any], items: Iterable[str]) -> dict[str, A
             part = ".".join(keys[:-1])
             logger.warning("%s is now %s, which has no %s: left out", part, value, ", ".join(foreign))
     return spec
+
+
+def loadable(registry: Registry) -> dict[str, Any]:
+    """The classes of a family that import here: a part may be unfinished, or need a package that isn't installed."""
+    classes = {}
+    for name in registry:
+        try:
+            classes[name] = registry.load(name)
+        except (ImportError, AttributeError, LabError):
+            continue
+    return classes
 
 
 def drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> list[str]:

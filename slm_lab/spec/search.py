@@ -90,7 +90,9 @@ def _problems_at(raw: Mapping[str, Any], point: Point, path: str) -> list[Proble
     """What is wrong near the path when the spec is at that point."""
     try:
         spec, _ = make_raw(raw, {key: value for key, value in point.items() if key != path})
-        spec, _ = make_raw(spec, {path: point[path]})
+        spec, lost = make_raw(spec, {path: point[path]})
+        if lost:
+            return [Problem(path, f"{get_at(spec, path.rpartition('.')[0])['name']} has no such key")]
         resolve(spec, check_env=False)
     except SpecError as error:
         return [p for p in error.problems if _near(p.path, path) and not _is_misfit(spec, p.path)]

@@ -16,7 +16,7 @@ from typing import Any
 
 from slm_lab.lib.errors import Problem, did_you_mean
 from slm_lab.spec.explain import show
-from slm_lab.spec.load import PARTS, drop_foreign_keys, set_at
+from slm_lab.spec.load import PARTS, drop_foreign_keys, loadable, set_at
 
 LISTED = ("choice", "grid_search")  # their arguments are the values; of the others they are bounds, and a step
 BOUNDS = {  # name: (arguments, whole numbers, logarithmic)
@@ -89,19 +89,31 @@ def grid(variables: list[Variable], everything: bool) -> list[Point]:
 def make_raw(raw: Mapping[str, Any], point: Point) -> tuple[dict[str, Any], list[str]]:
     """The raw spec at a point, without its search section, and the variables that have no place in it.
 
-    Where the point names another part, keys that this part lacks go: those of the old part, and the point's own (GRU
-    has a hidden_size, none has not). Raises `LabError` where a value can't be set.
+    Keys of the point that its parts lack, though others have them, go (GRU has a hidden_size, none has not); so do the
+    old part's keys where the point names another. Raises `LabError` where a value can't be set.
     """
     spec = {key: copy.deepcopy(value) for key, value in raw.items() if key != "search"}
     leaves = [leaf for path, value in point.items() for leaf in flat(path, value)]
     for path, value in leaves:
         set_at(spec, path.split("."), copy.deepcopy(value))
-    gone = []
+    gone = {path for path, _ in leaves if _is_of_another_part(spec, path)}
+    for path in gone:
+        part, _, key = path.rpartition(".")
+        del get_at(spec, part)[key]
     for path, name in leaves:
         part = path.removesuffix(".name")
-        if part != path and part in PARTS and get_at(spec, path) == name:
-            gone += [f"{part}.{key}" for key in drop_foreign_keys(spec, part.split("."), name)]
-    return spec, [path for path in point if any(path == lost or path.startswith(f"{lost}.") for lost in gone)]
+        if part != path and get_at(spec, path) == name:
+            drop_foreign_keys(spec, part.split("."), name)
+    return spec, [path for path in point if path in gone]
+
+
+def _is_of_another_part(spec: dict[str, Any], path: str) -> bool:
+    """Whether the key is none of its part, but of another one that might stand there (typos stay, and are told)."""
+    part, _, key = path.rpartition(".")
+    registry, name = PARTS.get(part), get_at(spec, f"{part}.name")
+    if registry is None or name not in registry or key in registry.load(name).Spec.model_fields:
+        return False
+    return any(key in cls.Spec.model_fields for cls in loadable(registry).values())
 
 
 def flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:

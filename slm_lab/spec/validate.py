@@ -13,6 +13,7 @@ from slm_lab.lib.registry import Registry
 from slm_lab.spec.dialect import translate
 from slm_lab.spec.explain import check, show
 from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec
+from slm_lab.spec.load import loadable
 from slm_lab.spec.parts import ALGORITHM, AUXILIARY, CORE, MEMORY, NET
 from slm_lab.spec.space import read_space
 from slm_lab.spec.variables import substitute
@@ -192,17 +193,6 @@ def _part(registry: Registry, raw: Any, path: str, found: Findings) -> tuple[Any
 
 
 # --- do they fit each other ---
-
-
-def loadable(registry: Registry) -> dict[str, Any]:
-    """The classes of a family that import here: a part may be unfinished, or need a package that isn't installed."""
-    classes = {}
-    for name in registry:
-        try:
-            classes[name] = registry.load(name)
-        except (ImportError, AttributeError, LabError):
-            continue
-    return classes
 
 
 def summary(cls: Any) -> str:

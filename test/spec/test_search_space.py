@@ -140,3 +140,11 @@ def test_metrics_that_can_be_chosen_are_metrics_of_a_trial():
     from slm_lab.spec.lab_spec import Metric
 
     assert set(get_args(Metric)) <= trial_metrics([])["scalar"].keys()
+
+
+def test_a_key_of_a_part_that_is_not_there_has_no_place():
+    raw = raw_spec()
+    made, lost = make_raw(raw, {"agent.memory.slots": 8, "agent.algorithm.gamma": 0.9})
+    assert made["agent"]["memory"] == raw["agent"]["memory"] and lost == ["agent.memory.slots"]
+    with pytest.raises(SpecError, match=r"agent.memory.slots: OnPolicyBatchReplay has no such key"):
+        searched({"agent.memory.slots__choice": [4, 8]})

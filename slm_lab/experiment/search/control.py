@@ -15,6 +15,7 @@ from rich.console import Console
 from slm_lab import __version__
 from slm_lab.experiment.analysis import plural
 from slm_lab.experiment.display import say
+from slm_lab.experiment.index import write_index
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import OPEN, Ledger
@@ -138,6 +139,7 @@ def _write(run: RunDir, spec: LabSpec, variables: list[Variable], png: bool) -> 
         experiment = Experiment(run, spec.name, ledger, variables, spec.meta)
         draw_search(experiment, png)
         write_search_report(experiment, run.read_spec())
+        write_index(run.path.parent)
 
 
 def _finish(run: RunDir, spec: LabSpec, ledger: Ledger, variables: list[Variable], console: Console) -> None:

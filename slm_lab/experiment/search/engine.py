@@ -194,7 +194,8 @@ class Worker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         assert self.work is not None
         report = self.work.advance(SLICE)
-        where = {"node": ray.util.get_node_ip_address(), "pid": os.getpid()}
+        node = f"{ray.util.get_node_ip_address()} {ray.get_runtime_context().get_node_id()[:6]}"
+        where = {"node": node, "pid": os.getpid()}
         return {**report, **where, "done": report["status"] in ("done", "failed")}
 
     def cleanup(self) -> None:
