@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,11 @@ def cluster() -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAY_AUTH_MODE", "token")  # a token of its own, for nodes and drivers alike
+    patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
+    patch.setenv("OMP_NUM_THREADS", "1")
+    environment = {**os.environ, "RAY_worker_niceness": "0", "PYTHONPATH": str(ROOT)}
     common = ["--num-cpus=1", "--block", "--disable-usage-stats", "--object-store-memory=100000000"]
     head = [f"--port={address.split(':')[1]}", "--head", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
     nodes = []
@@ -71,6 +76,7 @@ def cluster() -> Iterator[str]:
         for node in reversed(nodes):
             node.terminate()
             node.wait(30)
+        patch.undo()
 
 
 @pytest.fixture

@@ -90,7 +90,7 @@ class SearchDisplay:
     def _progress(self, result: dict[str, Any]) -> list[str]:
         """Cells of a row: frames, frames/s, return, eta."""
         fps, left = result["fps"], result["max_frame"] - result["frame"]
-        eta = f"eta {left / fps:,.0f} s" if fps > 0 else "eta –"
+        eta = f"eta {max(left, 0) / fps:,.0f} s" if fps > 0 else "eta –"
         shown = "–" if math.isnan(result["return"]) else f"{result['return']:,.2f}"
         speed = "–" if math.isnan(fps) else f"{fps:,.0f}"
         return [f"frame {result['frame']:,} of {result['max_frame']:,}", f"{speed} frames/s", f"return {shown}", eta]

@@ -95,7 +95,10 @@ def _cure(address: str | None) -> str:
     if not address:
         return "Is there room and memory left on this machine?"
     head = "ray start --head --port=6379"
-    return f"Start one there with: {head}; this machine joins it with: ray start --address={address}"
+    return (
+        f"Start one there with: {head}; this machine joins it with: ray start --address={address}. "
+        "Where it wants a token, every machine needs that and RAY_AUTH_MODE=token"
+    )
 
 
 def _concurrent(spec: LabSpec) -> int:
@@ -322,7 +325,7 @@ class Bookkeeper(tune.Callback):
         index = trial.config["trial"]
         if index not in self.running:
             self.running.add(index)
-            self._write("running", index, node=result["node"], pid=result["pid"])
+            self._write("running", index, node=result["node"], pid=result["pid"], seconds=round(result["seconds"], 3))
         if result["status"] == "retry":
             self._write("retry", index, reason=result["reason"], trace=result["trace"])
         self.display.report(self.ledger.trials[index], result)

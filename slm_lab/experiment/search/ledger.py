@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from slm_lab.experiment.run_dir import RunDir, unwritable
@@ -72,7 +72,7 @@ class Ledger:
 
     def append(self, event: str, trial: int | None = None, **facts: Any) -> None:
         """Write an event, synced to disk. Raises `LabError` on a full disk; the events before it are intact."""
-        entry = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "event": event, "trial": trial, **facts}
+        entry = {"time": datetime.now().isoformat(" ", "milliseconds"), "event": event, "trial": trial, **facts}
         line = json.dumps({key: value for key, value in entry.items() if value is not None}).encode() + b"\n"
         try:
             with self.path.open("ab", buffering=0) as file:

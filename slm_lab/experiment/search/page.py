@@ -30,7 +30,7 @@ def write_search_report(experiment: Experiment, facts: dict[str, Any]) -> None:
     parts = [
         f'<h1>{escape(e.name)}</h1><p class="facts">{escape(_facts(facts, len(open_trials)))}</p>',
         _cards(e),
-        drawn,
+        drawn or "<p>No trial has ended well yet, so there is nothing to draw.</p>",
         section("Trials, best first", _trials(e)),
         section("Failed and invalid trials", _failures(e)),
         section("Go on", f"<pre>{escape(_commands(e))}</pre>"),
