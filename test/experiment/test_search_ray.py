@@ -46,7 +46,8 @@ for cls in (Raises, Slow):
         gymnasium.register(cls.__name__ + "-v0", entry_point=cls)
 """
 GAMMA = {"agent.algorithm.gamma__uniform": [0.9, 0.99]}
-pytestmark = pytest.mark.learn  # processes by the dozen: most of a minute on an idle machine
+# processes by the dozen: most of a minute on an idle machine
+pytestmark = [pytest.mark.learn, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def cluster() -> Iterator[str]:
     patch.setenv("RAY_AUTH_MODE", "token")  # a token of its own, for nodes and drivers alike
     patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
     patch.setenv("OMP_NUM_THREADS", "1")
+    patch.setenv("RAY_raylet_start_wait_time_s", "120")  # where much else is running
     environment = {**os.environ, "RAY_worker_niceness": "0", "PYTHONPATH": str(ROOT)}
     common = ["--num-cpus=1", "--block", "--disable-usage-stats", "--object-store-memory=100000000"]
     head = [f"--port={address.split(':')[1]}", "--head", "--node-ip-address=127.0.0.1", "--include-dashboard=false"]
@@ -86,6 +88,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: str) -> Callab
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "bad_env.py").write_text(BAD_ENV)
     monkeypatch.delitem(sys.modules, "bad_env", raising=False)
+    monkeypatch.setattr("slm_lab.experiment.enjoy.GIF_FRAMES", 5)  # quantising pictures is slow
     return lambda *words: main([*words, "--ray-address", cluster])
 
 

@@ -34,7 +34,7 @@ from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import OPEN, Ledger
 from slm_lab.experiment.search.study import NAME, distributions, from_optuna, make_sampler, make_study, to_optuna
 from slm_lab.experiment.search.work import Work, make_work
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import LabError, SpecError
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.log import note
 from slm_lab.spec.lab_spec import LabSpec
@@ -104,7 +104,7 @@ def _cure(address: str | None) -> str:
 def _concurrent(spec: LabSpec) -> int:
     """How many trials run at once. Raises `LabError` where not one ever could."""
     need = spec.meta.search_resources
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     room = sum(_room(node, need.cpu, need.gpu) for node in nodes)
     if not room:
         there = "; ".join(f"{n.get('CPU', 0):g} cpu and {n.get('GPU', 0):g} gpu" for n in nodes) or "nothing"
@@ -197,7 +197,7 @@ class Worker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         assert self.work is not None
         report = self.work.advance(SLICE)
-        node = f"{ray.util.get_node_ip_address()} {ray.get_runtime_context().get_node_id()[:6]}"
+        node = f"{ray.util.get_node_ip_address()} {ray.get_runtime_context().get_node_id()[:6]}"  # type: ignore[no-untyped-call]
         where = {"node": node, "pid": os.getpid()}
         return {**report, **where, "done": report["status"] in ("done", "failed")}
 
@@ -240,7 +240,7 @@ class Planner(Searcher):
         if points:
             yield from (points[i % len(points)] for i in range(len(self.ledger.trials), self.max_trial))
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
         try:
             index = self._next()
         except LabError as error:  # the ledger can't be written
@@ -276,7 +276,8 @@ class Planner(Searcher):
             spec = resolve(made, self.spec.name, data=self.run.path)
         except LabError as error:
             self.ledger.append("planned", index, point=point, unused=unused)
-            self.ledger.append("invalid", index, reason=str(error))
+            problems = error.problems if isinstance(error, SpecError) else [error]
+            self.ledger.append("invalid", index, reason="; ".join(map(str, problems)))
             return False
         facts = {"name": self.spec.name, **spec.dump(), "run": self.run.read_spec()["run"] | {"trial": index}}
         file = self.run.of_trial(index).spec_file

@@ -154,7 +154,9 @@ def parallel(e: Experiment) -> go.Figure | None:
     for trial, value, height, tone in reversed(list(zip(e.done, values, share, shade, strict=True))):
         y = np.array([*(scale.height(trial) for scale in scales), height])
         color = sample_colorscale("Blues", [0.25 + 0.75 * float(tone)])[0]
-        trace = line(np.arange(len(y)), y, None, color, width=3.4 if trial is e.done[0] else 1.8, opacity=0.9)
+        trace = line(
+            np.arange(len(y), dtype=float), y, None, color, width=3.4 if trial is e.done[0] else 1.8, opacity=0.9
+        )
         figure.add_trace(trace.update(hoverinfo="text", text=f"{e.told(trial)}: {value:.4g}"))
     axes = [*scales, _Scale(Variable("", "uniform", (low, high if high > low else low + 1)), [])]
     names = [*e.names.values(), f"<b>{e.meta.metric.replace('_', ' ')}</b>"]

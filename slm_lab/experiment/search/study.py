@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
@@ -47,7 +47,7 @@ def make_study(
 ) -> tuple[optuna.Study, optuna.storages.BaseStorage]:
     """A study that knows the trials that have ended, and the storage it is in."""
     storage = optuna.storages.InMemoryStorage()
-    direction = "maximize" if meta.mode == "max" else "minimize"
+    direction: Literal["maximize", "minimize"] = "maximize" if meta.mode == "max" else "minimize"
     study = optuna.create_study(storage=storage, sampler=sampler, study_name=NAME, direction=direction)
     space = distributions(variables)
     for trial in ledger.with_status("done", "pruned", "failed", "invalid"):
