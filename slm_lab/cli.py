@@ -302,6 +302,7 @@ def _at_most(count: int, words: list[str]) -> None:
 def _check(words: list[str], args: argparse.Namespace) -> None:
     """One spec, or without a name every spec of the file."""
     from slm_lab.spec.load import load_file
+    from slm_lab.spec.search import check_search
 
     if not words:
         raise LabError("which spec file? Expected: check SPEC_FILE [SPEC_NAME]")
@@ -310,7 +311,9 @@ def _check(words: list[str], args: argparse.Namespace) -> None:
     errors = []
     for name in names:
         try:
-            _resolved([words[0], name], args)
+            spec = _resolved([words[0], name], args)
+            if spec.search:
+                check_search(_written([words[0], name], args)[1], spec)
             print(f"{name}: ok")
         except LabError as error:
             errors.append(str(error))

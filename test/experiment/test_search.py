@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from slm_lab.experiment import control
 from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.search import control as search
+from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import Ledger, best_run
+from slm_lab.experiment.search.redraw import Redraw
 from slm_lab.experiment.search.results import prune, trial_table
 from slm_lab.experiment.search.study import from_optuna, importances, make_sampler, make_study, to_optuna
 from slm_lab.experiment.search.work import Work, make_work
@@ -270,3 +274,45 @@ def test_the_page_has_no_empty_panels(tmp_path, values):
         page = (run.path / "report.html").read_text()
         assert "nan" not in page.split("The resolved spec")[0].replace("final", "")
         assert ("it broke" in page) == (None in values)
+
+
+# ---- what is seen while it runs --------------------------------------------------------------------------------------
+
+
+def test_the_live_view_shows_the_running_the_best_and_the_failed(tmp_path):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    meta = run.stored_spec().meta
+    ended(ledger, 0.9, 12.5)
+    ended(ledger, 0.91, None, "failed")
+    ledger.append("planned", 2, point={GAMMA: 0.95, CORE: "GRU"})
+    screen = Console(force_terminal=True, width=120, file=io.StringIO())
+    display = SearchDisplay("x: search", ledger, VARIABLES, meta, 5, screen)
+    display.wait_for("starting Ray")
+    assert "starting Ray" in shown(display)
+    report = {"status": "running", "frame": 50, "max_frame": 200, "fps": 10.0, "return": 3.25}
+    display.report(ledger.trials[2], report)
+    view = shown(display)
+    assert "starting Ray" not in view and "of 5 trials 1 done, 1 failed, best: trial 0, final_return 12.5" in view
+    for part in ("50", "10", "3.25", "15 s", "gamma 0.95, core.name GRU"):
+        assert part in view
+
+
+def shown(display: SearchDisplay) -> str:
+    page = Console(width=140, file=io.StringIO())
+    page.print(display._view())
+    return page.file.getvalue()
+
+
+def test_a_drawing_that_fails_stops_nothing(monkeypatch, caplog):
+    monkeypatch.setattr("slm_lab.experiment.search.redraw.FIRST", 0.0)
+    drawn = threading.Event()
+
+    def draw() -> None:
+        drawn.set()
+        raise OSError("no space")
+
+    with Redraw(draw) as redraw:
+        redraw.wanted.set()
+        assert drawn.wait(10)
+    assert "weren't drawn" in caplog.text

@@ -109,7 +109,12 @@ def _run(
         with engine.started_ray(address):
             try:
                 with Redraw(lambda: _write(run, spec, variables, png=False)) as redraw:
-                    engine.run_trials(spec, raw, run, ledger, variables, wanted, display, redraw.wanted.set)
+
+                    def ended() -> None:
+                        prune(run, ledger, spec.meta, ("done",))  # the worker of another may not have let go of it yet
+                        redraw.wanted.set()
+
+                    engine.run_trials(spec, raw, run, ledger, variables, wanted, display, ended)
             except engine.Stopped:
                 return True
     return False

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,7 +129,7 @@ class Stopped(Exception):
 
 def run_trials(
     spec: LabSpec, raw: dict[str, Any], run: RunDir, ledger: Ledger, variables: list[Variable], max_trial: int,
-    display: SearchDisplay, ended: Any,
+    display: SearchDisplay, ended: Callable[[], None],
 ) -> None:  # fmt: skip
     """Run the trials of the ledger that haven't ended, and new ones up to `max_trial`. `ended()` is called after each.
 
@@ -139,12 +139,13 @@ def run_trials(
     meta = spec.meta
     concurrent = _concurrent(spec)
     display.workers(min(concurrent, max_trial))
-    plan = Planner(spec, raw, run, ledger, variables, max_trial)
-    book = Bookkeeper(ledger, meta.metric, display, ended)
+    trouble = Trouble()
+    plan = Planner(spec, raw, run, ledger, variables, max_trial, trouble)
+    book = Bookkeeper(ledger, meta.metric, display, ended, trouble)
     scheduler = None
-    if rungs := meta.search_scheduler:
+    if rungs := meta.search_scheduler:  # it would cut trials at max_t: they end by themselves
         scheduler = tune.schedulers.ASHAScheduler(
-            time_attr="frame", metric="value", mode=meta.mode, max_t=spec.env.max_frame,
+            time_attr="frame", metric="value", mode=meta.mode, max_t=2 * spec.env.max_frame,
             grace_period=min(rungs.grace_period, spec.env.max_frame), reduction_factor=rungs.reduction_factor,
         )  # fmt: skip
     need = meta.search_resources
@@ -154,6 +155,7 @@ def run_trials(
         "search_alg": plan,
         "scheduler": scheduler,
         "callbacks": [book],
+        "stop": trouble,
         "num_samples": -1,  # until there is no next trial
         "max_concurrent_trials": concurrent,
         "reuse_actors": True,
@@ -171,14 +173,27 @@ def run_trials(
             warnings.simplefilter("ignore")
             tune.run(Worker, **settings)
     except Exception as error:
-        if plan.problem or book.problem:
-            raise (plan.problem or book.problem) from error  # type: ignore[misc]
         raise LabError(f"Ray broke off: {error}. Go on with: {run.command('search')}") from error
     finally:
         signal.signal(signal.SIGTERM, before)
         shutil.rmtree(here / SCRATCH, ignore_errors=True)
+    if trouble.found:
+        raise LabError(f"{trouble.found} Then go on with: {run.command('search')}") from trouble.found
     if ledger.with_status(*OPEN) or len(ledger.trials) < max_trial:
         raise Stopped
+
+
+class Trouble(tune.Stopper):
+    """Ends the search once the ledger can't be written: what Ray Tune is told by an exception it blames on a trial."""
+
+    def __init__(self) -> None:
+        self.found: LabError | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.found is not None
+
+    def stop_all(self) -> bool:
+        return self.found is not None
 
 
 class Worker(tune.Trainable):
@@ -216,13 +231,13 @@ class Planner(Searcher):
     """Gives Ray Tune the next trial: one that was broken off, else a point from Optuna whose spec is valid."""
 
     def __init__(
-        self, spec: LabSpec, raw: dict[str, Any], run: RunDir, ledger: Ledger, variables: list[Variable], max_trial: int
-    ) -> None:
+        self, spec: LabSpec, raw: dict[str, Any], run: RunDir, ledger: Ledger, variables: list[Variable],
+        max_trial: int, trouble: Trouble,
+    ) -> None:  # fmt: skip
         super().__init__(metric="value", mode=spec.meta.mode)
         self.spec, self.raw, self.run, self.ledger = spec, raw, run, ledger
-        self.variables, self.max_trial = variables, max_trial
+        self.variables, self.max_trial, self.trouble = variables, max_trial, trouble
         self.again = ledger.with_status(*OPEN)
-        self.problem: LabError | None = None
         self.index: dict[str, int] = {}  # trials by Ray's names
         sampler = make_sampler(spec.meta, len(ledger.trials))
         study, storage = make_study(ledger, variables, spec.meta, sampler)
@@ -244,8 +259,8 @@ class Planner(Searcher):
         try:
             index = self._next()
         except LabError as error:  # the ledger can't be written
-            self.problem = error
-            raise
+            self.trouble.found = error
+            return str(Searcher.FINISHED)
         if index is None:
             return str(Searcher.FINISHED)
         self.index[trial_id] = index
@@ -315,9 +330,10 @@ def outcome(result: dict[str, Any], metric: str) -> tuple[str, str]:
 class Bookkeeper(tune.Callback):
     """Writes what Ray Tune tells of trials into the ledger, and shows it."""
 
-    def __init__(self, ledger: Ledger, metric: str, display: SearchDisplay, ended: Any) -> None:
-        self.ledger, self.metric, self.display, self.ended = ledger, metric, display, ended
-        self.problem: LabError | None = None
+    def __init__(
+        self, ledger: Ledger, metric: str, display: SearchDisplay, ended: Callable[[], None], trouble: Trouble
+    ) -> None:
+        self.ledger, self.metric, self.display, self.ended, self.trouble = ledger, metric, display, ended, trouble
         self.running: set[int] = set()
 
     def on_trial_result(
@@ -350,15 +366,15 @@ class Bookkeeper(tune.Callback):
 
     def _end(self, kind: str, index: int, **facts: Any) -> None:
         self._write(kind, index, **facts)
-        self.display.ended(self.ledger.trials[index])
-        self.ended()
+        if not self.trouble.found:
+            self.display.ended(self.ledger.trials[index])
+            self.ended()
 
     def _write(self, kind: str, index: int, **facts: Any) -> None:
         try:
             self.ledger.append(kind, index, **facts)
         except LabError as error:
-            self.problem = error
-            raise
+            self.trouble.found = error
         note(f"trial {index}: {kind} {facts.get('reason', '')}")
 
 

@@ -48,14 +48,14 @@ def write_results(run: RunDir, ledger: Ledger, variables: list[Variable], meta: 
     write_text(run.path / BEST_SPEC, json.dumps(spec, indent=2) + "\n")
 
 
-def prune(run: RunDir, ledger: Ledger, meta: MetaSpec) -> None:
-    """Remove the checkpoints of trials that have ended, but of the best `meta.keep_trials`."""
+def prune(run: RunDir, ledger: Ledger, meta: MetaSpec, kinds: tuple[str, ...] = ENDED) -> None:
+    """Remove the checkpoints of trials that have ended (so), but of the best `meta.keep_trials`."""
     if meta.keep_trials is None:
         return
     kept = {
         trial.index for trial in ledger.ranked(meta.metric, meta.mode)[: meta.keep_trials] if trial.status == "done"
     }
-    for trial in ledger.with_status(*ENDED):
+    for trial in ledger.with_status(*kinds):
         if trial.index not in kept:
             shutil.rmtree(run.of_trial(trial.index).model, ignore_errors=True)
 
