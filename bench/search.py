@@ -43,7 +43,7 @@ def measure(trials: int, frames: int) -> dict[str, float]:
         (ledger,) = Path(folder).glob("*/info/*_ledger.jsonl")
         events = [json.loads(line) for line in ledger.read_text().splitlines()]
     at = {kind: [_seconds(e["time"]) for e in events if e["event"] == kind] for kind in ("planned", "done")}
-    training = [e["seconds"] for e in events if e["event"] == "done"]
+    training = [e["metrics"]["wall_t"] for e in events if e["event"] == "done"]  # without building and judging
     workers = min(len(os.sched_getaffinity(0)), trials)
     own = sum(training) / workers
     warm = min(_seconds(e["time"]) - e["seconds"] for e in events if e["event"] == "running")  # the first training
