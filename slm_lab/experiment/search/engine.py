@@ -10,7 +10,6 @@ import pickle
 import shutil
 import signal
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +32,7 @@ from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import OPEN, Ledger
 from slm_lab.experiment.search.study import NAME, distributions, from_optuna, make_sampler, make_study, to_optuna
-from slm_lab.experiment.search.work import Work, make_work
+from slm_lab.experiment.search.worker import Worker
 from slm_lab.lib.errors import LabError, SpecError
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.log import note
@@ -44,7 +43,6 @@ from slm_lab.spec.validate import resolve
 
 logger = logging.getLogger("slm_lab")
 
-SLICE = 1.0  # seconds of training between two reports of a trial
 SCRATCH = "ray"  # what Ray Tune keeps while it runs
 KNOCK = 5.0  # seconds to wait for a cluster's answer
 
@@ -194,37 +192,6 @@ class Trouble(tune.Stopper):
 
     def stop_all(self) -> bool:
         return self.found is not None
-
-
-class Worker(tune.Trainable):
-    """A process that plays trials, one after another: what it has imported serves them all."""
-
-    work: Work | None = None
-
-    def setup(self, config: dict[str, Any]) -> None:
-        self._take(config)
-
-    def reset_config(self, config: dict[str, Any]) -> bool:
-        self.cleanup()
-        self._take(config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        assert self.work is not None
-        report = self.work.advance(SLICE)
-        node = f"{ray.util.get_node_ip_address()} {ray.get_runtime_context().get_node_id()[:6]}"  # type: ignore[no-untyped-call]
-        where = {"node": node, "pid": os.getpid()}
-        return {**report, **where, "done": report["status"] in ("done", "failed")}
-
-    def cleanup(self) -> None:
-        if self.work is not None:
-            self.work.close()
-
-    def _take(self, config: dict[str, Any]) -> None:
-        if Path(config["cwd"]).is_dir():  # where worlds of one's own and datasets are looked for
-            os.chdir(config["cwd"])
-            sys.path[:0] = [] if config["cwd"] in sys.path else [config["cwd"]]
-        self.work = make_work(config["run"], config["trial"], config["metric"], config["retries"])
 
 
 class Planner(Searcher):
