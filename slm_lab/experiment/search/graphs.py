@@ -217,11 +217,15 @@ class _Scale:
         if not self.ticks:
             low, high = self.variable.args[:2]
             if self.variable.log:
-                return {"type": "log", "exponentformat": "power", "dtick": 1 if high / low > 20 else "D2"}
+                ticks = _log_ticks(low, high)
+                return {"type": "log", "tickvals": ticks, "ticktext": [f"{x:g}" for x in ticks]}
             return draw.ticks(np.array([low, high], dtype=float))
         places = list(range(-1 if self.gap else 0, len(self.ticks)))
-        texts = [NOWHERE] * self.gap + [draw.plain(text) for text in self.ticks]
-        return {"tickvals": places, "ticktext": texts, "range": [places[0] - 0.6, places[-1] + 0.6]}
+        room = max(4, 36 // len(places))  # letters, side by side
+        short = [text if len(text) <= room else f"{text[: room - 1]}…" for text in self.ticks]
+        texts = [NOWHERE] * self.gap + [draw.plain(text) for text in short]
+        span = [places[0] - 0.6, places[-1] + 0.6]
+        return {"tickvals": places, "ticktext": texts, "range": span, "tickangle": 0}
 
     def height(self, trial: Trial) -> float:
         """The place of a trial's value from 0 to 1."""
@@ -243,6 +247,16 @@ class _Scale:
         low, high = self.variable.args[:2]
         scale: Callable[[float], float] = np.log if self.variable.log else float
         return float((scale(at) - scale(low)) / (scale(high) - scale(low)))
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers of a range, as few as tell its scale."""
+    powers = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5)):
+        ticks = [step * 10.0**power for power in powers for step in steps if low <= step * 10.0**power <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks
 
 
 def _dots(e: Experiment, x: np.ndarray, y: np.ndarray) -> go.Scatter:
