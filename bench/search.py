@@ -1,14 +1,17 @@
 """python -m bench.search [--trials 8] [--frames 2000]: what a search costs beside its trials' own training.
 
 PPO on CartPole, one session a trial, as many workers as cores. Overhead of a trial: the time from Ray's start to the
-end of the last trial, less the training divided by the workers, over the trials; with and without the workers' start.
+end of the last trial, less the training divided by the workers, over the trials. With warm workers: from the end of a
+worker's trial to the end of its next, less the training of that.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -54,8 +57,21 @@ def measure(trials: int, frames: int) -> dict[str, float]:
         "training": sum(training),
         "results": ended - max(at["done"]),
         "overhead": (max(at["done"]) - min(at["planned"]) - own) / trials,
-        "warm": (max(at["done"]) - warm - own) / trials,
+        "warm": statistics.mean(_gaps(events) or [math.nan]),
     }
+
+
+def _gaps(events: list[dict[str, Any]]) -> list[float]:
+    """Seconds that a warm worker spends on a trial beside its training."""
+    worker = {e["trial"]: e["pid"] for e in events if e["event"] == "running"}
+    last: dict[int, float] = {}  # by worker, when its trial before ended
+    gaps = []
+    for event in (e for e in events if e["event"] == "done"):
+        pid, now = worker[event["trial"]], _seconds(event["time"])
+        if pid in last:
+            gaps.append(now - last[pid] - min(event["metrics"]["wall_t"], event["seconds"]))
+        last[pid] = now
+    return gaps
 
 
 def _seconds(written: str) -> float:
