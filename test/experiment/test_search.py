@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -274,6 +275,26 @@ def test_the_page_has_no_empty_panels(tmp_path, values):
         page = (run.path / "report.html").read_text()
         assert "nan" not in page.split("The resolved spec")[0].replace("final", "")
         assert ("it broke" in page) == (None in values)
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_search(tmp_path, monkeypatch):
+    from slm_lab.experiment.search.engine import Bookkeeper, Trouble
+
+    run, raw = new_search(tmp_path)
+    ledger = Ledger(run)
+    plan(run, raw, ledger, {GAMMA: 0.95, CORE: "none"})
+    display = SearchDisplay("", ledger, VARIABLES, run.stored_spec().meta, 1, Console(quiet=True))
+    trouble = Trouble()
+    book = Bookkeeper(ledger, "final_return", display, lambda: None, trouble)
+    result = {"status": "done", "frame": 200, "value": 3.0, "metrics": {"final_return": 3.0}, "seconds": 1.0,
+              "node": "here", "pid": 1, "max_frame": 200, "fps": 1.0, "return": 3.0}  # fmt: skip
+    trial = SimpleNamespace(config={"trial": 0}, last_result=result)
+    monkeypatch.setattr(ledger, "path", tmp_path / "gone" / "ledger.jsonl")
+    book.on_trial_result(0, [], trial, result)
+    assert trouble.stop_all() and "can't write" in str(trouble.found)
+    monkeypatch.undo()
+    book.on_trial_complete(0, [], trial)
+    assert Ledger(run).trials[0].status == "planned", "it goes on with the trial that it could not write about"
 
 
 # ---- what is seen while it runs --------------------------------------------------------------------------------------

@@ -140,18 +140,12 @@ def run_trials(
     trouble = Trouble()
     plan = Planner(spec, raw, run, ledger, variables, max_trial, trouble)
     book = Bookkeeper(ledger, meta.metric, display, ended, trouble)
-    scheduler = None
-    if rungs := meta.search_scheduler:  # it would cut trials at max_t: they end by themselves
-        scheduler = tune.schedulers.ASHAScheduler(
-            time_attr="frame", metric="value", mode=meta.mode, max_t=2 * spec.env.max_frame,
-            grace_period=min(rungs.grace_period, spec.env.max_frame), reduction_factor=rungs.reduction_factor,
-        )  # fmt: skip
     need = meta.search_resources
     settings: dict[str, Any] = {
         "config": {"run": str(here), "metric": meta.metric, "retries": meta.max_retry, "cwd": os.getcwd()},
         "resources_per_trial": {"cpu": need.cpu, "gpu": need.gpu},
         "search_alg": plan,
-        "scheduler": scheduler,
+        "scheduler": _scheduler(spec),
         "callbacks": [book],
         "stop": trouble,
         "num_samples": -1,  # until there is no next trial
@@ -179,6 +173,20 @@ def run_trials(
         raise LabError(f"{trouble.found} Then go on with: {run.command('search')}") from trouble.found
     if ledger.with_status(*OPEN) or len(ledger.trials) < max_trial:
         raise Stopped
+
+
+def _scheduler(spec: LabSpec) -> tune.schedulers.ASHAScheduler | None:
+    rungs, frames = spec.meta.search_scheduler, spec.env.max_frame
+    if rungs is None:
+        return None
+    return tune.schedulers.ASHAScheduler(
+        time_attr="frame",
+        metric="value",
+        mode=spec.meta.mode,
+        max_t=2 * frames,  # it cuts trials there; ours end by themselves
+        grace_period=min(rungs.grace_period, frames),
+        reduction_factor=rungs.reduction_factor,
+    )
 
 
 class Trouble(tune.Stopper):
@@ -338,6 +346,8 @@ class Bookkeeper(tune.Callback):
             self.ended()
 
     def _write(self, kind: str, index: int, **facts: Any) -> None:
+        if self.trouble.found:  # what Ray Tune tells of trials that it stops for that
+            return
         try:
             self.ledger.append(kind, index, **facts)
         except LabError as error:
