@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from slm_lab.spec.lab_spec import LabSpec
 
 MODES = ("dev", "train", "enjoy", "search")
-RESUMED = ("train", "enjoy")  # those that go on with a run: MODE@latest, MODE@RUN_DIR
-SHOWN_MODES = ("dev", "train", "train@latest", "enjoy@latest", "search")
+RESUMED = ("train", "enjoy", "search")  # those that go on with a run: MODE@latest, MODE@RUN_DIR
+SHOWN_MODES = ("dev", "train", "train@latest", "enjoy@latest", "search", "search@latest")
 ENTRY = "python run_lab.py"
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 USAGE = """python run_lab.py SPEC_FILE [SPEC_NAME] MODE [--set KEY=VALUE] ...
@@ -35,7 +35,8 @@ modes:
   train                 all sessions, all frames; metrics, graphs and report in data/
   train@latest          go on with the latest run of this spec where it stopped; or train@RUN_DIR
   enjoy@latest          play the best checkpoint of the latest run; or enjoy@RUN_DIR
-  search                search over the spec's search section (not built yet)
+  search                trials over the spec's search section, by Ray Tune; table, graphs and the best spec
+  search@latest         go on with the latest search where it stopped; or search@RUN_DIR; --max-trial N adds trials
 
 other commands:
   list [FAMILY]         the parts that a spec can name: """ + ", ".join(FAMILIES) + """
@@ -94,7 +95,8 @@ def _do(typed: list[str]) -> None:
         return
     args = _parser().parse_intermixed_args(typed)
     words = args.words
-    _only_export(words[0], args)
+    _only_for(("export",), words[0], args, "format", "session", "episodes", "explore")
+    _only_for(("search",), words[-1].partition("@")[0], args, "max_trial", "ray_address", "force")
     if words[0] in COMMANDS:
         COMMANDS[words[0]](words[1:], args)
     else:
@@ -128,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data", type=Path, default=Path("data"), metavar="DIR", help="where runs are kept (default: data)"
     )
+    parser.add_argument("--max-trial", type=int, metavar="N", help="search: how many trials, also of one to go on with")
+    parser.add_argument("--ray-address", metavar="HOST:PORT", help="search: on a running Ray cluster (or $RAY_ADDRESS)")
+    parser.add_argument("--force", action="store_true", default=None, help="search@: though the spec file has changed")
     parser.add_argument("--format", metavar="npz|hdf5", help="export: format of the file (default: npz)")
     parser.add_argument("--session", type=int, metavar="N", help="export: of which session (default: 0, or the best)")
     parser.add_argument("--episodes", type=int, metavar="N", help="export: new episodes, played by the best checkpoint")
@@ -136,10 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _only_export(command: str, args: argparse.Namespace) -> None:
-    given = [name for name in ("format", "session", "episodes", "explore") if getattr(args, name) is not None]
-    if given and command != "export":
-        raise LabError(f"--{given[0]} is for the command export. See {ENTRY} --help")
+def _only_for(commands: tuple[str, ...], command: str, args: argparse.Namespace, *names: str) -> None:
+    """Options that another command would ignore."""
+    given = [name.replace("_", "-") for name in names if getattr(args, name) is not None]
+    if given and command not in commands:
+        raise LabError(f"--{given[0]} is for {commands[0]}. See {ENTRY} --help")
 
 
 # --- modes ---
@@ -152,16 +158,17 @@ def _run(words: list[str], args: argparse.Namespace) -> None:
         raise LabError(_no_mode(words))
     if len(words) > 3:
         raise LabError(f"too many words: {' '.join(words)}. Expected: {USAGE.splitlines()[0]}")
-    if mode == "search":
-        raise LabError(
-            "mode 'search' isn't built yet. Until then, run each setting with mode train and --set KEY=VALUE."
-        )
     if at and mode not in RESUMED:
-        raise LabError(f"'{words[-1]}': only train and enjoy go on with a run. Use train@latest or enjoy@latest.")
+        raise LabError(f"'{words[-1]}': only train, enjoy and search go on with a run. Use train@latest.")
     if (at and not which) or (mode == "enjoy" and not at):
-        what = "goes on with" if mode == "train" else "plays"
+        what = "plays" if mode == "enjoy" else "goes on with"
         raise LabError(f"{mode}@ {what} which run? Use {mode}@latest, or {mode}@RUN_DIR.")
-    _go_on(words[:-1], mode, which, args) if at else _begin(words[:-1], mode, args)
+    if mode == "search":
+        if args.max_trial is not None and args.max_trial < 1:
+            raise LabError(f"--max-trial {args.max_trial}: at least one trial was expected")
+        _search_on(words[:-1], which, args) if at else _search(words[:-1], args)
+    else:
+        _go_on(words[:-1], mode, which, args) if at else _begin(words[:-1], mode, args)
 
 
 def _no_mode(words: list[str]) -> str:
@@ -190,6 +197,29 @@ def _begin(words: list[str], mode: str, args: argparse.Namespace) -> None:
     {"dev": control.dev, "train": control.train}[mode](spec, args.data, console)
 
 
+def _search(words: list[str], args: argparse.Namespace) -> None:
+    """SPEC_FILE [SPEC_NAME] search"""
+    if not words:
+        raise LabError(f"which spec? Expected: {USAGE.splitlines()[0]}")
+    spec = _resolved(words, args)
+    from slm_lab.experiment.search import control
+
+    control.search(spec, _written(words, args)[1], args.data, _console(), args.max_trial, args.ray_address)
+
+
+def _search_on(words: list[str], which: str, args: argparse.Namespace) -> None:
+    """[SPEC_FILE [SPEC_NAME]] search@RUN_DIR; a spec that is given must be the one that it was started with."""
+    name, raw = _written(words, args) if words else (None, None)
+    if args.set and not words:
+        raise LabError("--set belongs to a spec file: SPEC_FILE [SPEC_NAME] search@latest --set KEY=VALUE")
+    from slm_lab.experiment.run_dir import RunDir
+
+    run = RunDir.find(args.data, name, which, mode="search")
+    from slm_lab.experiment.search import control
+
+    control.resume(run, raw, bool(args.force), _console(), args.max_trial, args.ray_address)
+
+
 def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) -> None:
     if args.set:
         raise LabError(
@@ -201,11 +231,14 @@ def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) ->
     run = RunDir.find(args.data, name, which, mode="train" if mode == "train" else None)
     console = _console()
     from slm_lab.experiment import control, enjoy
+    from slm_lab.experiment.search.ledger import best_run
 
-    if mode == "train":
-        control.resume(run, args.data, console)
+    if mode == "enjoy":
+        enjoy.enjoy(best_run(run), console)
+    elif run.mode() == "search":
+        raise LabError(f"{run.path} is a search. Go on with: {run.command('search')}")
     else:
-        enjoy.enjoy(run, console)
+        control.resume(run, args.data, console)
 
 
 def _raw(words: list[str]) -> tuple[str, dict[str, Any]]:
@@ -215,12 +248,19 @@ def _raw(words: list[str]) -> tuple[str, dict[str, Any]]:
     return pick(load_file(words[0]), words[1] if len(words) > 1 else None, words[0])
 
 
-def _resolved(words: list[str], args: argparse.Namespace) -> LabSpec:
+def _written(words: list[str], args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """Name and raw spec, with the overrides."""
     from slm_lab.spec.load import apply_overrides
-    from slm_lab.spec.validate import resolve
 
     name, raw = _raw(words)
-    spec = resolve(apply_overrides(raw, args.set), name, data=args.data)
+    return name, apply_overrides(raw, args.set)
+
+
+def _resolved(words: list[str], args: argparse.Namespace) -> LabSpec:
+    from slm_lab.spec.validate import resolve
+
+    name, raw = _written(words, args)
+    spec = resolve(raw, name, data=args.data)
     for note in spec.notes:
         print(f"note: {note}", file=sys.stderr)
     return spec
@@ -262,6 +302,7 @@ def _at_most(count: int, words: list[str]) -> None:
 def _check(words: list[str], args: argparse.Namespace) -> None:
     """One spec, or without a name every spec of the file."""
     from slm_lab.spec.load import load_file
+    from slm_lab.spec.search import check_search
 
     if not words:
         raise LabError("which spec file? Expected: check SPEC_FILE [SPEC_NAME]")
@@ -270,7 +311,9 @@ def _check(words: list[str], args: argparse.Namespace) -> None:
     errors = []
     for name in names:
         try:
-            _resolved([words[0], name], args)
+            spec = _resolved([words[0], name], args)
+            if spec.search:
+                check_search(_written([words[0], name], args)[1], spec)
             print(f"{name}: ok")
         except LabError as error:
             errors.append(str(error))
@@ -296,8 +339,11 @@ def _plot(words: list[str], args: argparse.Namespace) -> None:
 
     runs = [RunDir.find(args.data, None, word) for word in words]
     from slm_lab.experiment import control
+    from slm_lab.experiment.search import control as search
 
-    if len(runs) == 1:
+    if len(runs) == 1 and runs[0].mode() == "search":
+        search.redraw(runs[0], _console())
+    elif len(runs) == 1:
         control.replot(runs[0], args.data, _console())
     else:
         control.compare(runs, args.data, _console())
@@ -311,8 +357,9 @@ def _export(words: list[str], args: argparse.Namespace) -> None:
 
     run = RunDir.find(args.data, None, words[0])
     from slm_lab.experiment.export import export
+    from slm_lab.experiment.search.ledger import best_run
 
-    export(run, _console(), args.format or "npz", args.session, args.episodes, bool(args.explore))
+    export(best_run(run), _console(), args.format or "npz", args.session, args.episodes, bool(args.explore))
 
 
 def _bench(words: list[str]) -> None:

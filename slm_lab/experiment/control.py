@@ -16,6 +16,7 @@ from slm_lab import __version__
 from slm_lab.experiment.analysis import analyze_session, analyze_trial, plural
 from slm_lab.experiment.display import Display, say
 from slm_lab.experiment.evaluate import random_return
+from slm_lab.experiment.index import write_index
 from slm_lab.experiment.plot import draw_run, multi_trial_graph
 from slm_lab.experiment.report import write_report
 from slm_lab.experiment.run_dir import RunDir, unwritable
@@ -116,6 +117,7 @@ def finish(run: RunDir, baseline: float | None, console: Console, png: bool = Tr
             say(console, "drawing graphs ...")
         draw_run(run.path, png=png)
         page = write_report(run.path)
+        write_index(run.path.parent)
     except OSError as error:
         return LabError(f"{unwritable(run.path, error)} Then draw the graphs with: {run.command('plot')}")
     except LabError as error:

@@ -118,7 +118,7 @@ def _write_xray(xray: Xray, run: RunDir, session: int, frame: int, console: Cons
         say(console, f"memory   {told}")
     try:
         xray.write(run.session_file(session, "enjoy_xray.json"), frame=frame)
-        written = draw_enjoyed(run.path)
+        written = draw_enjoyed(run.path, run.trial)
     except OSError as error:
         logger.warning("no memory x-ray: %s", unwritable(run.path, error))
         return

@@ -17,7 +17,7 @@ from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.vec import VecEnv, make_env
 from slm_lab.experiment.tracker import count_step
 from slm_lab.experiment.xray import Xray
-from slm_lab.lib.files import write_atomic
+from slm_lab.lib.files import locked, write_atomic
 from slm_lab.lib.types import ActOut
 
 if TYPE_CHECKING:
@@ -102,23 +102,25 @@ def random_return(spec: LabSpec, data: Path) -> float:
     key = json.dumps(keys, sort_keys=True)
     file = data / "random_baseline.json"
     known = _read(file)
-    if key not in known:
-        logger.info("measuring the return of random actions, once for this env ...")
-        env = make_env(spec.env, num_envs=8)
-        try:
-            agent = random_agent(env)
-            played = play(agent, env, BASELINE_EPISODES, seed=0, explore=True, max_frame=BASELINE_FRAMES)
-        finally:
-            env.close()
-        known = _read(file) | {
-            key: {
-                "mean": float(played.returns.mean()),
-                "std": float(played.returns.std()),
-                "episodes": len(played.returns),
-            }
-        }
-        write_atomic(file, lambda path: path.write_text(json.dumps(known, indent=1)))
+    if key in known:
+        return float(known[key]["mean"])
+    with locked(file.with_name(f".{file.name}.lock")):  # another run may be measuring this very env
+        known = _read(file)
+        if key not in known:
+            known[key] = _measured(spec)
+            write_atomic(file, lambda path: path.write_text(json.dumps(known, indent=1)))
     return float(known[key]["mean"])
+
+
+def _measured(spec: LabSpec) -> dict[str, float]:
+    logger.info("measuring the return of random actions, once for this env ...")
+    env = make_env(spec.env, num_envs=8)
+    try:
+        played = play(random_agent(env), env, BASELINE_EPISODES, seed=0, explore=True, max_frame=BASELINE_FRAMES)
+    finally:
+        env.close()
+    returns = played.returns
+    return {"mean": float(returns.mean()), "std": float(returns.std()), "episodes": len(returns)}
 
 
 def random_agent(env: VecEnv) -> Agent:

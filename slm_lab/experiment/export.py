@@ -71,7 +71,7 @@ def export(
         "from": what,
     }
     world = dataclasses.replace(env.world, num_envs=rows.data["is_first"].shape[1])
-    file = run.path / "export" / f"{spec.name}_t0_s{session}_{what}.{kind}"
+    file = run.path / "export" / f"{spec.name}_t{run.trial}_s{session}_{what}.{kind}"
     try:
         file.parent.mkdir(exist_ok=True)
         write_rows(file, rows, world, facts)

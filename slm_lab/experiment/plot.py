@@ -53,12 +53,14 @@ def draw_run(run_dir: str | Path, png: bool = True, timeout: float = 120.0) -> l
         for session in run.train:
             builders |= _session_builders(run, session)
         builders |= _trial_builders(run) | xray_builders(run)
-    return _write(builders, Path(run_dir) / "graph", png, timeout)
+    return write_figures(builders, Path(run_dir) / "graph", png, timeout)
 
 
-def draw_enjoyed(run_dir: str | Path) -> list[Path]:
+def draw_enjoyed(run_dir: str | Path, trial: int = 0) -> list[Path]:
     """Draw the memory x-ray of the episodes that mode enjoy has played; the files written."""
-    return _write(dict(xray_builders(load_run(run_dir), "s*_enjoy")), Path(run_dir) / "graph", png=True, timeout=120.0)
+    return write_figures(
+        dict(xray_builders(load_run(run_dir, trial), "s*_enjoy")), Path(run_dir) / "graph", png=True, timeout=120.0
+    )
 
 
 def multi_trial_graph(
@@ -75,7 +77,7 @@ def multi_trial_graph(
     """
     loaded = [(label, load_run(run_dir)) for label, run_dir in runs]
     stem = f"{name}_multi_trial_graph_mean_returns_ma_vs_frames"
-    return _write({stem: lambda: _multi_trial(title or name, loaded)}, Path(out_dir), png, timeout)
+    return write_figures({stem: lambda: _multi_trial(title or name, loaded)}, Path(out_dir), png, timeout)
 
 
 def _session_builders(run: Run, session: int) -> dict[str, Builder]:
@@ -111,7 +113,7 @@ def _trial_builders(run: Run) -> dict[str, Builder]:
     return builders
 
 
-def _write(builders: dict[str, Builder], folder: Path, png: bool, timeout: float) -> list[Path]:
+def write_figures(builders: dict[str, Builder], folder: Path, png: bool, timeout: float) -> list[Path]:
     """Build, write .html (plotly.js once a folder), then .png; what fails or is empty is left out."""
     folder.mkdir(parents=True, exist_ok=True)
     pages, pictures = [], {}
@@ -186,6 +188,13 @@ def _trial_metric(run: Run, metric: str, frames: Array, sessions: Array) -> go.F
     baseline = 0.0 if metric == "strengths" and run.random_return is not None else None
     baseline = run.random_return if "mean_returns" in metric else baseline
     return _focus(_finish(figure, list(run.train.values()), baseline), metric, sessions)
+
+
+def mean_return(run: Run) -> Curve:
+    """Frames and mean over the sessions of the mean return of 100 episodes."""
+    local = run.metrics()["local"]
+    frames = np.array(local["frames"])
+    return frames, _mean_of_most(np.reshape(local["mean_returns_ma"], (-1, len(frames) or 1)))[0]
 
 
 def _multi_trial(title: str, runs: Sequence[tuple[str, Run]]) -> go.Figure | None:

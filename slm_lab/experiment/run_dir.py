@@ -33,9 +33,17 @@ class RunDir:
     """The folder of one run and the names of what is in it."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.trial = path, 0
         self.spec_file = path / "spec.json"
         self.info, self.graph, self.log, self.model = (path / name for name in FOLDERS)
+
+    def of_trial(self, trial: int) -> RunDir:
+        """A trial of this search, as a run: with the trial's own spec, checkpoints and logs, in the same folder."""
+        run = RunDir(self.path)
+        run.trial = trial
+        run.spec_file = self.info / f"{self.path.name[: -len(STAMP)]}_t{trial}_spec.json"
+        run.log, run.model = self.log / f"t{trial}", self.model / f"t{trial}"
+        return run
 
     @staticmethod
     def create(data: Path, name: str, resolved: dict[str, Any], mode: str) -> RunDir:
@@ -63,7 +71,7 @@ class RunDir:
         """
         if which != "latest":
             return _run_at(data, name, which)
-        runs = [run for run in _all_runs(data) if name is None or run.path.name[: -len(STAMP)] == name]
+        runs = [run for run in all_runs(data) if name is None or run.path.name[: -len(STAMP)] == name]
         if not runs:
             raise LabError(
                 f"there is no run{f' of {name}' if name else ''} under {data}. Start one with mode 'train' or 'dev'."
@@ -111,18 +119,21 @@ class RunDir:
 
     def session_file(self, session: int, what: str) -> Path:
         """Path under info/ in SLM-Lab's naming, e.g. `ppo_t0_s1_session_df_train.csv`."""
-        return self.info / f"{self.read_spec()['name']}_t0_s{session}_{what}"
+        return self.info / f"{self.read_spec()['name']}_t{self.trial}_s{session}_{what}"
 
     @contextmanager
-    def lock(self, session: int | None = None) -> Iterator[None]:
-        """Hold the run, or a session of it, for this process alone. Raises `LabError` if another one trains it now."""
+    def lock(self, session: int | None = None, patience: float = LOCK_SECONDS) -> Iterator[None]:
+        """Hold the run, or a session of it, for this process alone. Raises `LabError` if another one trains it now.
+
+        `patience`: seconds to wait for the processes of a killed run to die.
+        """
         what = f"session {session} of {self.path}" if session is not None else str(self.path)
         try:
             file = (self.model / ("run.lock" if session is None else f"session{session}.lock")).open("a+b", buffering=0)
         except OSError as error:
             raise unwritable(self.path, error) from error
         with file:
-            if not _locked(file.fileno()):
+            if not _locked(file.fileno(), patience):
                 file.seek(0)
                 owner = f"process {file.read().decode().strip() or '?'}"
                 raise LabError(f"{what} is being trained by {owner}. Wait for it, or stop it first.")
@@ -149,9 +160,9 @@ def unwritable(path: Path | str, error: OSError) -> LabError:
     )
 
 
-def _locked(descriptor: int) -> bool:
-    """Whether the file is ours now; asked for a moment, as the sessions of a killed trial need one to die."""
-    until = time.monotonic() + LOCK_SECONDS
+def _locked(descriptor: int, patience: float) -> bool:
+    """Whether the file is ours now, or within `patience` seconds."""
+    until = time.monotonic() + patience
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,7 +178,7 @@ def _run_at(data: Path, name: str | None, which: str) -> RunDir:
     places = [Path(which).expanduser(), data / which]
     path = next((place for place in places if (place / "spec.json").is_file()), None)
     if path is None:
-        near = did_you_mean(which, ["latest", *(str(run.path) for run in _all_runs(data))])
+        near = did_you_mean(which, ["latest", *(str(run.path) for run in all_runs(data))])
         hint = near if near.startswith(" Did") else f" Give a folder under {data}, or 'latest'."
         what = "holds no spec.json" if places[0].is_dir() else "is no folder" if places[0].exists() else "doesn't exist"
         raise LabError(f"{which} isn't a run folder: it {what}.{hint}")
@@ -177,7 +188,7 @@ def _run_at(data: Path, name: str | None, which: str) -> RunDir:
     return run
 
 
-def _all_runs(data: Path) -> list[RunDir]:
+def all_runs(data: Path) -> list[RunDir]:
     """The runs under `data`, newest first."""
     folders = [
         path.parent for path in data.glob("*/spec.json") if re.search(r"_\d{4}(_\d\d){2}_\d{6}$", path.parent.name)

@@ -94,18 +94,26 @@ class Session:
     def run(self) -> Progress:
         """Play to the last frame, or until stopped (Ctrl-C, SIGTERM) at the end of a step; then save and close."""
         with self._stop_on_signal():  # the last save too: a Ctrl-C must not cut it short
-            self._begin()
-            self.board = self._tensorboard()
-            beat = time.monotonic()
-            while self.frame < self.max_frame and not self.stop:
-                self._advance()
-                if time.monotonic() - beat > 0.5:
-                    beat = time.monotonic()
-                    self.report(self.progress())
-            return self._finish()
+            self.begin()
+            while self.play_for(0.5):
+                self.report(self.progress())
+            return self.finish()
+
+    def begin(self) -> None:
+        """Start from the checkpoint if there is one, else from the seed."""
+        self._begin()
+        self.board = self._tensorboard()
+
+    def play_for(self, seconds: float) -> bool:
+        """Step for so long; whether there is more to play."""
+        end = time.monotonic() + seconds
+        while self.frame < self.max_frame and not self.stop:
+            self._advance()
+            if time.monotonic() > end:
+                return True
+        return False
 
     def _begin(self) -> None:
-        """Start from the checkpoint if there is one, else from the seed."""
         self.started = time.monotonic()
         state = checkpoint.load(self.run_dir.model, f"session{self.index}")
         if state is None:
@@ -221,7 +229,8 @@ class Session:
         if self.eval_rows:
             write_table(self.run_dir.session_file(self.index, "session_df_eval.csv"), self.eval_rows)
 
-    def _finish(self) -> Progress:
+    def finish(self) -> Progress:
+        """Save and close; 'done' when the last frame was played, else 'stopped'."""
         status = "stopped" if self.frame < self.max_frame else "done"
         if status == "done" and (not self.tracker.rows or self.tracker.rows[-1]["frame"] < self.frame):
             self._log()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -22,12 +22,33 @@ ENV = Registry(
 )
 
 
+Metric = Literal[
+    "final_return", "best_return", "total_reward_ma", "strength", "max_strength", "final_strength", "sample_efficiency",
+    "training_efficiency", "stability", "consistency",
+]  # fmt: skip
+
+
+class ResourcesSpec(SpecModel):
+    """What a trial of a search takes up on its machine while it runs; its sessions run one after another."""
+
+    cpu: float = Field(1.0, gt=0, description="cores")
+    gpu: float = Field(0.0, ge=0, description="GPUs; 0.25: four trials share one")
+
+
+class SchedulerSpec(SpecModel):
+    """Stops trials that are worse than the others were after as many frames."""
+
+    name: Literal["ASHA"] = Field("ASHA", description="asynchronous successive halving (Li et al., 2018)")
+    grace_period: PositiveInt = Field(description="frames that every trial may play")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(3, description="one in so many goes on at each rung")
+
+
 class MetaSpec(SpecModel):
     """How the lab runs the spec: how often, how long between logs, which seed."""
 
     distributed: Literal[False] = Field(False, description="SLM-Lab's Hogwild; always false here")
     max_session: PositiveInt = Field(1, description="sessions (seeds) of a trial")
-    max_trial: PositiveInt | None = Field(1, description="trials of a search")
+    max_trial: PositiveInt | None = Field(None, description="trials of a search; null: the whole grid, without one 16")
     log_frequency: PositiveInt = Field(1000, description="frames between rows of the metrics")
     eval_frequency: PositiveInt | None = Field(None, description="frames between evaluations; null: 10 log_frequency")
     rigorous_eval: NonNegativeInt = Field(
@@ -41,11 +62,17 @@ class MetaSpec(SpecModel):
     torch_threads: PositiveInt = Field(1, description="CPU threads of torch in a session")
     tensorboard: bool = Field(True, description="write TensorBoard events")
     png: bool = Field(True, description="write graphs as .png beside .html")
-    search_resources: dict[str, Any] | None = Field(None, description="search: resources of a trial, e.g. {cpu: 1}")
-    search_scheduler: dict[str, Any] | None = Field(None, description="search: early stopping of trials")
-    search_alg: dict[str, Any] | str | None = Field(None, description="search: how the next trial is chosen")
-    metric: dict[str, Any] | str | None = Field(None, description="search: the metric to optimise")
-    mode: dict[str, Any] | str | None = Field(None, description="search: max or min")
+    search_resources: ResourcesSpec = Field(ResourcesSpec(), description="search: what a trial needs")
+    search_scheduler: SchedulerSpec | None = Field(None, description="search: early stopping of trials")
+    search_alg: Literal["optuna", "random", "grid"] = Field(
+        "optuna", description="search: how the next trial is chosen; optuna: by TPE, from those before"
+    )
+    metric: Metric = Field("final_return", description="search: what the trials are compared by")
+    mode: Literal["max", "min"] = Field("max", description="search: whether the metric should be large or small")
+    max_retry: NonNegativeInt = Field(0, description="search: how often a trial that fails is tried again")
+    keep_trials: PositiveInt | None = Field(
+        5, description="search: checkpoints of so many best trials are kept; null: of all"
+    )
 
     def filled(self, max_frame: int) -> MetaSpec:
         """A copy in which the frequencies that follow from others are written out."""

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.registry import Registry
 from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
 
 logger = logging.getLogger("slm_lab")
@@ -244,23 +245,37 @@ def apply_overrides(raw: Mapping[str, Any], items: Iterable[str]) -> dict[str, A
             _check_depth(value)
         except (_SyntaxError, ValueError, RecursionError) as error:
             raise LabError(f"--set {item!r}: the value can't be read: {error}") from None
-        _set(spec, keys, value, item)
-        if keys[-1] == "name":
-            _drop_foreign_keys(spec, keys[:-1], value)
+        try:
+            set_at(spec, keys, value)
+        except LabError as error:
+            raise LabError(f"--set {item!r}: {error}") from None
+        if keys[-1] == "name" and (foreign := drop_foreign_keys(spec, keys[:-1], value)):
+            part = ".".join(keys[:-1])
+            logger.warning("%s is now %s, which has no %s: left out", part, value, ", ".join(foreign))
     return spec
 
 
-def _drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> None:
-    """A part is changed by its name alone: keys of the old part that the new one lacks go, and it is said."""
+def loadable(registry: Registry) -> dict[str, Any]:
+    """The classes of a family that import here: a part may be unfinished, or need a package that isn't installed."""
+    classes = {}
+    for name in registry:
+        try:
+            classes[name] = registry.load(name)
+        except (ImportError, AttributeError, LabError):
+            continue
+    return classes
+
+
+def drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> list[str]:
+    """A part is changed by its name alone: the keys of the old part that the new one lacks go, and are told."""
     registry = PARTS.get(".".join(path))
     if registry is None or not isinstance(name, str) or name not in registry:
-        return
+        return []
     part = functools.reduce(operator.getitem, path, spec)
     foreign = [key for key in part if key not in registry.load(name).Spec.model_fields]
     for key in foreign:
         del part[key]
-    if foreign:
-        logger.warning("%s is now %s, which has no %s: left out", ".".join(path), name, ", ".join(foreign))
+    return foreign
 
 
 def _var_name(raw: Mapping[str, Any], name: str, item: str) -> str:
@@ -272,7 +287,7 @@ def _var_name(raw: Mapping[str, Any], name: str, item: str) -> str:
     return name
 
 
-def _set(spec: dict[str, Any], keys: list[str], value: Any, item: str) -> None:
+def set_at(spec: dict[str, Any], keys: list[str], value: Any) -> None:
     """Set in place, making the mappings on the way; raises `LabError` where something else is in the way."""
     here: Any = spec
     for depth, key in enumerate(keys):
@@ -282,7 +297,7 @@ def _set(spec: dict[str, Any], keys: list[str], value: Any, item: str) -> None:
         elif isinstance(here, dict):
             index = key
         else:
-            raise LabError(f"--set {item!r}: {'.'.join(keys[:depth])} is no mapping, it has no {key!r}")
+            raise LabError(f"{'.'.join(keys[:depth])} is no mapping, it has no {key!r}")
         if last:
             here[index] = value
         elif isinstance(here, dict) and here.get(index) is None:

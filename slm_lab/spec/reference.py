@@ -12,8 +12,9 @@ from typing import Any
 
 from slm_lab.spec.explain import Schema, describe
 from slm_lab.spec.lab_spec import ENV, MetaSpec
+from slm_lab.spec.load import loadable
 from slm_lab.spec.parts import AUXILIARY, CORE, ENTRY, INNER
-from slm_lab.spec.validate import FAMILIES, loadable, summary
+from slm_lab.spec.validate import FAMILIES, summary
 
 PATH = Path(__file__).parents[2] / "docs" / "spec-reference.md"
 HEAD = """# Keys of a spec

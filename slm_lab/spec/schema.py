@@ -12,8 +12,9 @@ from typing import Any
 from slm_lab.lib.registry import Registry
 from slm_lab.spec.explain import Schema
 from slm_lab.spec.lab_spec import ENV, MetaSpec
+from slm_lab.spec.load import loadable
 from slm_lab.spec.parts import AUXILIARY, INNER
-from slm_lab.spec.validate import FAMILIES, LEARNERS, loadable, summary
+from slm_lab.spec.validate import FAMILIES, LEARNERS, summary
 
 PATH = Path(__file__).parents[2] / "specs" / "schema.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

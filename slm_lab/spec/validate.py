@@ -14,7 +14,9 @@ from slm_lab.lib.registry import Registry
 from slm_lab.spec.dialect import translate
 from slm_lab.spec.explain import check, show
 from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec
+from slm_lab.spec.load import loadable
 from slm_lab.spec.parts import ALGORITHM, AUXILIARY, CORE, MEMORY, NET
+from slm_lab.spec.space import read_space
 from slm_lab.spec.variables import substitute
 
 SECTIONS = {"agent": True, "env": True, "meta": False, "search": False, "vars": False}  # section: must be there
@@ -72,6 +74,8 @@ def resolve(
     found.add(problems)
     meta, problems = check(MetaSpec, sections["meta"], "meta")
     found.add(problems)
+    search = translation.spec.get("search")
+    found.add(read_space(_mapping(search))[1])
     found.add(_fit_problems(classes))
     if check_env and env is not None:  # the world is looked at even where other parts are wrong: all errors at once
         found.add(ENV.load("env_problems")(env))
@@ -79,7 +83,7 @@ def resolve(
 
     assert env is not None and meta is not None  # else they had problems
     meta = meta.filled(env.max_frame)
-    spec = LabSpec(name, agent, env, meta, translation.spec.get("search"), tuple(translation.notes), data)
+    spec = LabSpec(name, agent, env, meta, search, tuple(translation.notes), data)
     if check_env:
         problems, notes = _said_by_parts(spec, classes)
         found.add(problems)
@@ -192,17 +196,6 @@ def _part(registry: Registry, raw: Any, path: str, found: Findings) -> tuple[Any
 
 
 # --- do they fit each other ---
-
-
-def loadable(registry: Registry) -> dict[str, Any]:
-    """The classes of a family that import here: a part may be unfinished, or need a package that isn't installed."""
-    classes = {}
-    for name in registry:
-        try:
-            classes[name] = registry.load(name)
-        except (ImportError, AttributeError, LabError):
-            continue
-    return classes
 
 
 def summary(cls: Any) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import NAME, log_rows
 
+from slm_lab.experiment.page import duration, number
 from slm_lab.experiment.plot import draw_run
-from slm_lab.experiment.report import _duration, _number, write_report
+from slm_lab.experiment.report import write_report
 from slm_lab.lib.errors import LabError
 
 PNG = b"\x89PNG\r\n\x1a\n made up"
@@ -94,7 +95,7 @@ def test_no_run(tmp_path):
 
 
 def test_numbers_for_people():
-    assert [_number(x) for x in (None, np.nan, 0.0, -0.12345, 123.0, 123.4, 1e6, 1.5e-5)] == [
+    assert [number(x) for x in (None, np.nan, 0.0, -0.12345, 123.0, 123.4, 1e6, 1.5e-5)] == [
         *("–", "–", "0", "−0.123", "123", "123", "1\u2009000\u2009000", "1.5e−05"),
     ]
-    assert [_duration(x) for x in (np.nan, 3.21, 61, 3720)] == ["–", "3.21 s", "1 min 01 s", "1 h 02 min"]
+    assert [duration(x) for x in (np.nan, 3.21, 61, 3720)] == ["–", "3.21 s", "1 min 01 s", "1 h 02 min"]

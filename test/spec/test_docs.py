@@ -8,7 +8,8 @@ import pytest
 
 from slm_lab.spec import parts, reference, schema
 from slm_lab.spec.lab_spec import ENV
-from slm_lab.spec.validate import FAMILIES, loadable
+from slm_lab.spec.load import loadable
+from slm_lab.spec.validate import FAMILIES
 
 MISSING = [name for registry in (*FAMILIES.values(), ENV) for name in registry if name not in loadable(registry)]
 

@@ -163,7 +163,7 @@ VALUES = {
     "env.key": st.text() | st.booleans() | st.lists(st.integers()),
     "meta.log_frequency": st.integers(1, 10**9),
     "meta.max_trial": st.none() | st.integers(1, 9),
-    "meta.metric": st.text(max_size=5) | st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+    "meta.metric": st.sampled_from(["final_return", "strength"]),
 }
 
 

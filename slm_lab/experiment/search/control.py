@@ -1,0 +1,186 @@
+"""What mode search does: a new search, one that goes on, and what is left of it at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from slm_lab import __version__
+from slm_lab.experiment.analysis import plural
+from slm_lab.experiment.display import say
+from slm_lab.experiment.index import write_index
+from slm_lab.experiment.run_dir import RunDir, unwritable
+from slm_lab.experiment.search.display import SearchDisplay
+from slm_lab.experiment.search.ledger import OPEN, Ledger
+from slm_lab.experiment.search.redraw import Redraw
+from slm_lab.experiment.search.results import BEST_SPEC, TABLE, prune, write_results
+from slm_lab.lib.errors import LabError
+from slm_lab.lib.log import log_to, note
+from slm_lab.spec.explain import show
+from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.spec.search import check_search, grid_points, trial_count
+from slm_lab.spec.space import Variable, read_space
+
+logger = logging.getLogger("slm_lab")
+
+
+def search(
+    spec: LabSpec, raw: dict[str, Any], data: Path, console: Console, max_trial: int | None, address: str | None
+) -> RunDir:
+    """A new search over the spec's `search` section; `raw` is the spec as it was written."""
+    variables = check_search(raw, spec)
+    run = RunDir.create(data, spec.name, {"name": spec.name, **spec.dump(), "raw": raw}, "search")
+    _search(run, spec, raw, variables, max_trial, address, console)
+    return run
+
+
+def resume(
+    run: RunDir, given: Mapping[str, Any] | None, force: bool, console: Console, max_trial: int | None,
+    address: str | None,
+) -> None:  # fmt: skip
+    """Go on with a search: trials that have ended stay, those broken off go on, and `max_trial` may add more.
+
+    `given`: the spec as it is written now. Raises `LabError` where it has changed since, unless `force`d.
+    """
+    spec = run.stored_spec()
+    facts = run.read_spec()
+    if run.mode() != "search" or "raw" not in facts:
+        raise LabError(f"{run.path} is no search. Go on with: {run.command('train')}")
+    raw = facts["raw"]
+    changed = _changes(raw, given, "") if given is not None else []
+    if changed and not force:
+        lines = "\n".join(f"  - {line}" for line in changed)
+        raise LabError(
+            f"the spec has changed since {run.path} was started:\n{lines}\nThe search goes on with the one that it was "
+            "started with: say --force if that is what you want, or start a new one with mode search."
+        )
+    variables, _ = read_space(spec.search or {})
+    _search(run, spec, raw, variables, max_trial, address, console)
+
+
+def redraw(run: RunDir, console: Console) -> None:
+    """Write a search's table, graphs and report again."""
+    spec = run.stored_spec()
+    variables, _ = read_space(spec.search or {})
+    _finish(run, spec, Ledger(run), variables, console)
+
+
+def _search(
+    run: RunDir, spec: LabSpec, raw: dict[str, Any], variables: list[Variable], max_trial: int | None,
+    address: str | None, console: Console,
+) -> None:  # fmt: skip
+    with run.lock(), log_to(run.log / "run.log"):
+        note(f"slm_lab {__version__}: {shlex.join(sys.argv)}")
+        ledger = Ledger(run)
+        wanted = _wanted(spec, ledger, variables, max_trial)
+        try:
+            stopped = _run(run, spec, raw, ledger, variables, wanted, address, console)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"Nothing saved is lost. Go on with: {run.command('search')}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                prune(run, ledger, spec.meta)
+        _finish(run, spec, ledger, variables, console)
+        if stopped:
+            say(console, f"stopped. Go on with: {run.command('search')}")
+
+
+def _run(
+    run: RunDir, spec: LabSpec, raw: dict[str, Any], ledger: Ledger, variables: list[Variable], wanted: int,
+    address: str | None, console: Console,
+) -> bool:  # fmt: skip
+    """Run what is left to run; whether it was broken off."""
+    if len(ledger.trials) >= wanted and not ledger.with_status(*OPEN):
+        say(console, f"all {plural(len(ledger.trials), 'trial')} have ended; --max-trial N adds more")
+        return False
+    each = f"{plural(spec.meta.max_session, 'session')} of {spec.env.max_frame:,} frames"
+    title = f"{spec.name}: search over {plural(len(variables), 'key')}, {plural(wanted, 'trial')} of {each}\n{run.path}"
+    with SearchDisplay(title, ledger, variables, spec.meta, wanted, console) as display:
+        display.wait_for("starting Ray" if not address else f"joining Ray at {address}")
+        from slm_lab.experiment.search import engine  # imports Ray
+
+        with engine.started_ray(address):
+            try:
+                with Redraw(lambda: _write(run, spec, variables, png=False)) as redraw:
+
+                    def ended() -> None:
+                        prune(run, ledger, spec.meta, ("done",))  # the worker of another may not have let go of it yet
+                        redraw.wanted.set()
+
+                    engine.run_trials(spec, raw, run, ledger, variables, wanted, display, ended)
+            except engine.Stopped:
+                return True
+    return False
+
+
+def _wanted(spec: LabSpec, ledger: Ledger, variables: list[Variable], max_trial: int | None) -> int:
+    """How many trials there shall be; it is remembered when it is more than the spec says."""
+    wanted = max_trial or ledger.max_trial or trial_count(spec, variables)
+    if wanted < len(ledger.trials):
+        raise LabError(f"--max-trial {wanted}: this search has {len(ledger.trials)} trials already; it can only grow.")
+    if max_trial and max_trial != ledger.max_trial:
+        ledger.append("extended", max_trial=max_trial)
+    points = grid_points(spec, variables)
+    if points and wanted < len(points):
+        logger.warning("%d of the %d points of the grid are tried: raise meta.max_trial for all", wanted, len(points))
+    return wanted
+
+
+def _write(run: RunDir, spec: LabSpec, variables: list[Variable], png: bool) -> None:
+    """Table, best spec, graphs and report of the trials so far."""
+    ledger = Ledger(run)  # as it is on disk: the search may be writing to its own
+    write_results(run, ledger, variables, spec.meta)
+    if ledger.trials:
+        from slm_lab.experiment.search.graphs import Experiment, draw_search
+        from slm_lab.experiment.search.page import write_search_report
+
+        experiment = Experiment(run, spec.name, ledger, variables, spec.meta)
+        draw_search(experiment, png)
+        write_search_report(experiment, run.read_spec())
+        write_index(run.path.parent)
+
+
+def _finish(run: RunDir, spec: LabSpec, ledger: Ledger, variables: list[Variable], console: Console) -> None:
+    """All results on disk, and what became of the trials in a few lines."""
+    if console.is_terminal:
+        say(console, "drawing graphs ...")
+    try:
+        _write(run, spec, variables, spec.meta.png)
+    except OSError as error:
+        raise LabError(f"{unwritable(run.path, error)} Then write the results with: {run.command('plot')}") from error
+    for trial in ledger.with_status("failed", "invalid"):
+        say(console, f"trial {trial.index} {trial.status}: {trial.reason}")
+    say(console, f"report   {run.path / 'report.html'}\ntable    {run.info / TABLE}")
+    best = ledger.best(spec.meta.metric, spec.meta.mode)
+    if best is None:
+        say(console, "best     none: no trial has ended well")
+        return
+    say(console, f"best     trial {best.index}: {spec.meta.metric} {best.metrics[spec.meta.metric]:.4g}")
+    say(
+        console,
+        f"train it python run_lab.py {shlex.quote(str(run.path / BEST_SPEC))} train\nplay it  {run.command('enjoy')}",
+    )
+
+
+def _changes(old: Any, new: Any, path: str) -> list[str]:
+    """What differs, a line a key."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = dict.fromkeys([*old, *new])
+        below = (f"{path}.{key}" if path else str(key) for key in keys)
+        return [
+            line
+            for key, where in zip(keys, below, strict=True)
+            for line in _changes(old.get(key, ...), new.get(key, ...), where)
+        ]
+    if old == new:
+        return []
+    if old is ...:
+        return [f"{path}: {show(new)} is new"]
+    return [f"{path}: it was {show(old)}, and is {'gone' if new is ... else show(new)}"]

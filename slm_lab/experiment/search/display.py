@@ -1,0 +1,118 @@
+"""What a person sees while a search runs: what is waited for, the running trials, the best so far, the failures."""
+
+from __future__ import annotations
+
+import math
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from slm_lab.experiment.display import LINE_SECONDS, MAX_LINE_SECONDS, say
+from slm_lab.experiment.search.ledger import Ledger, Trial
+from slm_lab.lib.log import note
+from slm_lab.spec.lab_spec import MetaSpec
+from slm_lab.spec.space import Variable, label, labels
+
+
+class SearchDisplay:
+    """A live table of the running trials, or plain lines where there is no terminal."""
+
+    def __init__(
+        self, title: str, ledger: Ledger, variables: list[Variable], meta: MetaSpec, max_trial: int, console: Console
+    ) -> None:
+        self.title, self.ledger, self.meta, self.max_trial, self.console = title, ledger, meta, max_trial, console
+        self.names = labels(variables)
+        self.reports: dict[int, dict[str, Any]] = {}  # of running trials, the last
+        self.waiting = ""
+        self.began = time.monotonic()
+        self.printed: dict[int, float] = {}
+        live = console.is_terminal and not console.is_dumb_terminal
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._view) if live else None
+
+    def __enter__(self) -> SearchDisplay:
+        say(self.console, self.title)
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.waiting = ""
+        self.reports = {}
+        if self.live:
+            self.live.stop()
+
+    def wait_for(self, what: str) -> None:
+        """Say what takes so long."""
+        self.waiting = what
+        note(what)
+        if what and not self.live:
+            say(self.console, f"{what} ...")
+
+    def workers(self, count: int) -> None:
+        """Worker processes are starting."""
+        self.wait_for(f"starting {count} worker{'s' if count > 1 else ''}: they import torch and the lab, once")
+
+    def report(self, trial: Trial, result: dict[str, Any]) -> None:
+        """Take in how far a trial is."""
+        self.waiting = ""
+        self.reports[trial.index] = result
+        now = time.monotonic()
+        pause = min(max(LINE_SECONDS, (now - self.began) / 10), MAX_LINE_SECONDS)
+        if result["status"] == "retry":
+            say(self.console, f"trial {trial.index}: failed, and is tried again: {result['reason']}")
+        elif not self.live and now - self.printed.get(trial.index, self.began) >= pause:
+            self.printed[trial.index] = now
+            say(self.console, f"trial {trial.index}: {', '.join(self._progress(result))}")
+
+    def ended(self, trial: Trial) -> None:
+        """A trial has ended: a line that stays."""
+        self.reports.pop(trial.index, None)
+        done = trial.status == "done"
+        what = (
+            f"{self.meta.metric} {trial.metrics[self.meta.metric]:.4g}" if done else f"{trial.status}: {trial.reason}"
+        )
+        best = self.ledger.best(self.meta.metric, self.meta.mode)
+        crown = ", the best so far" if best is trial else ""
+        took = f" in {trial.seconds:.1f} s" if math.isfinite(trial.seconds) else ""
+        say(self.console, f"trial {trial.index}: {what}{crown}{took}  ({self._point(trial)})")
+
+    def _point(self, trial: Trial) -> str:
+        return ", ".join(f"{self.names[path]} {label(value)}" for path, value in trial.used.items())
+
+    def _progress(self, result: dict[str, Any]) -> list[str]:
+        """Cells of a row: frames, frames/s, return, eta."""
+        fps, left = result["fps"], result["max_frame"] - result["frame"]
+        eta = f"eta {max(left, 0) / fps:,.0f} s" if fps > 0 else "eta –"
+        shown = "–" if math.isnan(result["return"]) else f"{result['return']:,.2f}"
+        speed = "–" if math.isnan(fps) else f"{fps:,.0f}"
+        return [f"frame {result['frame']:,} of {result['max_frame']:,}", f"{speed} frames/s", f"return {shown}", eta]
+
+    def _view(self) -> Group:
+        table = Table(expand=False)
+        for column in ("trial", "progress", "frames", "frames/s", "return", "eta", "variables"):
+            table.add_column(column, justify="left" if column in ("progress", "variables") else "right")
+        for index, result in sorted(self.reports.items()):
+            bar = ProgressBar(total=result["max_frame"], completed=result["frame"], width=16)
+            _, *cells = (cell.split(" ", 1) for cell in self._progress(result))
+            values = [cells[0][0], cells[1][1], cells[2][1]]
+            table.add_row(str(index), bar, f"{result['frame']:,}", *values, self._point(self.ledger.trials[index]))
+        lines = [Text(self._summary())]
+        if self.waiting:
+            lines.append(Text(f"{self.waiting} ... ({time.monotonic() - self.began:.0f} s)"))
+        return Group(*([table] if self.reports else []), *lines)
+
+    def _summary(self) -> str:
+        counts = {kind: len(self.ledger.with_status(kind)) for kind in ("done", "pruned", "failed", "invalid")}
+        facts = [f"{count} {kind}" for kind, count in counts.items() if count or kind == "done"]
+        best = self.ledger.best(self.meta.metric, self.meta.mode)
+        if best:
+            facts.append(f"best: trial {best.index}, {self.meta.metric} {best.metrics[self.meta.metric]:.4g}")
+        return f"of {self.max_trial} trials " + ", ".join(facts)

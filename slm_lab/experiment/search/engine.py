@@ -1,0 +1,365 @@
+"""A search by Ray Tune: Optuna draws the points, warm worker processes play them, the ledger keeps what came of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import pickle
+import shutil
+import signal
+import socket
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves trials wherever anything else runs
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the ledger and the sessions write what is kept
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # a search goes on from the ledger
+os.environ.setdefault("TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S", "1000000")  # resources are checked before
+
+import ray  # after its settings
+from ray import tune
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.search.display import SearchDisplay
+from slm_lab.experiment.search.ledger import OPEN, Ledger
+from slm_lab.experiment.search.study import NAME, distributions, from_optuna, make_sampler, make_study, to_optuna
+from slm_lab.experiment.search.worker import Worker
+from slm_lab.lib.errors import LabError, SpecError
+from slm_lab.lib.files import write_atomic
+from slm_lab.lib.log import note
+from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.spec.search import grid_points
+from slm_lab.spec.space import Point, Variable, make_raw
+from slm_lab.spec.validate import resolve
+
+logger = logging.getLogger("slm_lab")
+
+SCRATCH = "ray"  # what Ray Tune keeps while it runs
+KNOCK = 5.0  # seconds to wait for a cluster's answer
+
+
+# ---- Ray -------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def started_ray(address: str | None) -> Iterator[None]:
+    """Ray on this machine, or the cluster at `address`. Raises `LabError` where nobody answers."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": None}
+    if address:
+        _knock(address)
+        quiet.pop("include_dashboard")
+    else:
+        quiet |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(address=address or "local", **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise LabError(
+            f"Ray can't be started{f' at {address}' if address else ''}: {error}. {_cure(address)}"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Whether anyone listens there; Ray itself would try for minutes."""
+    if address in ("auto", "local"):
+        return
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdecimal()) or "/" in host:
+        raise LabError(
+            f"'{address}' is no address of a Ray cluster (expected: HOST:PORT, as ray start tells it, or auto)"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+    except OSError as error:
+        raise LabError(f"no Ray cluster answers at {address}: {error}. {_cure(address)}") from error
+
+
+def _cure(address: str | None) -> str:
+    if not address:
+        return "Is there room and memory left on this machine?"
+    head = "ray start --head --port=6379"
+    return (
+        f"Start one there with: {head}; this machine joins it with: ray start --address={address}. "
+        "Where it wants a token, every machine needs that and RAY_AUTH_MODE=token"
+    )
+
+
+def _concurrent(spec: LabSpec) -> int:
+    """How many trials run at once. Raises `LabError` where not one ever could."""
+    need = spec.meta.search_resources
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    room = sum(_room(node, need.cpu, need.gpu) for node in nodes)
+    if not room:
+        there = "; ".join(f"{n.get('CPU', 0):g} cpu and {n.get('GPU', 0):g} gpu" for n in nodes) or "nothing"
+        raise LabError(
+            f"meta.search_resources: a trial needs {need.cpu:g} cpu and {need.gpu:g} gpu on one machine, and there is "
+            f"{there}. Ask for less, or add a machine to the cluster."
+        )
+    return room
+
+
+def _room(node: dict[str, float], cpu: float, gpu: float) -> int:
+    fits = int(node.get("CPU", 0) / cpu + 1e-9)
+    return min(fits, int(node.get("GPU", 0) / gpu + 1e-9)) if gpu else fits
+
+
+# ---- a search --------------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """The search was broken off before its trials had ended."""
+
+
+def run_trials(
+    spec: LabSpec, raw: dict[str, Any], run: RunDir, ledger: Ledger, variables: list[Variable], max_trial: int,
+    display: SearchDisplay, ended: Callable[[], None],
+) -> None:  # fmt: skip
+    """Run the trials of the ledger that haven't ended, and new ones up to `max_trial`. `ended()` is called after each.
+
+    Ctrl-C stops after saving. Raises `LabError` where the ledger can't be written.
+    """
+    here = run.path.resolve()
+    meta = spec.meta
+    concurrent = _concurrent(spec)
+    display.workers(min(concurrent, max_trial))
+    trouble = Trouble()
+    plan = Planner(spec, raw, run, ledger, variables, max_trial, trouble)
+    book = Bookkeeper(ledger, meta.metric, display, ended, trouble)
+    need = meta.search_resources
+    settings: dict[str, Any] = {
+        "config": {"run": str(here), "metric": meta.metric, "retries": meta.max_retry, "cwd": os.getcwd()},
+        "resources_per_trial": {"cpu": need.cpu, "gpu": need.gpu},
+        "search_alg": plan,
+        "scheduler": _scheduler(spec),
+        "callbacks": [book],
+        "stop": trouble,
+        "num_samples": -1,  # until there is no next trial
+        "max_concurrent_trials": concurrent,
+        "reuse_actors": True,
+        "max_failures": meta.max_retry,
+        "raise_on_failed_trial": False,
+        "checkpoint_config": tune.CheckpointConfig(checkpoint_at_end=False),  # the sessions save themselves
+        "storage_path": str(here),
+        "name": SCRATCH,
+        "verbose": 0,
+    }
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by the ledger
+    before = signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tune.run(Worker, **settings)
+    except Exception as error:
+        raise LabError(f"Ray broke off: {error}. Go on with: {run.command('search')}") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        shutil.rmtree(here / SCRATCH, ignore_errors=True)
+    if trouble.found:
+        raise LabError(f"{trouble.found} Then go on with: {run.command('search')}") from trouble.found
+    if ledger.with_status(*OPEN) or len(ledger.trials) < max_trial:
+        raise Stopped
+
+
+def _scheduler(spec: LabSpec) -> tune.schedulers.ASHAScheduler | None:
+    rungs, frames = spec.meta.search_scheduler, spec.env.max_frame
+    if rungs is None:
+        return None
+    return tune.schedulers.ASHAScheduler(
+        time_attr="frame",
+        metric="value",
+        mode=spec.meta.mode,
+        max_t=2 * frames,  # it cuts trials there; ours end by themselves
+        grace_period=min(rungs.grace_period, frames),
+        reduction_factor=rungs.reduction_factor,
+    )
+
+
+class Trouble(tune.Stopper):
+    """Ends the search once the ledger can't be written: what Ray Tune is told by an exception it blames on a trial."""
+
+    def __init__(self) -> None:
+        self.found: LabError | None = None
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.found is not None
+
+    def stop_all(self) -> bool:
+        return self.found is not None
+
+
+class Planner(Searcher):
+    """Gives Ray Tune the next trial: one that was broken off, else a point from Optuna whose spec is valid."""
+
+    def __init__(
+        self, spec: LabSpec, raw: dict[str, Any], run: RunDir, ledger: Ledger, variables: list[Variable],
+        max_trial: int, trouble: Trouble,
+    ) -> None:  # fmt: skip
+        super().__init__(metric="value", mode=spec.meta.mode)
+        self.spec, self.raw, self.run, self.ledger = spec, raw, run, ledger
+        self.variables, self.max_trial, self.trouble = variables, max_trial, trouble
+        self.again = ledger.with_status(*OPEN)
+        self.index: dict[str, int] = {}  # trials by Ray's names
+        sampler = make_sampler(spec.meta, len(ledger.trials))
+        study, storage = make_study(ledger, variables, spec.meta, sampler)
+        for point in self._given():
+            study.enqueue_trial(to_optuna(point, variables))
+        self.optuna = OptunaSearch(
+            distributions(variables), metric="value", mode=spec.meta.mode, sampler=sampler, study_name=NAME,
+            storage=storage,
+        )  # fmt: skip
+
+    def _given(self) -> Iterator[Point]:
+        """Points that aren't drawn: of broken-off trials, and of the grid."""
+        yield from (trial.point for trial in self.again)
+        points = grid_points(self.spec, self.variables)
+        if points:
+            yield from (points[i % len(points)] for i in range(len(self.ledger.trials), self.max_trial))
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
+        try:
+            index = self._next()
+        except LabError as error:  # the ledger can't be written
+            self.trouble.found = error
+            return str(Searcher.FINISHED)
+        if index is None:
+            return str(Searcher.FINISHED)
+        self.index[trial_id] = index
+        return {"trial": index}
+
+    def _next(self) -> int | None:
+        """The number of a trial that can run; those on the way that can't are told in the ledger."""
+        if self.again:
+            index = self.again.pop(0).index
+            self.optuna.suggest(str(index))
+            return index
+        while len(self.ledger.trials) < self.max_trial:
+            index = len(self.ledger.trials)
+            point = from_optuna(self._flat(self.optuna.suggest(str(index))), self.variables)
+            if self._plan(index, point):
+                return index
+            self.optuna.on_trial_complete(str(index), error=True)
+        return None
+
+    def _flat(self, params: dict[str, Any] | None) -> dict[str, Any]:
+        assert params is not None
+        return params
+
+    def _plan(self, index: int, point: Point) -> bool:
+        """Write the trial into the ledger, and its spec; whether it is one that can run."""
+        made, unused = make_raw(self.raw, point)
+        try:
+            spec = resolve(made, self.spec.name, data=self.run.path)
+        except LabError as error:
+            self.ledger.append("planned", index, point=point, unused=unused)
+            problems = error.problems if isinstance(error, SpecError) else [error]
+            self.ledger.append("invalid", index, reason="; ".join(map(str, problems)))
+            return False
+        facts = {"name": self.spec.name, **spec.dump(), "run": self.run.read_spec()["run"] | {"trial": index}}
+        file = self.run.of_trial(index).spec_file
+        write_atomic(file, lambda path: path.write_text(json.dumps(facts, indent=1)))
+        self.ledger.append("planned", index, point=point, unused=unused)
+        return True
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        if trial_id in self.index:
+            good = bool(result) and outcome(result or {}, self.spec.meta.metric)[0] == "done"
+            failed = error or bool(result and result["status"] == "failed")
+            self.optuna.on_trial_complete(str(self.index[trial_id]), result if good else None, failed)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Optuna learns of trials that have ended."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger knows."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the ledger knows."""
+
+
+def outcome(result: dict[str, Any], metric: str) -> tuple[str, str]:
+    """What a trial's last report makes of it, and why: a metric that is no number never wins."""
+    if result["status"] == "failed":
+        return "failed", result["reason"]
+    if result["status"] != "done":
+        return "pruned", f"stopped by the scheduler at frame {result['frame']:,}"
+    if math.isfinite(result["value"]):
+        return "done", ""
+    return "failed", f"{metric} is not a number: no episode has ended, or its returns weren't finite"
+
+
+class Bookkeeper(tune.Callback):
+    """Writes what Ray Tune tells of trials into the ledger, and shows it."""
+
+    def __init__(
+        self, ledger: Ledger, metric: str, display: SearchDisplay, ended: Callable[[], None], trouble: Trouble
+    ) -> None:
+        self.ledger, self.metric, self.display, self.ended, self.trouble = ledger, metric, display, ended, trouble
+        self.running: set[int] = set()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        index = trial.config["trial"]
+        if index not in self.running:
+            self.running.add(index)
+            self._write("running", index, node=result["node"], pid=result["pid"], seconds=round(result["seconds"], 3))
+        if result["status"] == "retry":
+            self._write("retry", index, reason=result["reason"], trace=result["trace"])
+        self.display.report(self.ledger.trials[index], result)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        index, result = trial.config["trial"], trial.last_result
+        kind, reason = outcome(result, self.metric)
+        facts: dict[str, Any] = {"seconds": round(result["seconds"], 3)}
+        if kind == "done":
+            facts["metrics"] = result["metrics"]
+        else:
+            facts |= {"reason": reason, "trace": result.get("trace")}
+        self._end(kind, index, **facts)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.running.discard(trial.config["trial"])
+        self._write("retry", trial.config["trial"], reason=_death(trial))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._end("failed", trial.config["trial"], reason=_death(trial))
+
+    def _end(self, kind: str, index: int, **facts: Any) -> None:
+        self._write(kind, index, **facts)
+        if not self.trouble.found:
+            self.display.ended(self.ledger.trials[index])
+            self.ended()
+
+    def _write(self, kind: str, index: int, **facts: Any) -> None:
+        if self.trouble.found:  # what Ray Tune tells of trials that it stops for that
+            return
+        try:
+            self.ledger.append(kind, index, **facts)
+        except LabError as error:
+            self.trouble.found = error
+        note(f"trial {index}: {kind} {facts.get('reason', '')}")
+
+
+def _death(trial: Any) -> str:
+    """Why Ray lost a trial."""
+    if not trial.pickled_error_file:
+        return Path(trial.error_file).read_text().strip().splitlines()[-1]
+    error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its process died (killed, or out of memory?); what it had saved is kept"
+    return str(error).strip().splitlines()[-1]

@@ -1,0 +1,120 @@
+"""A trial of a search as a piece of work: its sessions one after another, a slice of time at once. No Ray in it."""
+
+from __future__ import annotations
+
+import math
+import time
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from slm_lab.experiment.analysis import analyze_session, analyze_trial
+from slm_lab.experiment.evaluate import random_return
+from slm_lab.experiment.metrics import session_metrics
+from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.session import Progress, Session
+from slm_lab.lib.log import log_to
+from slm_lab.spec.lab_spec import LabSpec
+
+PATIENCE = 60.0  # seconds for the workers of a killed search to die
+Report = dict[str, Any]
+
+
+class Work:
+    """Runs one trial. Each `advance` says how far it is; a failure is a report too, and never raises."""
+
+    def __init__(self, run: RunDir, spec: LabSpec, metric: str, retries: int = 0) -> None:
+        self.run, self.spec, self.metric, self.retries = run, spec, metric, retries
+        self.baseline: float | None = None
+        self.index = 0  # of the session at hand
+        self.session: Session | None = None
+        self.held = ExitStack()  # its lock and its log
+        self.seconds = 0.0  # spent so far
+
+    def advance(self, seconds: float) -> Report:
+        """Play on for so long. `status` is running, done, failed, or retry where it failed and is tried again."""
+        began = time.monotonic()
+        try:
+            report = self._advance(seconds)
+        except Exception as error:
+            self._drop()
+            status = "retry" if self.retries > 0 else "failed"
+            self.retries -= 1
+            report = {"status": status, "reason": _reason(error), "trace": traceback.format_exc()}
+        self.seconds += time.monotonic() - began
+        frames = self.spec.env.max_frame * self.spec.meta.max_session
+        shown = {"frame": 0, "fps": math.nan, "return": math.nan, "value": math.nan, "session": self.index}
+        return {**shown, "max_frame": frames, "seconds": self.seconds, **report}
+
+    def close(self) -> None:
+        """Save the session at hand, if it can be: whoever goes on with the trial begins there."""
+        if self.session is not None:
+            try:
+                self.session.finish()
+            except Exception:  # its last checkpoint stands
+                traceback.print_exc()
+        self._drop()
+
+    def _advance(self, seconds: float) -> Report:
+        if self.session is None:
+            self._begin()
+        assert self.session is not None
+        if self.session.play_for(seconds):
+            return self._running(self.session.progress())
+        last = self.session.finish()
+        self._drop()
+        self._write_metrics()
+        if self.index + 1 < self.spec.meta.max_session:
+            self.index += 1
+            return self._running(last, before=self.index)
+        scalar = analyze_trial(self.run.path, self.run.trial)["scalar"]
+        metrics = {name: value for name, value in scalar.items() if math.isfinite(value)}
+        frames = self.spec.env.max_frame * self.spec.meta.max_session
+        return {"status": "done", "frame": frames, "metrics": metrics, "value": metrics.get(self.metric, math.nan)}
+
+    def _begin(self) -> None:
+        for folder in (self.run.model, self.run.log):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.held.enter_context(self.run.lock(self.index, PATIENCE))
+        self.held.enter_context(log_to(self.run.log / f"session{self.index}.log", capture=True))
+        if self.baseline is None:
+            self.baseline = random_return(self.spec, self.run.path.parent)
+        session = Session(self.spec, self.run, self.index, lambda progress: None)
+        session.begin()
+        self.session = session
+
+    def _drop(self) -> None:
+        self.session = None
+        self.held.close()
+
+    def _running(self, progress: Progress, before: int | None = None) -> Report:
+        """`before`: sessions that have ended."""
+        done = (self.index if before is None else before) * self.spec.env.max_frame
+        frame = done + (progress.frame if before is None else 0)
+        shown = {"frame": frame, "fps": progress.fps, "return": progress.total_reward_ma, "session": self.index}
+        return {"status": "running", **shown, "value": self._value_so_far()}
+
+    def _value_so_far(self) -> float:
+        """The metric of the session at hand, for a scheduler."""
+        if self.session is None or self.spec.meta.search_scheduler is None:
+            return math.nan
+        scalar = session_metrics(pd.DataFrame(self.session.tracker.rows), self.baseline)["scalar"]
+        return float(scalar.get(self.metric, math.nan))
+
+    def _write_metrics(self) -> None:
+        analyze_session(self.run.path, self.run.trial, self.index, self.baseline)
+
+
+def make_work(run_path: str, trial: int, metric: str, retries: int) -> Work:
+    """The work of a trial whose spec is in its file."""
+    run = RunDir(Path(run_path)).of_trial(trial)
+    return Work(run, run.stored_spec(to_train=True), metric, retries)
+
+
+def _reason(error: Exception) -> str:
+    """One line that says what went wrong."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

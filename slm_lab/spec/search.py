@@ -1,0 +1,113 @@
+"""What must hold of a spec before its search begins: beyond `resolve`, which reads the section alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from slm_lab.lib.errors import LabError, Problem, SpecError
+from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.spec.load import PARTS
+from slm_lab.spec.space import Point, Variable, get_at, grid, make_raw, read_space
+from slm_lab.spec.validate import resolve
+
+TRIALS = 16  # of a search that has no grid and doesn't say
+
+
+def check_search(raw: Mapping[str, Any], spec: LabSpec) -> list[Variable]:
+    """The variables of a valid spec's search. Raises `SpecError` with all that can't be searched.
+
+    Each value is tried alone, with every part that the search may put around it; one that is wrong in each of them is
+    refused here. What is wrong only in combination is for its trial to tell.
+    """
+    variables, _ = read_space(spec.search or {})
+    problems = [*_meta_problems(spec, variables)]
+    if not variables:
+        problems.append(
+            Problem("search", "nothing to search. Name a key: agent.algorithm.gamma__uniform: [0.9, 0.999]")
+        )
+    around = _around(raw, variables)
+    problems += [problem for variable in variables for problem in _value_problems(raw, variable, around)]
+    if problems:
+        raise SpecError(problems, f"spec '{spec.name}' can't be searched")
+    return variables
+
+
+def trial_count(spec: LabSpec, variables: list[Variable]) -> int:
+    """How many trials: meta.max_trial, else the whole grid, else 16."""
+    points = grid_points(spec, variables)
+    return spec.meta.max_trial or (len(points) if points else TRIALS)
+
+
+def grid_points(spec: LabSpec, variables: list[Variable]) -> list[Point]:
+    """The points that are tried in order; [] where there is no grid."""
+    everything = spec.meta.search_alg == "grid"
+    gridded = everything or any(variable.distribution == "grid_search" for variable in variables)
+    return grid(variables, everything) if gridded else []
+
+
+def _meta_problems(spec: LabSpec, variables: list[Variable]) -> Iterable[Problem]:
+    meta = spec.meta
+    if meta.search_scheduler and meta.max_session > 1:
+        yield Problem(
+            "meta.search_scheduler",
+            f"{meta.search_scheduler.name} judges a trial while it runs, so it needs trials of one session, and "
+            f"meta.max_session is {meta.max_session}. Use max_session 1 with it, or no scheduler",
+        )
+    if meta.search_alg == "grid":
+        for variable in variables:
+            if not variable.listed:
+                yield Problem(
+                    f"search.{variable.path}__{variable.distribution}",
+                    "a grid has no points on a range (expected: choice or grid_search). Or use search_alg 'optuna'",
+                )
+
+
+def _around(raw: Mapping[str, Any], variables: list[Variable]) -> list[Point]:
+    """The spec as it is, and each sound way in which one variable changes its parts."""
+    points: list[Point] = [{}]
+    for variable in variables:
+        swaps = [value for value in variable.args if variable.listed and _swaps(variable.path, value)]
+        points += [{variable.path: v} for v in swaps if not _problems_at(raw, {variable.path: v}, variable.path)]
+    return points
+
+
+def _swaps(path: str, value: Any) -> bool:
+    return isinstance(value, dict) or path.endswith(".name") or path.startswith("vars.")
+
+
+def _value_problems(raw: Mapping[str, Any], variable: Variable, around: list[Point]) -> list[Problem]:
+    """Of each value that is wrong everywhere, what is wrong with it."""
+    found: list[Problem] = []
+    for value in variable.samples():
+        tried = [_problems_at(raw, {**point, variable.path: value}, variable.path) for point in around]
+        own = [problems for problems in tried if any(p.path == variable.path for p in problems)]
+        found += (own or tried)[0] if all(tried) else []
+    return list(dict.fromkeys(found))
+
+
+def _problems_at(raw: Mapping[str, Any], point: Point, path: str) -> list[Problem]:
+    """What is wrong near the path when the spec is at that point."""
+    try:
+        spec, _ = make_raw(raw, {key: value for key, value in point.items() if key != path})
+        spec, lost = make_raw(spec, {path: point[path]})
+        if lost:
+            return [Problem(path, f"{get_at(spec, path.rpartition('.')[0])['name']} has no such key")]
+        resolve(spec, check_env=False)
+    except SpecError as error:
+        return [p for p in error.problems if _near(p.path, path) and not _is_misfit(spec, p.path)]
+    except LabError as error:
+        return [Problem(f"search.{path}", str(error))]
+    return []
+
+
+def _near(problem: str, path: str) -> bool:
+    """Whether a problem is at the path, above or below it; or that the part which it is a key of has no name."""
+    part = path.rpartition(".")[0]
+    return problem in (path, f"{part}.name") or problem.startswith(f"{path}.") or path.startswith(f"{problem}.")
+
+
+def _is_misfit(spec: dict[str, Any], path: str) -> bool:
+    """Whether there is such a part, and it only doesn't go with the others."""
+    part = path.removesuffix(".name")
+    return part != path and get_at(spec, path) in PARTS.get(part, ())

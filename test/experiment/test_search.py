@@ -1,0 +1,339 @@
+"""A search without Ray: the ledger, a trial's work, what is drawn and told of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from small_specs import raw_spec
+
+from slm_lab.experiment import control
+from slm_lab.experiment.evaluate import random_return
+from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.search import control as search
+from slm_lab.experiment.search.display import SearchDisplay
+from slm_lab.experiment.search.ledger import Ledger, best_run
+from slm_lab.experiment.search.redraw import Redraw
+from slm_lab.experiment.search.results import prune, trial_table
+from slm_lab.experiment.search.study import from_optuna, importances, make_sampler, make_study, to_optuna
+from slm_lab.experiment.search.work import Work, make_work
+from slm_lab.lib.errors import LabError
+from slm_lab.spec.space import make_raw, read_space
+from slm_lab.spec.validate import resolve
+
+GAMMA, CORE = "agent.algorithm.gamma", "agent.net.core.name"
+SPACE = {f"{GAMMA}__uniform": [0.9, 0.99], f"{CORE}__choice": ["none", "GRU"]}
+VARIABLES, _ = read_space(SPACE)
+TINY = {"env__max_frame": 200, "meta__log_frequency": 50, "meta__checkpoint_frequency": 50}
+
+
+def new_search(data: Path, **changes: Any) -> tuple[RunDir, dict[str, Any]]:
+    """The folder of a search before its first trial."""
+    raw = {**raw_spec(**{**TINY, **changes}), "search": SPACE}
+    spec = resolve(raw, "x", check_env=False)
+    return RunDir.create(data, "x", {"name": "x", **spec.dump(), "raw": raw}, "search"), raw
+
+
+def plan(run: RunDir, raw: dict[str, Any], ledger: Ledger, point: dict[str, Any]) -> int:
+    """A trial as the engine plans it."""
+    index = len(ledger.trials)
+    spec = resolve(make_raw(raw, point)[0], "x", check_env=False)
+    facts = {"name": "x", **spec.dump(), "run": run.read_spec()["run"]}
+    run.of_trial(index).spec_file.write_text(json.dumps(facts))
+    ledger.append("planned", index, point=point)
+    return index
+
+
+def ended(ledger: Ledger, gamma: float, value: float | None, kind: str = "done", core: str = "none") -> None:
+    index = len(ledger.trials)
+    ledger.append("planned", index, point={GAMMA: gamma, CORE: core})
+    if value is None:
+        ledger.append(kind, index, reason="it broke", trace="Traceback ...")
+    else:
+        ledger.append(kind, index, metrics={"final_return": value}, seconds=1.5)
+
+
+def played(work: Work) -> dict[str, Any]:
+    """The last report of a trial."""
+    report = work.advance(60.0)
+    while report["status"] in ("running", "retry"):
+        report = work.advance(60.0)
+    return report
+
+
+# ---- the ledger ------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_that_was_cut_short_never_happened(tmp_path):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    ended(ledger, 0.9, 1.0)
+    whole = ledger.path.read_bytes()
+    ledger.path.write_bytes(whole + b'{"time": "now", "event": "plan')
+    again = Ledger(run)
+    assert {t.index: t.status for t in again.trials.values()} == {0: "done"}
+    ended(again, 0.95, 2.0)
+    assert ledger.path.read_bytes().startswith(whole), "what was written has changed"
+    assert Ledger(run).best("final_return", "max").index == 1
+
+
+def test_a_damaged_line_is_told_by_its_number(tmp_path):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    ended(ledger, 0.9, 1.0)
+    ledger.path.write_bytes(b"garbage\n" + ledger.path.read_bytes())
+    with pytest.raises(LabError, match=r"ledger.jsonl:1 is damaged"):
+        Ledger(run)
+
+
+def test_a_full_disk_leaves_the_ledger_whole(tmp_path):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    ended(ledger, 0.9, 1.0)
+    before = ledger.path.read_bytes()
+    child = multiprocessing.get_context("fork").Process(target=_append_beyond_the_limit, args=(run, len(before) + 20))
+    child.start()
+    child.join(30)
+    assert child.exitcode == 0
+    assert Ledger(run).with_status("done")[0].metrics == {"final_return": 1.0} and len(Ledger(run).trials) == 1
+
+
+def _append_beyond_the_limit(run: RunDir, size: int) -> None:
+    import resource
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    ledger = Ledger(run)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    try:
+        ledger.append("planned", 1, point={GAMMA: 0.9, CORE: "none"})
+    except LabError as error:
+        os._exit(0 if "can't write" in str(error) else 1)
+    os._exit(2)
+
+
+def test_failures_never_win_whatever_the_direction(tmp_path):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    ended(ledger, 0.9, None, "failed")
+    ended(ledger, 0.91, -1500.0)
+    ended(ledger, 0.92, -200.0)
+    ended(ledger, 0.93, None, "invalid")
+    ended(ledger, 0.94, None, "pruned")
+    assert [t.index for t in ledger.ranked("final_return", "max")] == [2, 1, 4, 0, 3]
+    assert [t.index for t in ledger.ranked("final_return", "min")][:2] == [1, 2]
+    table = trial_table(ledger, VARIABLES, resolve(raw_spec(), "x", check_env=False).meta)
+    assert list(table["trial"]) == [2, 1, 4, 0, 3] and table["reason"][3] == "it broke"
+    assert list(table.columns[:5]) == ["trial", "status", GAMMA, CORE, "final_return"]
+
+
+# ---- drawing points --------------------------------------------------------------------------------------------------
+
+
+def test_a_search_that_goes_on_draws_other_points_and_knows_the_old(tmp_path):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    meta = resolve(raw_spec(), "x", check_env=False).meta
+    for gamma in (0.9, 0.93, 0.96):
+        ended(ledger, gamma, gamma)
+    ended(ledger, 0.97, None, "failed")
+    study, _ = make_study(ledger, VARIABLES, meta, make_sampler(meta, len(ledger.trials)))
+    assert study.best_value == 0.96 and len(study.trials) == 4
+    assert from_optuna(study.best_params, VARIABLES) == {GAMMA: 0.96, CORE: "none"}
+    assert make_sampler(meta, 0)._rng.rng.random() != make_sampler(meta, 4)._rng.rng.random()
+
+
+def test_importance_finds_the_key_that_matters(tmp_path):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    meta = resolve(raw_spec(), "x", check_env=False).meta
+    assert importances(ledger, VARIABLES, meta) == {}
+    for i in range(16):
+        ended(ledger, 0.9 + i / 200, 10.0 * (i % 2) + i / 100, core=["none", "GRU"][i % 2])
+    found = importances(ledger, VARIABLES, meta)
+    assert found[CORE] > 0.5 and sum(found.values()) == pytest.approx(1)
+
+
+def test_values_go_to_optuna_and_back():
+    variables, _ = read_space({"a__choice": [[64], [64, 64], None, {"name": "GRU"}], "b__randint": [1, 4]})
+    for value in variables[0].args:
+        assert from_optuna(to_optuna({"a": value, "b": 2}, variables), variables) == {"a": value, "b": 2}
+
+
+# ---- a trial ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_cut_short_goes_on_to_the_same_numbers(tmp_path):
+    run, raw = new_search(tmp_path, meta__max_session=2)
+    ledger = Ledger(run)
+    point = {GAMMA: 0.95, CORE: "GRU"}
+    whole, cut = plan(run, raw, ledger, point), plan(run, raw, ledger, point)
+    there = played(make_work(str(run.path), whole, "final_return", 0))
+    assert there["status"] == "done" and there["value"] == there["metrics"]["final_return"]
+    first = make_work(str(run.path), cut, "final_return", 0)
+    assert first.advance(0.0)["status"] == "running"
+    first.close()  # as a worker is told to stop
+    again = played(make_work(str(run.path), cut, "final_return", 0))
+    clocks = ("wall_t", "fps")
+    assert {k: v for k, v in again["metrics"].items() if k not in clocks} == {
+        k: v for k, v in there["metrics"].items() if k not in clocks
+    }
+    assert sorted(p.name for p in run.info.glob("x_t1_s*_session_df_train.csv")) == [
+        "x_t1_s0_session_df_train.csv", "x_t1_s1_session_df_train.csv",
+    ]  # fmt: skip
+
+
+def test_train_on_a_trials_spec_gives_its_numbers(tmp_path):
+    run, raw = new_search(tmp_path)
+    ledger = Ledger(run)
+    index = plan(run, raw, ledger, {GAMMA: 0.93, CORE: "GRU"})
+    report = played(make_work(str(run.path), index, "final_return", 0))
+    ledger.append("done", index, metrics=report["metrics"], seconds=1.0)
+    search.redraw(run, Console(quiet=True))
+    ((name, best),) = json.loads((run.path / "best_spec.json").read_text()).items()
+    trained = control.train(resolve(best, name), tmp_path, Console(quiet=True))
+    columns = ["frame", "opt_step", "total_reward", "total_reward_ma", "loss"]
+    one, other = (pd.read_csv(f)[columns] for f in (run.of_trial(index).session_file(0, "session_df_train.csv"),
+                                                    trained.session_file(0, "session_df_train.csv")))  # fmt: skip
+    pd.testing.assert_frame_equal(one, other, check_exact=True)
+    assert best_run(run).trial == index and best_run(trained) is trained
+
+
+def test_a_trial_that_raises_is_reported_and_tried_again(tmp_path, monkeypatch):
+    run, raw = new_search(tmp_path)
+    plan(run, raw, Ledger(run), {GAMMA: 0.93, CORE: "none"})
+    calls = []
+    from slm_lab.experiment.session import Session
+
+    def play_for(self, seconds):
+        calls.append(1)
+        raise ValueError("the wheel fell off")
+
+    monkeypatch.setattr(Session, "play_for", play_for)
+    work = make_work(str(run.path), 0, "final_return", 1)
+    assert work.advance(1.0)["status"] == "retry"
+    report = work.advance(1.0)
+    assert report["status"] == "failed" and report["reason"] == "the wheel fell off" and len(calls) == 2
+    assert "in play_for" in report["trace"]
+
+
+def test_a_trial_waits_for_the_worker_of_a_killed_search(tmp_path, monkeypatch):
+    run, raw = new_search(tmp_path)
+    trial = run.of_trial(plan(run, raw, Ledger(run), {GAMMA: 0.93, CORE: "none"}))
+    trial.model.mkdir(parents=True)
+    monkeypatch.setattr("slm_lab.experiment.search.work.PATIENCE", 0.1)
+    with trial.lock(0):
+        report = make_work(str(run.path), 0, "final_return", 0).advance(1.0)
+    assert report["status"] == "failed" and "is being trained by process" in report["reason"]
+
+
+def test_checkpoints_of_the_best_are_kept(tmp_path):
+    run, _ = new_search(tmp_path, meta__keep_trials=2)
+    ledger = Ledger(run)
+    for i, value in enumerate((1.0, 3.0, None, 2.0)):
+        ended(ledger, 0.9 + i / 100, value, "done" if value else "failed")
+        run.of_trial(i).model.mkdir(parents=True)
+    ledger.append("planned", 4, point={GAMMA: 0.95, CORE: "none"})
+    run.of_trial(4).model.mkdir(parents=True)
+    prune(run, ledger, run.stored_spec().meta)
+    assert sorted(p.name for p in run.model.glob("t*")) == ["t1", "t3", "t4"]
+
+
+def test_a_baseline_is_measured_once_by_all(tmp_path):
+    spec = resolve(raw_spec(), "x", check_env=False)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.starmap(random_return, [(spec, tmp_path)] * 2)
+    assert len(set(found)) == 1 and len(json.loads((tmp_path / "random_baseline.json").read_text())) == 1
+
+
+# ---- pages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [[], [None], [1.0], [1.0, None, 2.0, 3.0, 1.5, 0.5]], ids=str)
+def test_the_page_has_no_empty_panels(tmp_path, values):
+    run, _ = new_search(tmp_path, meta__png=False)
+    ledger = Ledger(run)
+    for i, value in enumerate(values):
+        ended(ledger, 0.9 + i / 100, value, "done" if value else "failed", ["none", "GRU"][i % 2])
+        run.of_trial(i).spec_file.write_text(run.spec_file.read_text())
+    search.redraw(run, Console(quiet=True))
+    drawn = {p.stem.removeprefix("x_experiment_graph_") for p in run.graph.glob("*_experiment_graph_*.html")}
+    done = [value for value in values if value is not None]
+    assert drawn == ({"variables", "parallel_coordinates"} if done else set()) | (
+        {"importance"} if len(done) > 3 else set()
+    )
+    if values:
+        page = (run.path / "report.html").read_text()
+        assert "nan" not in page.split("The resolved spec")[0].replace("final", "")
+        assert ("it broke" in page) == (None in values)
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_search(tmp_path, monkeypatch):
+    from slm_lab.experiment.search.engine import Bookkeeper, Trouble
+
+    run, raw = new_search(tmp_path)
+    ledger = Ledger(run)
+    plan(run, raw, ledger, {GAMMA: 0.95, CORE: "none"})
+    display = SearchDisplay("", ledger, VARIABLES, run.stored_spec().meta, 1, Console(quiet=True))
+    trouble = Trouble()
+    book = Bookkeeper(ledger, "final_return", display, lambda: None, trouble)
+    result = {"status": "done", "frame": 200, "value": 3.0, "metrics": {"final_return": 3.0}, "seconds": 1.0,
+              "node": "here", "pid": 1, "max_frame": 200, "fps": 1.0, "return": 3.0}  # fmt: skip
+    trial = SimpleNamespace(config={"trial": 0}, last_result=result)
+    monkeypatch.setattr(ledger, "path", tmp_path / "gone" / "ledger.jsonl")
+    book.on_trial_result(0, [], trial, result)
+    assert trouble.stop_all() and "can't write" in str(trouble.found)
+    monkeypatch.undo()
+    book.on_trial_complete(0, [], trial)
+    assert Ledger(run).trials[0].status == "planned", "it goes on with the trial that it could not write about"
+
+
+# ---- what is seen while it runs --------------------------------------------------------------------------------------
+
+
+def test_the_live_view_shows_the_running_the_best_and_the_failed(tmp_path):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    meta = run.stored_spec().meta
+    ended(ledger, 0.9, 12.5)
+    ended(ledger, 0.91, None, "failed")
+    ledger.append("planned", 2, point={GAMMA: 0.95, CORE: "GRU"})
+    screen = Console(force_terminal=True, width=120, file=io.StringIO())
+    display = SearchDisplay("x: search", ledger, VARIABLES, meta, 5, screen)
+    display.wait_for("starting Ray")
+    assert "starting Ray" in shown(display)
+    report = {"status": "running", "frame": 50, "max_frame": 200, "fps": 10.0, "return": 3.25}
+    display.report(ledger.trials[2], report)
+    view = shown(display)
+    assert "starting Ray" not in view and "of 5 trials 1 done, 1 failed, best: trial 0, final_return 12.5" in view
+    for part in ("50", "10", "3.25", "15 s", "gamma 0.95, core.name GRU"):
+        assert part in view
+
+
+def shown(display: SearchDisplay) -> str:
+    page = Console(width=140, file=io.StringIO())
+    page.print(display._view())
+    return page.file.getvalue()
+
+
+def test_a_drawing_that_fails_stops_nothing(monkeypatch, caplog):
+    monkeypatch.setattr("slm_lab.experiment.search.redraw.FIRST", 0.0)
+    drawn = threading.Event()
+
+    def draw() -> None:
+        drawn.set()
+        raise OSError("no space")
+
+    with Redraw(draw) as redraw:
+        redraw.wanted.set()
+        assert drawn.wait(10)
+    assert "weren't drawn" in caplog.text

@@ -1,0 +1,155 @@
+"""The search section: what is read from it, what a point of it makes, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from small_specs import raw_spec
+
+from slm_lab.lib.errors import LabError, SpecError
+from slm_lab.spec.search import check_search, grid_points, trial_count
+from slm_lab.spec.space import label, labels, make_raw, read_space
+from slm_lab.spec.validate import resolve
+
+CORE = "agent.net.core"
+
+
+def searched(search: dict[str, Any], **changes: Any) -> Any:
+    raw = {**raw_spec(**changes), "search": search}
+    spec = resolve(raw, "x", check_env=False)
+    return raw, spec, check_search(raw, spec)
+
+
+def test_nested_and_dotted_keys_are_the_same_space():
+    dotted, _ = read_space({"agent.algorithm.gamma__uniform": [0.9, 0.99], "env.num_envs__choice": [1, 2]})
+    nested, _ = read_space(
+        {"agent": {"algorithm": {"gamma__uniform": [0.9, 0.99]}}, "env": {"num_envs__choice": [1, 2]}}
+    )
+    assert dotted == nested and [v.path for v in dotted] == ["agent.algorithm.gamma", "env.num_envs"]
+
+
+def test_a_point_is_set_and_the_rest_of_the_spec_stays():
+    raw = raw_spec()
+    made, lost = make_raw({**raw, "search": {}}, {"agent.algorithm.gamma": 0.5, "agent.net.optim_spec.lr": 0.1})
+    assert made["agent"]["algorithm"] == {**raw["agent"]["algorithm"], "gamma": 0.5} and not lost
+    assert made["agent"]["net"]["optim_spec"] == {"lr": 0.1} and made["env"] == raw["env"] and "search" not in made
+    assert "gamma" not in raw["agent"]["algorithm"], "the spec itself was changed"
+
+
+def test_a_part_is_searched_by_its_name_and_keys_that_it_lacks_go():
+    raw = raw_spec(agent__net__core={"name": "GRU", "hidden_size": 8})
+    none, lost = make_raw(raw, {f"{CORE}.name": "none", f"{CORE}.hidden_size": 64})
+    assert none["agent"]["net"]["core"] == {"name": "none"} and lost == [f"{CORE}.hidden_size"]
+    lstm, lost = make_raw(raw, {f"{CORE}.name": "LSTM", f"{CORE}.hidden_size": 64})
+    assert lstm["agent"]["net"]["core"] == {"name": "LSTM", "hidden_size": 64} and not lost
+
+
+def test_a_mapping_sets_its_keys_together():
+    strategic = {"memory": {"name": "StrategicMemory"}, "net": {"shared": True}}
+    raw, _, variables = searched({"agent__choice": [{"net": {"core": {"name": "GRU"}}}, strategic],
+                                  "agent.memory.slots__choice": [4, 8]})  # fmt: skip
+    made, lost = make_raw(raw, {"agent": strategic, "agent.memory.slots": 8})
+    assert made["agent"]["memory"] == {"name": "StrategicMemory", "slots": 8} and not lost
+    assert made["agent"]["net"]["hid_layers"] == [16], "what the mapping doesn't name stays"
+    resolve(made, "x", check_env=False)
+    assert [label(value) for value in variables[0].args] == ["GRU", "StrategicMemory"]
+
+
+def test_a_variable_may_stand_in_several_places():
+    raw, _, variables = searched(
+        {"vars.size__choice": [8, 24]}, vars={"size": 4}, agent__net__core={"name": "GRU", "hidden_size": "${size}"}
+    )
+    made, _ = make_raw(raw, {variables[0].path: 24})
+    assert resolve(made, "x", check_env=False).agent.net.core["hidden_size"] == 24
+
+
+def test_labels_are_short_and_tell_apart():
+    variables, _ = read_space({f"{CORE}.name__choice": [1], "agent.memory.name__choice": [1], "env.delay__choice": [1]})
+    assert list(labels(variables).values()) == ["core.name", "memory.name", "delay"]
+
+
+def test_the_grid_and_the_number_of_trials():
+    search = {f"{CORE}.name__grid_search": ["GRU", "LSTM"], "agent.algorithm.gamma__uniform": [0.9, 0.99],
+              "env.num_envs__choice": [1, 2, 4]}  # fmt: skip
+    _, spec, variables = searched(search)
+    assert grid_points(spec, variables) == [{f"{CORE}.name": "GRU"}, {f"{CORE}.name": "LSTM"}]
+    assert trial_count(spec, variables) == 2
+    del search["agent.algorithm.gamma__uniform"]
+    _, spec, variables = searched(search, meta__search_alg="grid")
+    assert len(grid_points(spec, variables)) == trial_count(spec, variables) == 6
+    _, spec, variables = searched({"env.num_envs__choice": [1, 2]}, meta__max_trial=5)
+    assert grid_points(spec, variables) == [] and trial_count(spec, variables) == 5
+
+
+@pytest.mark.parametrize(
+    ("search", "parts"),
+    [
+        ({"agent.algorithm.gamma__unifrm": [0.9, 1]}, ["unknown distribution 'unifrm'", "Did you mean 'uniform'"]),
+        ({"agent.algorithm.gamma": [0.9, 1]}, ["no distribution", "agent.algorithm.gamma__choice"]),
+        ({"agent.algorithm.gamma__uniform": [0.99, 0.9]}, ["from 0.99 to 0.9 is empty"]),
+        ({"agent.algorithm.gamma__uniform": [0.9]}, ["[0.9] is no range", "[low, high]"]),
+        ({"agent.algorithm.gamma__uniform": ["0.9", 1]}, ["'0.9' isn't a number", "without quotes"]),
+        ({"agent.algorithm.gamma__choice": []}, ["has no values"]),
+        ({"agent.algorithm.gamma__choice": [0.9, 0.9]}, ["0.9 is there twice"]),
+        ({"agent.net.optim_spec.lr__loguniform": [0, 1]}, ["can't begin at 0"]),
+        ({"env.num_envs__randint": [1, 2.5]}, ["2.5 isn't a whole number"]),
+        ({"env.num_envs__quniform": [1, 2, 5]}, ["step 5 doesn't fit"]),
+        ({"env.num_envs__choice": [1], "env": {"num_envs__randint": [1, 3]}}, ["varies already"]),
+        ({"agent.algorithm.gama__uniform": [0.9, 1]}, ["unknown key", "Did you mean 'gamma'?"]),
+        ({"agent.algorithm.gamma__uniform": [0.9, 1.5]}, ["1.5 is above 1"]),
+        ({f"{CORE}.name__choice": ["GRU", "LSTN"]}, ["unknown core 'LSTN'", "'LSTM'"]),
+        ({f"{CORE}.name__choice": ["GRU", "none"], f"{CORE}.hiden_size__choice": [8]}, ["Did you mean 'hidden_size'"]),
+        ({"agnt.gamma__choice": [1]}, ["agnt", "unknown section"]),
+        ({"env.num_envs.x__choice": [1]}, ["env.num_envs is no mapping"]),
+        ({}, ["nothing to search"]),
+    ],
+)  # fmt: skip
+def test_a_bad_space_is_refused(search, parts):
+    with pytest.raises(LabError) as error:
+        searched(search)
+    for part in parts:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"meta__max_trial": 0}, ["meta.max_trial", "0 is below 1"]),
+        ({"meta__search_alg": "grid"}, ["a grid has no points on a range"]),
+        ({"meta__search_alg": "gird"}, ["Did you mean 'grid'"]),
+        ({"meta__metric": "final_retun"}, ["Did you mean 'final_return'"]),
+        ({"meta__search_resources": {"cpus": 1}}, ["Did you mean 'cpu'"]),
+        ({"meta__search_scheduler": {"grace_period": 100}, "meta__max_session": 2}, ["trials of one session"]),
+    ],
+)
+def test_bad_settings_of_a_search_are_refused(changes, parts):
+    with pytest.raises(SpecError) as error:
+        searched({"agent.algorithm.gamma__uniform": [0.9, 1]}, **changes)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_parts_that_only_fit_together_are_no_fault_of_the_space():
+    search = {
+        "agent.algorithm.name__choice": ["PPO", "DQN"],
+        "agent.memory.name__choice": ["OnPolicyBatchReplay", "Replay"],
+    }
+    assert len(searched(search)[2]) == 2
+
+
+def test_metrics_that_can_be_chosen_are_metrics_of_a_trial():
+    from typing import get_args
+
+    from slm_lab.experiment.metrics import trial_metrics
+    from slm_lab.spec.lab_spec import Metric
+
+    assert set(get_args(Metric)) <= trial_metrics([])["scalar"].keys()
+
+
+def test_a_key_of_a_part_that_is_not_there_has_no_place():
+    raw = raw_spec()
+    made, lost = make_raw(raw, {"agent.memory.slots": 8, "agent.algorithm.gamma": 0.9})
+    assert made["agent"]["memory"] == raw["agent"]["memory"] and lost == ["agent.memory.slots"]
+    with pytest.raises(SpecError, match=r"agent.memory.slots: OnPolicyBatchReplay has no such key"):
+        searched({"agent.memory.slots__choice": [4, 8]})
