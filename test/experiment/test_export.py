@@ -119,7 +119,7 @@ def test_the_command_line(player: RunDir, capsys: pytest.CaptureFixture[str]) ->
         ("export", str(player.path), "--session", "3"): "sessions 0 to 0",
         ("export", str(player.path), "--episodes", "0"): "1 or more",
         ("export", str(player.path), "--explore"): "--episodes N",
-        ("list", "--episodes", "3"): "for the command export",
+        ("list", "--episodes", "3"): "--episodes is for export",
     }
     for words, expected in wrong.items():
         assert main(list(words)) == 2, words
