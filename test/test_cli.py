@@ -532,21 +532,23 @@ def test_a_reader_that_stops_reading_is_no_error(lab: Lab) -> None:
     assert process.wait() == 0
 
 
-def begun(*words: str, say: str = "running") -> subprocess.Popen[str]:
-    """The command in a process group of its own, once it has said `say`."""
+def begun(*words: str, say: tuple[str, ...] = ("running",)) -> subprocess.Popen[str]:
+    """The command in a process group of its own, once it has said all of `say`."""
+    unsaid = list(say)
     process = subprocess.Popen(
         command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stdout
     for line in process.stdout:
-        if say in line:
+        unsaid = [part for part in unsaid if part not in line]
+        if not unsaid:
             return process
     pytest.fail(f"it never said {say!r}: {process.communicate()[1]}")
 
 
 def test_ctrl_c_stops_all_sessions_cleanly_and_kill_9_leaves_none_behind(lab: Lab) -> None:
     save("long.json", {"long": raw_spec(env__max_frame=200_000, meta__max_session=2)})
-    process = begun("long.json", "train")
+    process = begun("long.json", "train", say=("session 0: running", "session 1: running"))
     run = the_run()
     refused = lab("train@latest")  # while it runs
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process
