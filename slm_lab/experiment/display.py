@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -24,19 +26,16 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-class Display:
-    """Shows the progress of sessions; give `update` to them as their report."""
+class LiveView:
+    """Says a title; then, on a terminal, shows what `view` draws, and elsewhere leaves it to plain lines."""
 
-    def __init__(self, title: str, sessions: int, max_frame: int, console: Console | None = None) -> None:
-        self.title, self.console = title, console or Console()
-        self.rows = [Progress(i, 0, max_frame, status="waiting") for i in range(sessions)]
-        live = self.console.is_terminal and not self.console.is_dumb_terminal
-        self.live = Live(self._table(), console=self.console, refresh_per_second=4) if live else None
+    def __init__(self, title: str, console: Console, view: Callable[[], RenderableType]) -> None:
+        self.title, self.console = title, console
         self.began = time.monotonic()
-        self.printed = [-math.inf] * sessions
-        self.logged = [-math.inf] * sessions
+        live = console.is_terminal and not console.is_dumb_terminal
+        self.live = Live(console=console, refresh_per_second=4, get_renderable=view) if live else None
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         say(self.console, self.title)
         if self.live:
             self.live.start()
@@ -46,8 +45,21 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live:
-            self.live.update(self._table())
-            self.live.stop()
+            self.live.stop()  # after a last look
+
+    def line_pause(self, now: float) -> float:
+        """Seconds between plain lines of one session or trial."""
+        return min(max(LINE_SECONDS, (now - self.began) / 10), MAX_LINE_SECONDS)
+
+
+class Display(LiveView):
+    """Shows the progress of sessions; give `update` to them as their report."""
+
+    def __init__(self, title: str, sessions: int, max_frame: int, console: Console | None = None) -> None:
+        self.rows = [Progress(i, 0, max_frame, status="waiting") for i in range(sessions)]
+        super().__init__(title, console or Console(), self._table)
+        self.printed = [-math.inf] * sessions
+        self.logged = [-math.inf] * sessions
 
     def update(self, progress: Progress) -> None:
         """Take in a session's report."""
@@ -57,19 +69,15 @@ class Display:
         if news or now - self.logged[i] >= MAX_LINE_SECONDS:
             self.logged[i] = now
             note(self._line(progress))
-        if self.live:
-            self.live.update(self._table())
-            return
-        pause = min(max(LINE_SECONDS, (now - self.began) / 10), MAX_LINE_SECONDS)
-        if news or now - self.printed[i] >= pause:
+        if not self.live and (news or now - self.printed[i] >= self.line_pause(now)):
             self.printed[i] = now
             say(self.console, self._line(progress))
 
     def _line(self, p: Progress) -> str:
         share = min(p.frame / p.max_frame, 1.0)
         facts = [f"session {p.session}: {p.status}", f"frame {p.frame:,} of {p.max_frame:,} ({share:.0%})"]
-        facts += [f"{_number(p.fps, 0)} frames/s"] if p.fps > 0 else []
-        facts += [f"return {_number(p.total_reward_ma)}"] if not math.isnan(p.total_reward_ma) else []
+        facts += [f"{number(p.fps, 0)} frames/s"] if p.fps > 0 else []
+        facts += [f"return {number(p.total_reward_ma)}"] if not math.isnan(p.total_reward_ma) else []
         facts += [f"eta {_eta(p)}"] if p.status == "running" else []
         return ", ".join(facts)
 
@@ -80,12 +88,12 @@ class Display:
         for p in self.rows:
             bar = ProgressBar(total=p.max_frame, completed=p.frame, width=24)
             table.add_row(
-                str(p.session), bar, f"{p.frame:,}", _number(p.fps, 0), _number(p.total_reward_ma), _eta(p), p.status
+                str(p.session), bar, f"{p.frame:,}", number(p.fps, 0), number(p.total_reward_ma), _eta(p), p.status
             )
         return table
 
 
-def _number(x: float, digits: int = 2) -> str:
+def number(x: float, digits: int = 2) -> str:
     return "–" if math.isnan(x) else f"{x:,.{digits}f}"
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from slm_lab.lib.errors import Problem
 from slm_lab.spec.explain import show
+from slm_lab.spec.load import get_at
 
 ANY = object()  # any value
 GIVEN = object()  # any value but null
@@ -411,11 +412,7 @@ def _fits(key: Any, value: Any) -> bool:
 
 
 def _get(tree: Any, path: str) -> Any:
-    for key in path.split("."):
-        if not isinstance(tree, dict) or key not in tree:
-            return _ABSENT
-        tree = tree[key]
-    return tree
+    return get_at(tree, path, _ABSENT)
 
 
 def _pop(tree: Any, path: str) -> None:

@@ -287,6 +287,15 @@ def _var_name(raw: Mapping[str, Any], name: str, item: str) -> str:
     return name
 
 
+def get_at(tree: Any, path: str, default: Any = None) -> Any:
+    """The value at a dotted path; `default` where there is none."""
+    for key in path.split("."):
+        if not isinstance(tree, dict) or key not in tree:
+            return default
+        tree = tree[key]
+    return tree
+
+
 def set_at(spec: dict[str, Any], keys: list[str], value: Any) -> None:
     """Set in place, making the mappings on the way; raises `LabError` where something else is in the way."""
     here: Any = spec

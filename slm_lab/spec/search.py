@@ -7,8 +7,8 @@ from typing import Any
 
 from slm_lab.lib.errors import LabError, Problem, SpecError
 from slm_lab.spec.lab_spec import LabSpec
-from slm_lab.spec.load import PARTS
-from slm_lab.spec.space import Point, Variable, get_at, grid, make_raw, read_space
+from slm_lab.spec.load import PARTS, get_at
+from slm_lab.spec.space import Point, Variable, grid, make_raw, read_space
 from slm_lab.spec.validate import resolve
 
 TRIALS = 16  # of a search that has no grid and doesn't say

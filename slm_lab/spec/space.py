@@ -16,7 +16,7 @@ from typing import Any
 
 from slm_lab.lib.errors import Problem, did_you_mean
 from slm_lab.spec.explain import show
-from slm_lab.spec.load import PARTS, drop_foreign_keys, loadable, set_at
+from slm_lab.spec.load import PARTS, drop_foreign_keys, get_at, loadable, set_at
 
 LISTED = ("choice", "grid_search")  # their arguments are the values; of the others they are bounds, and a step
 BOUNDS = {  # name: (arguments, whole numbers, logarithmic)
@@ -210,12 +210,3 @@ def _reads_as_number(text: str) -> bool:
 
 def _args(variables: list[Variable]) -> list[tuple[Any, ...]]:
     return [variable.args for variable in variables]
-
-
-def get_at(tree: Any, path: str) -> Any:
-    """The value at a dotted path; None where there is none."""
-    for key in path.split("."):
-        if not isinstance(tree, dict) or key not in tree:
-            return None
-        tree = tree[key]
-    return tree

@@ -8,46 +8,36 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from slm_lab.experiment.display import LINE_SECONDS, MAX_LINE_SECONDS, say
+from slm_lab.experiment.display import LiveView, number, say
 from slm_lab.experiment.search.ledger import Ledger, Trial
 from slm_lab.lib.log import note
 from slm_lab.spec.lab_spec import MetaSpec
 from slm_lab.spec.space import Variable, label, labels
 
 
-class SearchDisplay:
+class SearchDisplay(LiveView):
     """A live table of the running trials, or plain lines where there is no terminal."""
 
     def __init__(
         self, title: str, ledger: Ledger, variables: list[Variable], meta: MetaSpec, max_trial: int, console: Console
     ) -> None:
-        self.title, self.ledger, self.meta, self.max_trial, self.console = title, ledger, meta, max_trial, console
+        self.ledger, self.meta, self.max_trial = ledger, meta, max_trial
         self.names = labels(variables)
         self.reports: dict[int, dict[str, Any]] = {}  # of running trials, the last
         self.waiting = ""
-        self.began = time.monotonic()
         self.printed: dict[int, float] = {}
-        live = console.is_terminal and not console.is_dumb_terminal
-        self.live = Live(console=console, refresh_per_second=4, get_renderable=self._view) if live else None
-
-    def __enter__(self) -> SearchDisplay:
-        say(self.console, self.title)
-        if self.live:
-            self.live.start()
-        return self
+        super().__init__(title, console, self._view)  # draws at once
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.waiting = ""
         self.reports = {}
-        if self.live:
-            self.live.stop()
+        super().__exit__(kind, error, trace)
 
     def wait_for(self, what: str) -> None:
         """Say what takes so long."""
@@ -65,10 +55,9 @@ class SearchDisplay:
         self.waiting = ""
         self.reports[trial.index] = result
         now = time.monotonic()
-        pause = min(max(LINE_SECONDS, (now - self.began) / 10), MAX_LINE_SECONDS)
         if result["status"] == "retry":
             say(self.console, f"trial {trial.index}: failed, and is tried again: {result['reason']}")
-        elif not self.live and now - self.printed.get(trial.index, self.began) >= pause:
+        elif not self.live and now - self.printed.get(trial.index, self.began) >= self.line_pause(now):
             self.printed[trial.index] = now
             say(self.console, f"trial {trial.index}: {', '.join(self._progress(result))}")
 
@@ -91,9 +80,8 @@ class SearchDisplay:
         """Cells of a row: frames, frames/s, return, eta."""
         fps, left = result["fps"], result["max_frame"] - result["frame"]
         eta = f"eta {max(left, 0) / fps:,.0f} s" if fps > 0 else "eta –"
-        shown = "–" if math.isnan(result["return"]) else f"{result['return']:,.2f}"
-        speed = "–" if math.isnan(fps) else f"{fps:,.0f}"
-        return [f"frame {result['frame']:,} of {result['max_frame']:,}", f"{speed} frames/s", f"return {shown}", eta]
+        frames = f"frame {result['frame']:,} of {result['max_frame']:,}"
+        return [frames, f"{number(fps, 0)} frames/s", f"return {number(result['return'])}", eta]
 
     def _view(self) -> Group:
         table = Table(expand=False)
