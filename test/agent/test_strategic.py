@@ -21,7 +21,7 @@ from slm_lab.agent.algorithm.base import Learned
 from slm_lab.agent.algorithm.policy_gradient import drawn_steps
 from slm_lab.agent.build import build_agent
 from slm_lab.agent.memory.strategic.core import Entries, StrategicCore
-from slm_lab.agent.memory.strategic.hindsight import Hindsight, _halfway, _mean_actor_critic, _use, surprising
+from slm_lab.agent.memory.strategic.hindsight import Hindsight, _mean_actor_critic, _use, surprising
 from slm_lab.agent.memory.strategic.memory import StrategicMemory
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.experiment.run_dir import RunDir
@@ -140,12 +140,13 @@ def test_more_slots_than_any_episode_has_steps() -> None:
 @pytest.mark.parametrize(
     ("switched", "gone"),
     [
-        ({"hindsight_coef": 0.0}, {"hindsight_loss", "usefulness_loss", "decay_loss", "hindsight_replay_loss", "hindsight_gate"}),
+        ({"hindsight_coef": 0.0}, {"hindsight_loss", "usefulness_loss", "decay_loss", "prior_loss", "hindsight_replay_loss", "hindsight_gate"}),
         ({"usefulness_coef": 0.0}, {"usefulness_loss", "decay_loss"}),
         ({"decay_init": 0.0}, {"decay_loss"}),
+        ({"prior_coef": 0.0}, {"prior_loss"}),
         ({"replay": 0}, {"hindsight_replay_loss"}),
     ],
-    ids=["hindsight", "usefulness", "decay", "replay"],
+    ids=["hindsight", "usefulness", "decay", "prior", "replay"],
 )  # fmt: skip
 def test_each_ablation_is_one_key(switched: dict[str, Any], gone: set[str]) -> None:
     whole, less = (
@@ -169,7 +170,7 @@ def taught(agent: Agent, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
 
 def test_credit_reaches_what_had_been_dropped() -> None:
     """Through the critic's attention and through usefulness, but not through the policy, which reads the slots."""
-    agent = build(retention="fifo", recall_events=False, dropout=0.0, replay=0, horizon=1000, slots=2)
+    agent = build(retention="fifo", recall_events=False, swap=0.0, replay=0, horizon=1000, slots=2)
     found = [taught(agent, batch) for batch in batches(agent, steps=60)]
     batch, terms = max(found, key=lambda pair: pair[0].mask.shape[1])
     b = int(batch.mask.sum(dim=1).argmax())
@@ -190,7 +191,7 @@ def test_credit_reaches_what_had_been_dropped() -> None:
 @pytest.mark.parametrize("persist", [False, True])
 def test_hindsight_sees_no_other_episode(persist: bool) -> None:
     """The carry of an episode's first step still holds the slots of the one before."""
-    agent = build(dropout=0.0, replay=0, horizon=1000, persist=persist)
+    agent = build(swap=0.0, replay=0, horizon=1000, persist=persist)
     batch, _ = agent.algorithm._prepared(batches(agent)[-1])
     held = batch.carry["shared"]["held"]
     assert bool(batch.is_first[:, 0].all()) and bool((held["count"] >= 0).any())
@@ -206,12 +207,13 @@ def test_hindsight_sees_no_other_episode(persist: bool) -> None:
 
 
 def test_the_critic_knows_nothing_but_what_actions_cause() -> None:
-    agent = build(dropout=0.0)
+    agent = build(swap=0.0)
     hindsight, net = hindsight_of(agent), agent.algorithm.net
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
     notes = batch.notes["hindsight"]
     out = net(batch.obs, batch.carry, batch.is_first)
-    value, attention, _ = hindsight._judge(notes, out.inner["shared"], core_of(agent))
+    value, _, logits = hindsight._judge(notes, out.inner["shared"].data, out.inner["shared"], core_of(agent))
+    attention = logits.softmax(dim=-1)
     assert float(value.detach().abs().max()) > 1e-3
     torch.testing.assert_close(
         (notes["policy"] * value).sum(dim=-1), torch.zeros_like(value[..., 0]), atol=1e-6, rtol=0
@@ -225,38 +227,58 @@ def toy(agent: Agent, attention: Tensor, **data: Tensor) -> Any:
     """What hindsight teaches of one window, its attention [M, N] given; each query is at the last step."""
     hindsight, (M, N) = hindsight_of(agent), attention.shape
     seen = torch.zeros(1, M, int(hindsight.critic[0].in_features), requires_grad=True)  # type: ignore[arg-type]
-    core: Any = SimpleNamespace(recall_all=lambda *_: (seen, attention[None, :, None]), slots=N)
+    logits = attention.log()[None, :, None]
+    core: Any = SimpleNamespace(match_all=lambda *_: logits, recall_all=lambda *_: seen, slots=N)
     nothing = torch.zeros(1, M)
     notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
              "error": nothing, "policy": torch.full((1, M, 3), 1 / 3)}  # fmt: skip
-    data |= {"count": torch.arange(N)[None], "value": torch.zeros(1, N, 1, 1)}
+    data |= {name: torch.zeros(1, N, 1, 1) for name in ("key", "value")} | {"count": torch.arange(N)[None]}
     entries = Entries(data, 0, torch.full((1, N, 2), -1))
     return hindsight._teach(notes, entries, core)[0]
 
 
-def test_use_is_what_would_change_without_an_entry() -> None:
-    """An entry that says what the others say is of no use, however much it is looked at."""
-    weight, value = (
-        torch.tensor([0.5, 0.3, 0.15, 0.05]),
-        torch.tensor([[1.0, 0.0], [1.0, 0.0], [-2.0, 5.0], [1.0, 9.0]]),
-    )
-    wanted = torch.tensor([1.0, 0.0])  # what the critic makes of a memory: its first number
-    alone = [torch.where(torch.arange(4) == i, 0.0, weight) for i in range(4)]
-    expected = torch.stack([((weight - rest / rest.sum()) @ value @ wanted).abs() for rest in alone])
-    read = torch.cat([torch.zeros(3), weight @ value])[None, None].requires_grad_()  # [h; m]
-    judged = read[..., 3:] @ wanted
-    use = _use(judged, read, weight[None, None, None], value[None, :, None], torch.ones(1, 1, dtype=torch.bool))
-    torch.testing.assert_close(use[0, 0], expected / expected.sum())
-    assert use[0, 0, 2] > 2 * weight[2]
+WANTED = torch.tensor([1.0, 0.0])  # what the critic makes of a memory: its first number
 
 
-def looked_at(judged: Tensor, read: Tensor, weight: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    return weight.mean(dim=2)
+def use(own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """[N] of a critic that is linear, for logits [N] and values [N, d]."""
+    (logits, value), (logits2, value2) = own, other
+    read = torch.cat([torch.zeros(3), logits.softmax(dim=0) @ value])[None, None].requires_grad_()  # [h; m]
+    one = torch.ones(1, 1, dtype=torch.bool)
+    pair = ((x[None, None, None], v[None, :, None]) for x, v in ((logits, value), (logits2, value2)))
+    return _use(read[..., 3:] @ WANTED, read, *pair, one)[0, 0]
+
+
+def test_use_is_what_would_change_with_another_entry_in_its_place() -> None:
+    """None where the other episode has none there: an entry that says what the others say is then of no use."""
+    logits, other = torch.tensor([2.0, 1.5, 0.8, -0.3]), torch.tensor([0.3, -torch.inf, 2.5, -0.3])
+    value = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-2.0, 5.0], [1.0, 9.0]])
+    value2 = torch.tensor([[3.0, 0.0], [7.0, 7.0], [1.0, 0.0], [1.0, 9.0]])
+    moved = []
+    for i in range(4):
+        here = torch.arange(4) == i
+        swapped = torch.where(here, other, logits).softmax(dim=0) @ torch.where(here[:, None], value2, value)
+        moved.append(((swapped - logits.softmax(dim=0) @ value) @ WANTED).abs())
+    found, expected = use((logits, value), (other, value2)), torch.stack(moved)
+    torch.testing.assert_close(found, expected / expected.sum())
+    assert found[3] < 1e-6, "the same in both"
+
+
+def test_a_cue_is_of_use_where_only_its_absence_is_told() -> None:
+    """Looked at if it says one thing and passed over if it says the other: it says as much both times."""
+    told, value = torch.tensor([5.0, 0.0, 0.0]), torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+    silent = torch.tensor([-5.0, 0.0, 0.0])
+    for own, other in ((told, silent), (silent, told)):
+        assert use((own, value), (other, value))[0] > 0.95
+
+
+def looked_at(judged: Tensor, read: Tensor, own: tuple[Tensor, Tensor], *_: Any) -> Tensor:
+    return own[0].softmax(dim=-1).mean(dim=2)
 
 
 def test_usefulness_settles_where_weights_are_the_use_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slm_lab.agent.memory.strategic.hindsight._use", looked_at)
-    agent = build(dropout=0.0, awake=False)
+    agent = build(swap=0.0, awake=False)
     attention = torch.tensor([[0.8, 0.1, 0.05, 0.03, 0.02], [0.2, 0.3, 0.15, 0.27, 0.08]])  # of two surprising steps
     worth = torch.zeros(1, 5, requires_grad=True)
     optimiser = torch.optim.Adam([worth], lr=0.05)
@@ -267,17 +289,9 @@ def test_usefulness_settles_where_weights_are_the_use_to_come(monkeypatch: pytes
     torch.testing.assert_close(worth.softmax(dim=1)[0].detach(), attention.mean(dim=0), atol=0.01, rtol=0)
 
 
-def test_a_cue_is_worth_what_it_was_worth_in_other_episodes_too() -> None:
-    target = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.6, 0.4]])
-    seen = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
-    held = torch.tensor([[-1, -1], [-1, -1], [3, -1]])  # the last one begins amid an episode: other steps
-    expected = torch.tensor([[0.75, 0.25, 0.0], [0.25, 0.75, 0.0], [0.0, 0.6, 0.4]])
-    torch.testing.assert_close(_halfway(target, seen, held), expected)
-
-
 def test_decay_learns_from_each_step_and_leaves_worth_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slm_lab.agent.memory.strategic.hindsight._use", looked_at)
-    agent = build(dropout=0.0, awake=False)
+    agent = build(swap=0.0, awake=False)
     worth, decay = torch.zeros(1, 5, requires_grad=True), torch.full((1, 5), 0.1, requires_grad=True)
     recent = torch.tensor([[0.0, 0.0, 0.0, 0.1, 0.9]])
     loss = toy(agent, recent, worth=worth, decay=decay)["decay_loss"].sum()
@@ -299,19 +313,30 @@ def test_surprising_steps() -> None:
     assert 0.45 < drawn.count(2) / len(drawn) < 0.75, "in proportion: 9 of 15"
 
 
-def test_dropout_spares_the_step_that_asks() -> None:
-    agent = build(dropout=0.5)
+def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() -> None:
+    agent = build(swap=0.3)
     hindsight = hindsight_of(agent)
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
-    notes, out = batch.notes["hindsight"], agent.algorithm.net(batch.obs, batch.carry, batch.is_first)
-    entries = out.inner["shared"]
-    _, weight, _ = hindsight._judge(notes, entries, core_of(agent), 0.5)  # [B, M, H, N]
-    _, whole, _ = hindsight._judge(notes, entries, core_of(agent))
-    own = torch.arange(weight.shape[-1]) - entries.before == notes["at"][:, :, None, None]
-    real = notes["mask"][:, :, None, None]
-    assert bool((weight > 0)[own.expand_as(weight) & real].all())
-    missed = ((weight == 0) & (whole > 0) & ~own & real).sum() / ((whole > 0) & ~own & real).sum()
-    assert 0.35 < float(missed) < 0.65
+    data = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"].data
+    other = hindsight._others(data)
+    swapped = hindsight._swapped(data, other)
+    there, moved = other["count"] >= 0, swapped["worth"] != data["worth"]
+    assert 0.15 < float(moved[there].float().mean()) < 0.45 and not moved[~there].any()
+    assert torch.equal(swapped["key"][moved], other["key"][moved]), "key and worth of the same one"
+    assert swapped["value"] is data["value"], "what it says stays its own"
+    assert not any(torch.equal(other["key"][b], data["key"][b]) for b in range(len(there)))
+
+
+def test_one_window_alone_has_no_others() -> None:
+    """Use is then what would change without an entry."""
+    agent = build()
+    data = tree_map(lambda x: x[:1], agent.algorithm.net(*first_inputs(agent)).inner["shared"].data)
+    assert bool((hindsight_of(agent)._others(data)["count"] == -1).all())
+
+
+def first_inputs(agent: Agent) -> tuple[Any, Any, Any]:
+    batch = batches(agent, 40)[0]
+    return batch.obs, batch.carry, batch.is_first
 
 
 def test_rare_surprises_get_few_questions_and_common_ones_many() -> None:
@@ -326,7 +351,7 @@ def test_rare_surprises_get_few_questions_and_common_ones_many() -> None:
 
 
 def test_what_is_learned_does_not_depend_on_the_scale_of_rewards() -> None:
-    agent = build(dropout=0.0, replay=0)
+    agent = build(swap=0.0, replay=0)
     batch = batches(agent, 40)[0]
     found = []
     for scale in (1.0, 1000.0):
@@ -346,7 +371,7 @@ def test_the_mean_actor_critic_makes_better_actions_likelier() -> None:
 
 def test_replay_teaches_hindsight_alone() -> None:
     """Of the last batches, as many as `replay` says, and nothing of it reaches the policy."""
-    agent = build(dropout=0.0, replay=2)
+    agent = build(swap=0.0, replay=2)
     hindsight, net = hindsight_of(agent), agent.algorithm.net
     for batch in batches(agent, 60):
         prepared, _ = agent.algorithm._prepared(batch)

@@ -213,18 +213,19 @@ class StrategicCore(Core):
         }
         return self._features(take(data["h"], now), memory), shown
 
-    def recall_all(self, data: Tree, now: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """As if nothing had been dropped: h and memory [B, M, F + H·d], attention [B, M, H, N] over `valid` [B, M, N].
+    def match_all(self, data: Tree, now: Tensor) -> Tensor:
+        """Attention's logits [B, M, H, N] of all entries, as if nothing had been dropped; ρ gets no gradient.
 
         For learning only (M reads of N entries): the policy never sees it.
         """
-        query, h = take(data["query"], now), take(data["h"], now)
-        score = torch.einsum("bmhd,bnhd->bmhn", query, data["key"])
+        score = torch.einsum("bmhd,bnhd->bmhn", take(data["query"], now), data["key"])
         ages = {name: take(data[name], now).unsqueeze(-1) - data[name].unsqueeze(1) for name in self.clocks}
-        logits = self._logits(score, data["worth"].detach().unsqueeze(1), h, ages)
-        weight = torch.softmax(logits.masked_fill(~valid.unsqueeze(2), -torch.inf), dim=-1)
-        memory = torch.einsum("bmhn,bnhd->bmhd", weight, data["value"])
-        return torch.cat([h, memory.flatten(2)], dim=-1), weight
+        return self._logits(score, data["worth"].detach().unsqueeze(1), take(data["h"], now), ages)
+
+    def recall_all(self, data: Tree, now: Tensor, logits: Tensor) -> Tensor:
+        """h and memory [B, M, F + H·d] of attention with these logits [B, M, H, N]."""
+        memory = torch.einsum("bmhn,bnhd->bmhd", torch.softmax(logits, dim=-1), data["value"])
+        return torch.cat([take(data["h"], now), memory.flatten(2)], dim=-1)
 
     def _logits(self, score: Tensor, worth: Tensor, h: Tensor, ages: dict[str, Tensor]) -> Tensor:
         """`softplus(q·k/√d) + ρ + w(h)·ψ(age)` [B, Q, H, S].

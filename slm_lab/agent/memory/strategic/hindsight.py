@@ -32,11 +32,14 @@ class Hindsight(Auxiliary):
     - *critic*: attention over all entries so far, evicted ones included, and the advantage of the action taken,
       `Q(h_j, m_j)[a_j] − Σ_b π(b) Q(h_j, m_j)[b] → δ_j` in units of their rms. It learns from a policy that acts by
       chance, and since what no action caused explains nothing, it doesn't learn the noise of the value function.
+      A share of the entries (`swap`) is looked up by the key of another episode's entry of the same step: attention
+      must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say.
     - *usefulness*: cross-entropy from what each entry did for the critic, mean over the steps, to `softmax_i ρ_i` over
       the episode: its fixed point, exp(ρ_i) in proportion to the use that i will be, is the right weight of a
-      reservoir. The target is drawn halfway to its mean over episodes at the same step: cues are kept whatever they
-      say. What entry i did is by how much Q would move without it, to first order `a_i/(1 − a_i) |∂Q/∂m · (v_i − m)|`:
-      entries that are looked at and say nothing are of no use.
+      reservoir. What entry i did is by how much Q would move if the entry of another episode stood in its place (none,
+      where that has none): an entry that is looked at and says nothing, or the same in all episodes, is of no use.
+    - *prior*: cross-entropy from `softmax_i ρ_i` to the critic's attention, as far as the critic does not explain yet:
+      what retention found in all episodes leads the search in each.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Discrete actions only.
@@ -82,7 +85,7 @@ class Hindsight(Auxiliary):
             notes["policy"] = policy.log_probs.exp()  # [B, M, A]
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
-        found, *_ = self._judge(notes, out.inner[self.part], _core(net, self.part))
+        found, *_ = self._judge(notes, out.inner[self.part].data, out.inner[self.part], _core(net, self.part))
         variance = explained_variance(self._of(found, notes["action"])[mask], notes["error"][mask])
         self.gate = float(variance.nan_to_num(0.0).clamp(0.0, 1.0))
         return batch, {"hindsight_explained": float(variance.nan_to_num(0.0))}
@@ -129,35 +132,48 @@ class Hindsight(Auxiliary):
         return reduce_losses(terms, part["notes"]["mask"])[0]
 
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
-        """The losses of critic and usefulness [B, M], and the values behind them [B, M, A]."""
-        spec, mask = self.spec, notes["mask"]
-        value, attention, read = self._judge(notes, entries, core, spec.dropout)  # [B, M, A], [B, M, H, N], [B, M, ..]
-        judged, data = self._of(value, notes["action"]), entries.data
+        """The losses of critic, usefulness and prior [B, M], and the values behind them [B, M, A]."""
+        spec, mask, data, now = self.spec, notes["mask"], entries.data, entries.before + notes["at"]
+        other = self._others(data)
+        value, read, logits = self._judge(notes, self._swapped(data, other), entries, core)
+        judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
+        if spec.prior_coef:
+            prior = torch.softmax(data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf), dim=-1)
+            loss = _cross_entropy(prior[:, :, None], logits, valid[:, :, None]).mean(dim=2)
+            terms["prior_loss"] = spec.prior_coef * (1 - self.gate) * loss
         if spec.usefulness_coef:
-            valid = _seen(notes["at"], entries)  # [B, M, N]
-            target = _use(judged, read, attention.detach(), data["value"].detach(), mask)
+            there = valid & (other["count"] >= 0)[:, None]
+            others = core.match_all({**data, **other}, now).masked_fill(~there.unsqueeze(2), -torch.inf)
+            target = _use(judged, read, (logits, data["value"]), (others, other["value"]), mask)
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
-            seen = (valid & mask[..., None]).any(dim=1)
-            whole = _halfway(whole, seen, data["count"][:, : entries.before])
-            loss = _cross_entropy(whole, data["worth"], seen)
+            loss = _cross_entropy(whole, data["worth"], (valid & mask[..., None]).any(dim=1))
             terms["usefulness_loss"] = spec.usefulness_coef * loss[:, None].expand_as(mask)
             if "decay" in data:
-                age = take(data["count"], entries.before + notes["at"])[..., None] - data["count"][:, None]
+                age = take(data["count"], now)[..., None] - data["count"][:, None]
                 held = data["worth"].detach()[:, None] - data["decay"][:, None] * age.clamp(0, 2 * core.slots)
                 terms["decay_loss"] = spec.usefulness_coef * _cross_entropy(target, held, valid)
         return terms, value
 
-    def _judge(
-        self, notes: Tree, entries: Entries, core: StrategicCore, dropout: float = 0
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Q of the surprising steps [B, M, A] (or [B, M, 1] of the action taken); attention behind it, what it read."""
-        valid = _seen(notes["at"], entries)
-        if dropout:
-            spared = torch.rand(valid.shape, generator=self.rng).to(valid.device) >= dropout
-            own = torch.arange(valid.shape[-1], device=valid.device) - entries.before == notes["at"][..., None]
-            valid = valid & (spared | own)
-        read, attention = core.recall_all(entries.data, entries.before + notes["at"], valid)
+    def _others(self, data: Tree) -> Tree:
+        """For each entry what another window has in its place; count -1: nothing."""
+        B = len(data["count"])
+        by = int(torch.randint(1, B, (1,), generator=self.rng)) if B > 1 else 0
+        found = {name: data[name].roll(by, dims=0) for name in ("key", "value", "worth", "count")}
+        return found if by else {**found, "count": torch.full_like(data["count"], -1)}
+
+    def _swapped(self, data: Tree, other: Tree) -> Tree:
+        """The entries, a share of them with key and worth of another's."""
+        drawn = torch.rand(data["count"].shape, generator=self.rng).to(data["count"].device) < self.spec.swap
+        drawn = drawn & (other["count"] >= 0)
+        key = torch.where(drawn[..., None, None], other["key"], data["key"])
+        return {**data, "key": key, "worth": torch.where(drawn, other["worth"], data["worth"])}
+
+    def _judge(self, notes: Tree, data: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
+        """Q of the surprising steps [B, M, A] (or [B, M, 1] of the action taken), what it read, attention's logits."""
+        now, valid = entries.before + notes["at"], _seen(notes["at"], entries)
+        logits = core.match_all(data, now).masked_fill(~valid.unsqueeze(2), -torch.inf)  # [B, M, H, N]
+        read = core.recall_all(data, now, logits)  # [B, M, F + H·d]
         seen = read
         if not self.discrete:
             space, action = self.context.world.action_space, notes["action"]
@@ -166,7 +182,7 @@ class Hindsight(Auxiliary):
         value: Tensor = self.critic(seen)
         if self.discrete:  # what is no action's doing explains nothing
             value = value - (notes["policy"] * value).sum(dim=-1, keepdim=True)
-        return value, attention, read
+        return value, read, logits
 
     def _of(self, value: Tensor, action: Tensor) -> Tensor:
         """The value [B, M] of the action taken."""
@@ -191,25 +207,25 @@ def _seen(at: Tensor, entries: Entries) -> Tensor:
     return real & (place <= at[..., None])
 
 
-def _use(judged: Tensor, read: Tensor, weight: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """By how much `judged` [B, M] would move without each entry [B, M, N], to first order; 1 in all for a mean step.
+def _use(
+    judged: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor
+) -> Tensor:
+    """By how much `judged` [B, M] would move with another entry in the place of each [B, M, N]; in all 1, in the mean.
 
-    read [B, M, F + H·d] is h and the memory m, weight [B, M, H, N] the attention, value [B, N, H, d].
+    read [B, M, F + H·d] is h and the memory m; own and other are logits [B, M, H, N] and values [B, N, H, d]. Attention
+    is exact, the critic to first order: `|∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')|`.
     """
     (slope,) = torch.autograd.grad(judged.sum(), read, retain_graph=True)
-    shape = (*weight.shape[:3], value.shape[-1])  # [B, M, H, d]
+    (logits, value), (logits2, value2) = ((x.detach(), v.detach()) for x, v in (own, other))
+    shape = (*logits.shape[:3], value.shape[-1])  # [B, M, H, d]
     slope, memory = (x.detach()[..., -shape[2] * shape[3] :].reshape(shape) for x in (slope, read))
-    other = torch.einsum("bmhd,bnhd->bmhn", slope, value) - (slope * memory).sum(dim=-1, keepdim=True)
-    moved: Tensor = (other * weight / (1 - weight).clamp(min=1e-3)).abs().sum(dim=2)
-    return moved / moved.sum(dim=-1)[mask].mean().clamp(min=1e-8)
-
-
-def _halfway(target: Tensor, seen: Tensor, held: Tensor) -> Tensor:
-    """`target` [B, N] of windows that begin with an episode, halfway to its mean over episodes at the same step."""
-    begins = ~(held >= 0).any(dim=1, keepdim=True)
-    known = seen & begins
-    mean = torch.where(known, target, 0.0).sum(dim=0) / known.sum(dim=0).clamp(min=1)
-    return torch.where(known, 0.5 * (target + mean), target)
+    weight = torch.softmax(logits, dim=-1)
+    weight2 = (logits2 - logits.logsumexp(dim=-1, keepdim=True)).clamp(max=20).exp()
+    at_rest = (slope * memory).sum(dim=-1, keepdim=True)
+    told, told2 = (torch.einsum("bmhd,bnhd->bmhn", slope, v) - at_rest for v in (value, value2))
+    moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).abs().sum(dim=2)
+    total: Tensor = moved.sum(dim=-1)[mask].mean().clamp(min=1e-8)
+    return moved / total
 
 
 def _cross_entropy(target: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
