@@ -258,7 +258,7 @@ def test_use_is_what_would_change_with_another_entry_in_its_place() -> None:
     for i in range(4):
         here = torch.arange(4) == i
         swapped = torch.where(here, other, logits).softmax(dim=0) @ torch.where(here[:, None], value2, value)
-        moved.append(((swapped - logits.softmax(dim=0) @ value) @ WANTED).abs())
+        moved.append(((swapped - logits.softmax(dim=0) @ value) @ WANTED).square())
     found, expected = use((logits, value), (other, value2)), torch.stack(moved)
     torch.testing.assert_close(found, expected / expected.sum())
     assert found[3] < 1e-6, "the same in both"

@@ -36,8 +36,9 @@ class Hindsight(Auxiliary):
       must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say.
     - *usefulness*: cross-entropy from what each entry did for the critic, mean over the steps, to `softmax_i ρ_i` over
       the episode: its fixed point, exp(ρ_i) in proportion to the use that i will be, is the right weight of a
-      reservoir. What entry i did is by how much Q would move if the entry of another episode stood in its place (none,
-      where that has none): an entry that is looked at and says nothing, or the same in all episodes, is of no use.
+      reservoir. What entry i did is the square of how far Q would move if the entry of another episode stood in its
+      place (none, where that has none): one that is looked at and says nothing, or the same in all episodes, is of no
+      use.
     - *prior*: cross-entropy from `softmax_i ρ_i` to the critic's attention, as far as the critic does not explain yet:
       what retention found in all episodes leads the search in each.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
@@ -210,10 +211,13 @@ def _seen(at: Tensor, entries: Entries) -> Tensor:
 def _use(
     judged: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor
 ) -> Tensor:
-    """By how much `judged` [B, M] would move with another entry in the place of each [B, M, N]; in all 1, in the mean.
+    """How much of the variance of `judged` [B, M] is owed to each entry [B, M, N]; in all 1, in the mean.
+
+    The total effect of Jansen 1999 (Computer Physics Communications 117, 35): the square of what the entry of another
+    episode in the same place would change.
 
     read [B, M, F + H·d] is h and the memory m; own and other are logits [B, M, H, N] and values [B, N, H, d]. Attention
-    is exact, the critic to first order: `|∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')|`.
+    is exact, the critic to first order: `[∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')]²`.
     """
     (slope,) = torch.autograd.grad(judged.sum(), read, retain_graph=True)
     (logits, value), (logits2, value2) = ((x.detach(), v.detach()) for x, v in (own, other))
@@ -223,8 +227,8 @@ def _use(
     weight2 = (logits2 - logits.logsumexp(dim=-1, keepdim=True)).clamp(max=20).exp()
     at_rest = (slope * memory).sum(dim=-1, keepdim=True)
     told, told2 = (torch.einsum("bmhd,bnhd->bmhn", slope, v) - at_rest for v in (value, value2))
-    moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).abs().sum(dim=2)
-    total: Tensor = moved.sum(dim=-1)[mask].mean().clamp(min=1e-8)
+    moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).sum(dim=2).square()
+    total: Tensor = moved.sum(dim=-1)[mask].mean().clamp(min=1e-12)
     return moved / total
 
 
