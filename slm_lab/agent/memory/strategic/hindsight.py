@@ -39,7 +39,7 @@ class Hindsight(Auxiliary):
       reservoir. What entry i did is the square of how far Q would move if the entry of another episode stood in its
       place (none, where that has none): one that is looked at and says nothing, or the same in all episodes, is of no
       use.
-    - *prior*: cross-entropy from `softmax_i ρ_i` to the critic's attention, as far as the critic does not explain yet:
+    - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, as far as the critic does not explain yet:
       what retention found in all episodes leads the search in each.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
@@ -140,7 +140,8 @@ class Hindsight(Auxiliary):
         judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
         if spec.prior_coef:
-            prior = torch.softmax(data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf), dim=-1)
+            # ρ is a part of the logits too: doubled, or the best that q·k could do would be to say nothing
+            prior = torch.softmax(2 * data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf), dim=-1)
             loss = _cross_entropy(prior[:, :, None], logits, valid[:, :, None]).mean(dim=2)
             terms["prior_loss"] = spec.prior_coef * (1 - self.gate) * loss
         if spec.usefulness_coef:
