@@ -196,10 +196,10 @@ def test_hindsight_sees_what_was_dropped_and_the_policy_does_not() -> None:
     (recalled,) = torch.autograd.grad(out.features[:, -1].sum(), x, retain_graph=True)
     assert not recalled[:, : T - K].any() and bool(recalled[:, T - K :].flatten(2).any(dim=2).all())
     entries, last = out.inner, torch.full((B, 1), T - 1)
-    seen, attention = core.recall_all(entries.data, entries.before + last, torch.ones(B, 1, T, dtype=torch.bool))
-    (judged,) = torch.autograd.grad(seen.sum(), x)
+    logits = core.match_all(entries.data, entries.before + last)
+    assert logits.shape == (B, 1, 2, T)
+    (judged,) = torch.autograd.grad(core.recall_all(entries.data, entries.before + last, logits).sum(), x)
     assert bool(judged.flatten(2).any(dim=2).all())
-    torch.testing.assert_close(attention.sum(dim=-1), torch.ones(B, 1, 2))
 
 
 # --- episodes, clocks and what is shown ---
@@ -220,6 +220,22 @@ def test_events_are_counted_for_as_long_as_slots_are_kept(persist: bool) -> None
     assert bool((time.diff(dim=1)[:, :6] > 0).all())
     assert bool((time.diff(dim=1)[:, 6] > 0).all()) == persist
     assert bool((time[:, -1:] >= carries[-1]["held"]["time"]).all())
+
+
+def test_many_entries_that_are_worth_little_are_few_events() -> None:
+    """What was learned of ages in events in short episodes must hold in long ones."""
+    core, length = build(), 2000
+    worth = torch.full((B, length), -3.0)
+    worth[:, [0, 700]] = torch.tensor([2.0, 1.9])
+    carry = core.initial(B)
+    begin = torch.zeros(B, length, dtype=torch.bool)
+    begin[:, 0] = True
+    time, peak = core._events(worth, carry, begin)
+    torch.testing.assert_close(peak, torch.full((B,), 2.0))
+    assert 1.7 < float(time[0, -1] - time[0, 0] + 1) < 2.1
+    half = core._events(worth[:, :900], carry, begin[:, :900])
+    rest, _ = core._events(worth[:, 900:], {"time": half[0][:, -1], "peak": half[1]}, torch.zeros_like(begin[:, 900:]))
+    torch.testing.assert_close(torch.cat([half[0], rest], dim=1), time, atol=1e-4, rtol=0)
 
 
 def test_clock_features_are_bounded_and_tell_steps_apart() -> None:

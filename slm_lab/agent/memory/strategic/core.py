@@ -17,16 +17,21 @@ from slm_lab.lib.types import Tree
 DECAYS = (1.0, 4.0, 16.0)  # steps, of a clock's exponentials
 PERIODS = (4.0, 8.0, 16.0, 32.0)  # steps, of its waves
 CLOCK = len(DECAYS) + 2 * len(PERIODS)
-AGE = CLOCK + 1
+AGE, EVENT_AGE = CLOCK + 1, len(DECAYS) + 1
+EVENT = 2.0  # by how much sharper than retention the clock of events tells entries apart
+LOW = -1e3  # below any ρ
 UNKNOWN = -2  # in a trace: no decision was taken at this step
 
 
 def clock_features(t: Tensor) -> Tensor:
     """Steps [...] to bounded features [..., CLOCK]: what was learned on short episodes must carry over to long ones."""
-    decays, periods = t.new_tensor(DECAYS, dtype=torch.float), t.new_tensor(PERIODS, dtype=torch.float)
-    t = t.float().unsqueeze(-1)
-    angle = 2 * math.pi * t / periods
-    return torch.cat([torch.exp(-t / decays), torch.sin(angle), torch.cos(angle)], dim=-1)
+    angle = 2 * math.pi * t.float().unsqueeze(-1) / t.new_tensor(PERIODS, dtype=torch.float)
+    return torch.cat([decays(t), torch.sin(angle), torch.cos(angle)], dim=-1)
+
+
+def decays(t: Tensor) -> Tensor:
+    """[...] to exponentials [..., len(DECAYS)]."""
+    return torch.exp(-t.float().unsqueeze(-1) / t.new_tensor(DECAYS, dtype=torch.float))
 
 
 class Entries(NamedTuple):
@@ -66,8 +71,8 @@ class StrategicCore(Core):
         self.worth = _scalar(D, spec.hidden_size)
         self.decay = _scalar(D, spec.hidden_size, bias=_softplus_inverse(spec.decay_init)) if spec.decay_init else None
         self.clocks = ["count"] * spec.recall_age + ["time"] * spec.recall_events  # by which ages are told
-        self.event = nn.Parameter(torch.tensor([2.0, 0.0])) if spec.recall_events else None
-        self.age = nn.Linear(entry.out_size, spec.heads * len(self.clocks) * AGE) if self.clocks else None
+        told = AGE * spec.recall_age + EVENT_AGE * spec.recall_events
+        self.age = nn.Linear(entry.out_size, spec.heads * told) if told else None
         if self.age is not None:
             nn.init.zeros_(self.age.weight)
             nn.init.zeros_(self.age.bias)
@@ -93,6 +98,7 @@ class StrategicCore(Core):
             "clock": _counts(like, B, 1)[:, 0] + 1,
             "count": _counts(like, B, 1)[:, 0] + 1,
             "time": like.new_zeros(B),
+            "peak": like.new_full((B,), LOW),
         }
 
     # --- one window ---
@@ -105,7 +111,7 @@ class StrategicCore(Core):
         u, recent = self._inputs(x, clock, carry["recent"])  # [B, T, window, D]
         noise = self.retention.noise(count, rng)
         new = {**self._embed(u), "u": u, "noise": noise, "count": count}
-        new["time"] = self._subjective(new["worth"], carry["time"], is_first)
+        new["time"], peak = self._events(new["worth"], carry, is_first)
         held, trace = carry["held"], carry.get("trace")
         if trace is not None:
             over = is_first[:, :1] & (not self.persist)  # what the last episode left is no part of this one
@@ -118,7 +124,7 @@ class StrategicCore(Core):
         features, extras = self.recall(data, before + steps, take(index, at))
         if self.persist:
             extras["recall_begin"] = take(count - clock, at)  # of what is held, the rest is of earlier episodes
-        after = {} if trace is not None else self._after(data, index[:, -1], recent, clock, count)
+        after = {} if trace is not None else self._after(data, index[:, -1], recent, clock, count) | {"peak": peak}
         return CoreOut(features, after, extras, {}, Entries(data, before, index))
 
     def _time(self, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,16 +156,25 @@ class StrategicCore(Core):
             found["decay"] = F.softplus(self.decay(now).squeeze(-1))
         return found
 
-    def _subjective(self, worth: Tensor, before: Tensor, is_first: Tensor) -> Tensor:
-        """Events so far [B, T]: a clock that ticks as much as a step is an event."""
-        if self.event is None:
-            return torch.zeros_like(worth)
-        tick = torch.sigmoid(self.event[0] * worth + self.event[1])
+    def _events(self, worth: Tensor, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tensor]:
+        """Events so far [B, T], and the largest ρ so far [B].
+
+        A clock that ticks as much as a step is worth keeping beside the best one yet, `exp(2 (ρ − max ρ))`: many that
+        are worth little should come to little, however long the episode.
+        """
+        if "time" not in self.clocks:
+            return torch.zeros_like(worth), carry["peak"]
+        first = is_first & (not self.persist)
+        part = first.cumsum(dim=1)  # [B, T] episodes begun in this window: 0 is the one that was carried in
+        lift = 1e3 * part.double()
+        before = torch.where(first[:, 0], LOW, carry["peak"])[:, None]
+        peak = torch.cat([before, worth.detach() + lift], dim=1).cummax(dim=1).values[:, 1:] - lift
+        tick = torch.exp(EVENT * (worth - peak.float()))
         total = tick.cumsum(dim=1)
-        step = torch.arange(is_first.shape[1], device=worth.device)
-        begun = torch.where(is_first & (not self.persist), step, -1).cummax(dim=1).values
+        step = torch.arange(worth.shape[1], device=worth.device)
+        begun = torch.where(first, step, -1).cummax(dim=1).values
         start = (total - tick).gather(1, begun.clamp(min=0))
-        return torch.where(begun >= 0, total - start, before[:, None] + total)
+        return torch.where(begun >= 0, total - start, carry["time"][:, None] + total), peak[:, -1].float()
 
     def _embedded_anew(self, held: Tree) -> Tree:
         """What was held before a window, with gradient; nothing where nothing was."""
@@ -236,13 +251,14 @@ class StrategicCore(Core):
         logits = F.softplus(score / math.sqrt(self.size)) + worth.unsqueeze(2)
         if self.age is not None:
             asked = self.age(h).view(*h.shape[:2], self.heads, -1)
-            told = torch.cat([self._told(age.clamp(min=0)) for age in ages.values()], dim=-1)  # later ones are masked
+            told = torch.cat([self._told(name, age.clamp(min=0)) for name, age in ages.items()], dim=-1)
             logits = logits + torch.einsum("bqhc,bqsc->bqhs", asked, told)
         return logits
 
-    def _told(self, age: Tensor) -> Tensor:
-        """ψ: an age [B, Q, S] as bounded features [B, Q, S, AGE]."""
-        return torch.cat([clock_features(age), age.clamp(max=2 * self.slots).unsqueeze(-1)], dim=-1)
+    def _told(self, clock: str, age: Tensor) -> Tensor:
+        """ψ: an age [B, Q, S], later than 0, as bounded features [B, Q, S, AGE or EVENT_AGE]."""
+        known = clock_features(age) if clock == "count" else decays(age)
+        return torch.cat([known, age.clamp(max=2 * self.slots).unsqueeze(-1)], dim=-1)
 
     def _features(self, h: Tensor, memory: Tensor) -> Tensor:
         return torch.tanh(self.mix(torch.cat([h, memory.flatten(2)], dim=-1)))
