@@ -36,9 +36,9 @@ class Hindsight(Auxiliary):
       must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say.
     - *usefulness*: cross-entropy from what each entry did for the critic, mean over the steps, to `softmax_i ρ_i` over
       the episode: its fixed point, exp(ρ_i) in proportion to the use that i will be, is the right weight of a
-      reservoir. What entry i did is the square of how far Q would move if the entry of another episode stood in its
-      place (none, where that has none): one that is looked at and says nothing, or the same in all episodes, is of no
-      use.
+      reservoir. What entry i did is by how much the critic's error would grow if the entry of another episode stood in
+      its place (none, where that has none): one that is looked at and says nothing, or the same in all episodes, or
+      what was learned by heart, is of no use.
     - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, as far as the critic does not explain yet:
       what retention found in all episodes leads the search in each.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
@@ -147,7 +147,7 @@ class Hindsight(Auxiliary):
         if spec.usefulness_coef:
             there = valid & (other["count"] >= 0)[:, None]
             others = core.match_all({**data, **other}, now).masked_fill(~there.unsqueeze(2), -torch.inf)
-            target = _use(judged, read, (logits, data["value"]), (others, other["value"]), mask)
+            target = _use(judged, notes["error"], read, (logits, data["value"]), (others, other["value"]), mask)
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
             loss = _cross_entropy(whole, data["worth"], (valid & mask[..., None]).any(dim=1))
             terms["usefulness_loss"] = spec.usefulness_coef * loss[:, None].expand_as(mask)
@@ -210,15 +210,14 @@ def _seen(at: Tensor, entries: Entries) -> Tensor:
 
 
 def _use(
-    judged: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor
+    judged: Tensor, error: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor
 ) -> Tensor:
-    """How much of the variance of `judged` [B, M] is owed to each entry [B, M, N]; in all 1, in the mean.
+    """By how much `(judged − error)²` [B, M] would grow without each entry [B, M, N]; less than 0 if it misleads.
 
-    The total effect of Jansen 1999 (Computer Physics Communications 117, 35): the square of what the entry of another
-    episode in the same place would change.
-
-    read [B, M, F + H·d] is h and the memory m; own and other are logits [B, M, H, N] and values [B, N, H, d]. Attention
-    is exact, the critic to first order: `[∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')]²`.
+    Permutation importance (Breiman 2001; Fisher, Rudin & Dominici 2019, arXiv 1801.01489): what another episode has in
+    its place is put there. In units of the mean square of what all entries together would change. read [B, M, F + H·d]
+    is h and the memory m; own and other are logits [B, M, H, N] and values [B, N, H, d]. Attention is exact, the critic
+    to first order: Q would move by `∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')`.
     """
     (slope,) = torch.autograd.grad(judged.sum(), read, retain_graph=True)
     (logits, value), (logits2, value2) = ((x.detach(), v.detach()) for x, v in (own, other))
@@ -228,9 +227,10 @@ def _use(
     weight2 = (logits2 - logits.logsumexp(dim=-1, keepdim=True)).clamp(max=20).exp()
     at_rest = (slope * memory).sum(dim=-1, keepdim=True)
     told, told2 = (torch.einsum("bmhd,bnhd->bmhn", slope, v) - at_rest for v in (value, value2))
-    moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).sum(dim=2).square()
-    total: Tensor = moved.sum(dim=-1)[mask].mean().clamp(min=1e-12)
-    return moved / total
+    moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).sum(dim=2)  # [B, M, N]
+    grown = moved.square() + 2 * (judged.detach() - error)[..., None] * moved
+    unit: Tensor = moved.square().sum(dim=-1)[mask].mean().clamp(min=1e-12)
+    return grown / unit
 
 
 def _cross_entropy(target: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
