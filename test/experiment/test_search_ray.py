@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import pytest
 from small_specs import ROOT, raw_spec
 
 from slm_lab.cli import main
+from slm_lab.experiment.search.engine import started_ray
+from slm_lab.lib.errors import LabError
 
 RAY = Path(sys.executable).with_name("ray")
 BAD_ENV = """
@@ -199,10 +202,34 @@ def test_what_can_never_be_met_is_refused_at_once(lab, capsys):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "host.invalid:6379"])
-def test_an_unreachable_cluster_is_told_in_seconds(lab, tmp_path, address, capsys):
+def test_an_unreachable_cluster_is_told_in_seconds(tmp_path, monkeypatch, address, capsys):
+    monkeypatch.chdir(tmp_path)
     save(GAMMA)
     began = time.monotonic()
     assert main(["s.json", "search", "--ray-address", address]) == 2
     assert time.monotonic() - began < 20
     told = capsys.readouterr().err
     assert address in told and re.search("ray start", told)
+
+
+def test_whoever_answers_but_is_no_ray_is_told_in_seconds():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+
+        def answer() -> None:
+            caller, _ = other.accept()
+            caller.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+            caller.close()
+
+        threading.Thread(target=answer).start()
+        with pytest.raises(LabError, match="something else listens there"), started_ray(address):
+            pass
+
+
+def test_a_node_that_is_too_slow_is_told(monkeypatch):
+    def init(**words: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # what Ray raises
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(LabError, match="timed out during startup. .*try again"), started_ray(None):
+        pass

@@ -45,6 +45,8 @@ logger = logging.getLogger("slm_lab")
 
 SCRATCH = "ray"  # what Ray Tune keeps while it runs
 KNOCK = 5.0  # seconds to wait for a cluster's answer
+SETTINGS = b"\x04"  # the type of the frame that HTTP/2, and so gRPC, answers a greeting with
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
 
 
 # ---- Ray -------------------------------------------------------------------------------------------------------------
@@ -53,7 +55,6 @@ KNOCK = 5.0  # seconds to wait for a cluster's answer
 @contextmanager
 def started_ray(address: str | None) -> Iterator[None]:
     """Ray on this machine, or the cluster at `address`. Raises `LabError` where nobody answers."""
-    address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": None}
     if address:
         _knock(address)
@@ -64,9 +65,10 @@ def started_ray(address: str | None) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(address=address or "local", **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a node that is too slow raises no finer one
+        ray.shutdown()
         raise LabError(
-            f"Ray can't be started{f' at {address}' if address else ''}: {error}. {_cure(address)}"
+            f"Ray can't be started{f' at {address}' if address else ''}: {str(error).rstrip('.')}. {_cure(address)}"
         ) from error
     try:
         yield
@@ -75,7 +77,7 @@ def started_ray(address: str | None) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Whether anyone listens there; Ray itself would try for minutes."""
+    """Whether anyone listens there who speaks as Ray does; Ray itself would try for minutes."""
     if address in ("auto", "local"):
         return
     host, colon, port = address.rpartition(":")
@@ -84,14 +86,18 @@ def _knock(address: str) -> None:
             f"'{address}' is no address of a Ray cluster (expected: HOST:PORT, as ray start tells it, or auto)"
         )
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+        with socket.create_connection((host, int(port)), timeout=KNOCK) as door:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                door.sendall(HTTP2)
+                if door.recv(9)[3:4] != SETTINGS:
+                    raise OSError("something else listens there (Ray's dashboard, another service?)")
     except OSError as error:
         raise LabError(f"no Ray cluster answers at {address}: {error}. {_cure(address)}") from error
 
 
 def _cure(address: str | None) -> str:
     if not address:
-        return "Is there room and memory left on this machine?"
+        return "Is there room and memory left on this machine? If it is only busy, try again"
     head = "ray start --head --port=6379"
     return (
         f"Start one there with: {head}; this machine joins it with: ray start --address={address}. "
@@ -357,9 +363,12 @@ class Bookkeeper(tune.Callback):
 
 def _death(trial: Any) -> str:
     """Why Ray lost a trial."""
-    if not trial.pickled_error_file:
-        return Path(trial.error_file).read_text().strip().splitlines()[-1]
-    error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    try:
+        if not trial.pickled_error_file:
+            return Path(trial.error_file).read_text().strip().splitlines()[-1]
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception as unread:  # Ray couldn't write it, or it can't be read here
+        return f"Ray lost it, and why can't be read ({unread!r})"
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process died (killed, or out of memory?); what it had saved is kept"
     return str(error).strip().splitlines()[-1]
