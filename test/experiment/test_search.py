@@ -226,6 +226,40 @@ def test_a_trial_that_raises_is_reported_and_tried_again(tmp_path, monkeypatch):
     assert "in play_for" in report["trace"]
 
 
+def test_a_full_disk_is_no_fault_of_the_trial(tmp_path, monkeypatch):
+    from slm_lab.experiment.search.engine import Bookkeeper, Trouble
+
+    run, raw = new_search(tmp_path)
+    ledger = Ledger(run)
+    plan(run, raw, ledger, {GAMMA: 0.93, CORE: "none"})
+
+    def play_for(self, seconds):
+        raise OSError(28, "No space left on device")
+
+    def save(path, *args):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    reports = []
+    for place, broken in (("slm_lab.experiment.session.Session.play_for", play_for), ("torch.save", save)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, broken)
+            work = make_work(str(run.path), 0, "final_return", 1)
+            reports.append(work.advance(60.0))
+            work._drop()
+    assert [report["status"] for report in reports] == ["full", "full"]
+    assert all("Free some space" in report["reason"] for report in reports)
+
+    trouble = Trouble()
+    display = SearchDisplay("", ledger, VARIABLES, run.stored_spec().meta, 1, Console(quiet=True))
+    book = Bookkeeper(ledger, "final_return", display, lambda: None, trouble)
+    result = {**reports[0], "node": "here", "pid": 1}
+    trial = SimpleNamespace(config={"trial": 0}, last_result=result)
+    book.on_trial_result(0, [], trial, result)
+    book.on_trial_complete(0, [], trial)
+    assert trouble.stop_all() and "trial 0: can't write" in str(trouble.found)
+    assert [t.index for t in Ledger(run).with_status("running")] == [0], "a search that goes on runs it again"
+
+
 def test_a_trial_waits_for_the_worker_of_a_killed_search(tmp_path, monkeypatch):
     run, raw = new_search(tmp_path)
     trial = run.of_trial(plan(run, raw, Ledger(run), {GAMMA: 0.93, CORE: "none"}))

@@ -231,5 +231,5 @@ def test_a_node_that_is_too_slow_is_told(monkeypatch):
         raise Exception("The current node timed out during startup.")  # what Ray raises
 
     monkeypatch.setattr("ray.init", init)
-    with pytest.raises(LabError, match="timed out during startup. .*try again"), started_ray(None):
+    with pytest.raises(LabError, match=r"timed out during startup\. .*try again"), started_ray(None):
         pass

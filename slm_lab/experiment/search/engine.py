@@ -28,12 +28,12 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import OPEN, Ledger
 from slm_lab.experiment.search.study import NAME, distributions, from_optuna, make_sampler, make_study, to_optuna
 from slm_lab.experiment.search.worker import Worker
-from slm_lab.lib.errors import LabError, SpecError
+from slm_lab.lib.errors import DiskError, LabError, SpecError
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.log import note
 from slm_lab.spec.lab_spec import LabSpec
@@ -196,7 +196,9 @@ def _scheduler(spec: LabSpec) -> tune.schedulers.ASHAScheduler | None:
 
 
 class Trouble(tune.Stopper):
-    """Ends the search once the ledger can't be written: what Ray Tune is told by an exception it blames on a trial."""
+    """Ends the search once the ledger or a trial can't write: what Ray Tune is told by an exception it blames on a
+    trial.
+    """
 
     def __init__(self) -> None:
         self.found: LabError | None = None
@@ -239,8 +241,8 @@ class Planner(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
         try:
             index = self._next()
-        except LabError as error:  # the ledger can't be written
-            self.trouble.found = error
+        except (LabError, OSError) as error:  # the ledger, or the trial's spec, can't be written
+            self.trouble.found = unwritable(self.run.path, error) if isinstance(error, OSError) else error
             return str(Searcher.FINISHED)
         if index is None:
             return str(Searcher.FINISHED)
@@ -326,6 +328,8 @@ class Bookkeeper(tune.Callback):
             self._write("running", index, node=result["node"], pid=result["pid"], seconds=round(result["seconds"], 3))
         if result["status"] == "retry":
             self._write("retry", index, reason=result["reason"], trace=result["trace"])
+        if result["status"] == "full" and not self.trouble.found:  # every trial after it would fail of the same
+            self.trouble.found = DiskError(f"trial {index}: {result['reason']}")
         self.display.report(self.ledger.trials[index], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 import traceback
@@ -14,11 +15,13 @@ import pandas as pd
 from slm_lab.experiment.analysis import analyze_session, analyze_trial
 from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.metrics import session_metrics
-from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.session import Progress, Session
+from slm_lab.lib.errors import DiskError
 from slm_lab.lib.log import log_to
 from slm_lab.spec.lab_spec import LabSpec
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE = 60.0  # seconds for the workers of a killed search to die
 Report = dict[str, Any]
 
@@ -35,14 +38,18 @@ class Work:
         self.seconds = 0.0  # spent so far
 
     def advance(self, seconds: float) -> Report:
-        """Play on for so long. `status` is running, done, failed, or retry where it failed and is tried again."""
+        """Play on for so long. `status` is running, done, failed, retry where it failed and is tried again, or full
+        where the disk is: then it isn't the trial that has failed.
+        """
         began = time.monotonic()
         try:
             report = self._advance(seconds)
         except Exception as error:
             self._drop()
-            status = "retry" if self.retries > 0 else "failed"
-            self.retries -= 1
+            if isinstance(error, OSError) and error.errno in FULL:
+                error = unwritable(self.run.path, error)
+            status = "full" if isinstance(error, DiskError) else "retry" if self.retries > 0 else "failed"
+            self.retries -= status == "retry"
             report = {"status": status, "reason": _reason(error), "trace": traceback.format_exc()}
         self.seconds += time.monotonic() - began
         frames = self.spec.env.max_frame * self.spec.meta.max_session
