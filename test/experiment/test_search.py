@@ -214,7 +214,7 @@ def test_a_trial_that_raises_is_reported_and_tried_again(tmp_path, monkeypatch):
     calls = []
     from slm_lab.experiment.session import Session
 
-    def play_for(self, seconds):
+    def play_for(self, *until):
         calls.append(1)
         raise ValueError("the wheel fell off")
 
@@ -226,6 +226,27 @@ def test_a_trial_that_raises_is_reported_and_tried_again(tmp_path, monkeypatch):
     assert "in play_for" in report["trace"]
 
 
+def test_trials_report_at_the_rungs_where_asha_compares_them(tmp_path):
+    from slm_lab.experiment.search.engine import _scheduler
+
+    rungs = {"grace_period": 40, "reduction_factor": 2}
+    run, raw = new_search(tmp_path, env__num_envs=1, meta__search_scheduler=rungs)
+    plan(run, raw, Ledger(run), {GAMMA: 0.93, CORE: "none"})
+    work = make_work(str(run.path), 0, "final_return", 0)
+    frames = []
+    while (report := work.advance(60.0))["status"] == "running":
+        frames.append(report["frame"])
+    assert frames == [40, 80, 160] and report["frame"] == 200
+
+    asha = _scheduler(run.stored_spec())
+    decisions = []
+    for name, value in (("good", 3.0), ("bad", 1.0), ("unknown", float("nan")), ("better", 4.0)):
+        trial = SimpleNamespace(trial_id=name, config={}, stub=False)
+        asha.on_trial_add(None, trial)
+        decisions.append(asha.on_trial_result(None, trial, {"frame": 40, "value": value, "training_iteration": 1}))
+    assert decisions == ["CONTINUE", "STOP", "CONTINUE", "CONTINUE"]
+
+
 def test_a_full_disk_is_no_fault_of_the_trial(tmp_path, monkeypatch):
     from slm_lab.experiment.search.engine import Bookkeeper, Trouble
 
@@ -233,7 +254,7 @@ def test_a_full_disk_is_no_fault_of_the_trial(tmp_path, monkeypatch):
     ledger = Ledger(run)
     plan(run, raw, ledger, {GAMMA: 0.93, CORE: "none"})
 
-    def play_for(self, seconds):
+    def play_for(self, *until):
         raise OSError(28, "No space left on device")
 
     def save(path, *args):

@@ -44,7 +44,17 @@ class Slow(gymnasium.Wrapper):
         time.sleep(0.005)
         return self.env.step(action)
 
-for cls in (Raises, Slow):
+class Pays(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    def __init__(self, pay=0.0):
+        self.pay = pay
+    def reset(self, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        return np.zeros(2, np.float32), self.pay, True, False, {}
+
+for cls in (Raises, Slow, Pays):
     if cls.__name__ + "-v0" not in gymnasium.registry:
         gymnasium.register(cls.__name__ + "-v0", entry_point=cls)
 """
@@ -184,6 +194,34 @@ def test_a_killed_driver_and_a_killed_worker_lose_nothing(lab, cluster, request)
     assert any("its process died" in e["reason"] for e in seen if e["event"] == "retry")
     assert len({e["node"] for e in seen if e["event"] == "running"}) == 2, "both nodes had trials"
     assert list(table(the_run())["status"]) == ["done"] * 4
+
+
+def test_ctrl_c_saves_and_the_search_goes_on(lab, cluster, request):
+    save(GAMMA, env__name="bad_env:Slow-v0", env__max_frame=600, meta__max_trial=2)
+    command = [sys.executable, ROOT / "run_lab.py", "s.json", "search", "--ray-address", cluster]
+    driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{ROOT}:."}, text=True, stdout=subprocess.PIPE)
+    request.addfinalizer(driver.kill)
+    while driver.poll() is None and not list(Path("data").glob("*/model/t*/session0.json")):
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    told = driver.communicate(timeout=60)[0]
+    assert driver.returncode == 0 and "stopped. Go on with" in told
+    assert {e["event"] for e in events(the_run())} == {"planned", "running"}, "none is failed or pruned for that"
+    saved = [json.loads(file.read_text())["frame"] for file in the_run().glob("model/t*/session0.json")]
+    assert saved and any(frame % 50 for frame in saved), "where it stopped, not at the checkpoint before"
+    assert lab("search@latest") == 0
+    assert list(table(the_run())["status"]) == ["done"] * 2
+
+
+def test_asha_stops_trials_that_lag_behind(lab):
+    rungs = {"grace_period": 100, "reduction_factor": 2}
+    pay = {"env.pay__grid_search": [1.0, 0.0, 0.25, 0.5]}
+    save(pay, env__name="bad_env:Pays-v0", env__max_frame=600, meta__search_scheduler=rungs)
+    assert lab("s.json", "search") == 0
+    shown = table(the_run())
+    pruned = shown[shown["status"] == "pruned"]
+    assert shown.index[0] == 0 and shown.loc[0, "status"] == "done" and len(pruned)
+    assert all(re.search(r"at frame (100|200|400)$", reason) for reason in pruned["reason"])
 
 
 def _is_ours(pid: int, driver: subprocess.Popen[str]) -> bool:

@@ -69,7 +69,7 @@ class Work:
         if self.session is None:
             self._begin()
         assert self.session is not None
-        if self.session.play_for(seconds):
+        if self.session.play_for(seconds, self._next_rung(self.session.frame)):
             return self._running(self.session.progress())
         last = self.session.finish()
         self._drop()
@@ -103,6 +103,16 @@ class Work:
         frame = done + (progress.frame if before is None else 0)
         shown = {"frame": frame, "fps": progress.fps, "return": progress.total_reward_ma, "session": self.index}
         return {"status": "running", **shown, "value": self._value_so_far()}
+
+    def _next_rung(self, frame: int) -> float:
+        """Where a scheduler looks next: it compares what trials report, so each has to report there, fast or slow."""
+        rungs = self.spec.meta.search_scheduler
+        if rungs is None:
+            return math.inf
+        rung = min(rungs.grace_period, self.spec.env.max_frame)
+        while rung <= frame:
+            rung *= rungs.reduction_factor
+        return rung
 
     def _value_so_far(self) -> float:
         """The metric of the session at hand, for a scheduler."""
