@@ -109,7 +109,7 @@ class Work:
         rungs = self.spec.meta.search_scheduler
         if rungs is None:
             return math.inf
-        rung = min(rungs.grace_period, self.spec.env.max_frame)
+        rung: float = min(rungs.grace_period, self.spec.env.max_frame)
         while rung <= frame:
             rung *= rungs.reduction_factor
         return rung
