@@ -197,18 +197,20 @@ def test_a_killed_driver_and_a_killed_worker_lose_nothing(lab, cluster, request)
 
 
 def test_ctrl_c_saves_and_the_search_goes_on(lab, cluster, request):
-    save(GAMMA, env__name="bad_env:Slow-v0", env__max_frame=600, meta__max_trial=2)
+    rare = {"meta__checkpoint_frequency": 1200, "env__max_frame": 1200}  # none before the end
+    save(GAMMA, env__name="bad_env:Slow-v0", meta__max_trial=2, **rare)
     command = [sys.executable, ROOT / "run_lab.py", "s.json", "search", "--ray-address", cluster]
     driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{ROOT}:."}, text=True, stdout=subprocess.PIPE)
     request.addfinalizer(driver.kill)
-    while driver.poll() is None and not list(Path("data").glob("*/model/t*/session0.json")):
+    while driver.poll() is None:
+        if list(Path("data").glob("*/info/s_ledger.jsonl")) and "running" in [e["event"] for e in events(the_run())]:
+            break
         time.sleep(0.05)
     driver.send_signal(signal.SIGINT)
-    told = driver.communicate(timeout=60)[0]
+    told = driver.communicate(timeout=300)[0]
     assert driver.returncode == 0 and "stopped. Go on with" in told
     assert {e["event"] for e in events(the_run())} == {"planned", "running"}, "none is failed or pruned for that"
-    saved = [json.loads(file.read_text())["frame"] for file in the_run().glob("model/t*/session0.json")]
-    assert saved and any(frame % 50 for frame in saved), "where it stopped, not at the checkpoint before"
+    assert list(the_run().glob("model/t*/session0.json")), "it has saved where it stopped"
     assert lab("search@latest") == 0
     assert list(table(the_run())["status"]) == ["done"] * 2
 
