@@ -326,10 +326,22 @@ def test_the_page_has_no_empty_panels(tmp_path, values):
     assert drawn == ({"variables", "parallel_coordinates"} if done else set()) | (
         {"importance"} if len(done) > 3 else set()
     )
+    assert (run.info / "experiment_df.csv").exists() == bool(values), "an empty table can't be read"
     if values:
         page = (run.path / "report.html").read_text()
         assert "nan" not in page.split("The resolved spec")[0].replace("final", "")
         assert ("it broke" in page) == (None in values)
+
+
+def test_a_search_where_nothing_ended_well_is_an_error(tmp_path):
+    run, _ = new_search(tmp_path, meta__max_trial=2, meta__png=False)
+    ledger = Ledger(run)
+    ended(ledger, 0.9, None, "failed")
+    ended(ledger, 0.91, None, "failed")
+    page = io.StringIO()
+    with pytest.raises(LabError, match="no trial has ended well"):
+        search.resume(run, None, False, Console(file=page), None, None)
+    assert page.getvalue().count("it broke") == 1, "the same reason once"
 
 
 def test_a_ledger_that_cannot_be_written_ends_the_search(tmp_path, monkeypatch):
