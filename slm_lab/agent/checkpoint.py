@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import DiskError, LabError
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.types import Tree
 
@@ -37,7 +37,7 @@ Large = list[tuple[Entry, np.ndarray]]
 
 
 def save(folder: Path, name: str, state: Tree, frame: int) -> None:
-    """Write `state` as checkpoint `name`; the one before goes when it is complete. Raises `LabError` on a full disk.
+    """Write `state` as checkpoint `name`; the one before goes when it is complete. Raises `DiskError` on a full disk.
 
     Arrays may be views and memory maps. Beside them it takes the memory of a chunk and of everything that is small.
     """
@@ -63,9 +63,9 @@ def save(folder: Path, name: str, state: Tree, frame: int) -> None:
         write_atomic(pointer, lambda path: path.write_text(json.dumps(facts, indent=1)))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         kept = f"The checkpoint at frame {before['frame']} is intact." if before else "There is no earlier one."
-        raise LabError(
+        raise DiskError(
             f"can't write the checkpoint {file}: {_reason(error)}. {kept} "
-            "Free some space, then continue with train@latest."
+            "Free some space."
         ) from error
     finally:
         _sweep(folder, name)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_lab import __version__
-from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.errors import DiskError, LabError, did_you_mean
 from slm_lab.lib.files import write_atomic
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.validate import resolve
@@ -143,7 +143,7 @@ class RunDir:
             yield
 
 
-def unwritable(path: Path | str, error: OSError) -> LabError:
+def unwritable(path: Path | str, error: OSError) -> DiskError:
     """The error of a folder that can't be written, with what to do about it."""
     cures = {
         errno.ENOSPC: "Free some space",
@@ -155,7 +155,7 @@ def unwritable(path: Path | str, error: OSError) -> LabError:
     cure = cures.get(error.errno or 0, "Check its permissions")
     if error.errno in (errno.EEXIST, errno.ENOTDIR) and error.filename:
         path = error.filename
-    return LabError(
+    return DiskError(
         f"can't write to {path}: {error.strerror or error}. {cure}, or keep runs elsewhere with --data DIR."
     )
 

@@ -104,12 +104,12 @@ class Session:
         self._begin()
         self.board = self._tensorboard()
 
-    def play_for(self, seconds: float) -> bool:
-        """Step for so long; whether there is more to play."""
+    def play_for(self, seconds: float, until: float = math.inf) -> bool:
+        """Step for so long, or up to the frame `until`; whether there is more to play."""
         end = time.monotonic() + seconds
         while self.frame < self.max_frame and not self.stop:
             self._advance()
-            if time.monotonic() > end:
+            if time.monotonic() > end or self.frame >= until:
                 return True
         return False
 

@@ -15,6 +15,10 @@ class LabError(Exception):
     """Something the user gave or the machine refused: says what, where, what was expected and what to do."""
 
 
+class DiskError(LabError):
+    """A file can't be written (a full disk, mostly): no fault of what was run, which can go on once it can be."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a spec: where it is and what to do about it."""

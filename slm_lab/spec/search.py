@@ -12,6 +12,13 @@ from slm_lab.spec.space import Point, Variable, grid, make_raw, read_space
 from slm_lab.spec.validate import resolve
 
 TRIALS = 16  # of a search that has no grid and doesn't say
+OF_THE_SEARCH = [
+    f"meta.{key}"
+    for key in (
+        "max_trial", "max_session", "metric", "mode", "search_alg", "search_resources", "search_scheduler", "max_retry",
+        "keep_trials",
+    )
+]  # fmt: skip
 
 
 def check_search(raw: Mapping[str, Any], spec: LabSpec) -> list[Variable]:
@@ -54,13 +61,14 @@ def _meta_problems(spec: LabSpec, variables: list[Variable]) -> Iterable[Problem
             f"{meta.search_scheduler.name} judges a trial while it runs, so it needs trials of one session, and "
             f"meta.max_session is {meta.max_session}. Use max_session 1 with it, or no scheduler",
         )
-    if meta.search_alg == "grid":
-        for variable in variables:
-            if not variable.listed:
-                yield Problem(
-                    f"search.{variable.path}__{variable.distribution}",
-                    "a grid has no points on a range (expected: choice or grid_search). Or use search_alg 'optuna'",
-                )
+    for variable in variables:
+        where = f"search.{variable.path}__{variable.distribution}"
+        if variable.path in OF_THE_SEARCH:
+            yield Problem(where, f"{variable.path} is of the search as a whole: no trial can have its own")
+        if meta.search_alg == "grid" and not variable.listed:
+            yield Problem(
+                where, "a grid has no points on a range (expected: choice or grid_search). Or use search_alg 'optuna'"
+            )
 
 
 def _around(raw: Mapping[str, Any], variables: list[Variable]) -> list[Point]:
@@ -93,7 +101,7 @@ def _problems_at(raw: Mapping[str, Any], point: Point, path: str) -> list[Proble
         spec, lost = make_raw(spec, {path: point[path]})
         if lost:
             return [Problem(path, f"{get_at(spec, path.rpartition('.')[0])['name']} has no such key")]
-        resolve(spec, check_env=False)
+        resolve(spec, check_env=path.split(".")[0] == "env")  # only the world knows what its own keys may be
     except SpecError as error:
         return [p for p in error.problems if _near(p.path, path) and not _is_misfit(spec, p.path)]
     except LabError as error:

@@ -49,11 +49,13 @@ class Variable:
         return not self.listed and BOUNDS[self.distribution][2]
 
     def samples(self) -> tuple[Any, ...]:
-        """Each value of a list, the two ends of a range: if those are valid, the rest is."""
+        """Each value of a list; of a range its two ends and, where it draws others than whole numbers, one of those."""
         if self.listed:
             return self.args
-        low, high = self.args[:2]
-        return (low, high - 1) if self.distribution in ("randint", "lograndint") else (low, high)
+        low, high, *step = self.args
+        if BOUNDS[self.distribution][1]:
+            return (low, high - 1) if self.distribution in ("randint", "lograndint") else (low, high)
+        return (low, high, low + (step[0] if step else min(0.5, (high - low) / 2)))
 
 
 def read_space(section: Mapping[str, Any]) -> tuple[list[Variable], list[Problem]]:

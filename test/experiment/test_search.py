@@ -214,7 +214,7 @@ def test_a_trial_that_raises_is_reported_and_tried_again(tmp_path, monkeypatch):
     calls = []
     from slm_lab.experiment.session import Session
 
-    def play_for(self, seconds):
+    def play_for(self, *until):
         calls.append(1)
         raise ValueError("the wheel fell off")
 
@@ -224,6 +224,61 @@ def test_a_trial_that_raises_is_reported_and_tried_again(tmp_path, monkeypatch):
     report = work.advance(1.0)
     assert report["status"] == "failed" and report["reason"] == "the wheel fell off" and len(calls) == 2
     assert "in play_for" in report["trace"]
+
+
+def test_trials_report_at_the_rungs_where_asha_compares_them(tmp_path):
+    from slm_lab.experiment.search.engine import _scheduler
+
+    rungs = {"grace_period": 40, "reduction_factor": 2}
+    run, raw = new_search(tmp_path, env__num_envs=1, meta__search_scheduler=rungs)
+    plan(run, raw, Ledger(run), {GAMMA: 0.93, CORE: "none"})
+    work = make_work(str(run.path), 0, "final_return", 0)
+    frames = []
+    while (report := work.advance(60.0))["status"] == "running":
+        frames.append(report["frame"])
+    assert frames == [40, 80, 160] and report["frame"] == 200
+
+    asha = _scheduler(run.stored_spec())
+    decisions = []
+    for name, value in (("good", 3.0), ("bad", 1.0), ("unknown", float("nan")), ("better", 4.0)):
+        trial = SimpleNamespace(trial_id=name, config={}, stub=False)
+        asha.on_trial_add(None, trial)
+        decisions.append(asha.on_trial_result(None, trial, {"frame": 40, "value": value, "training_iteration": 1}))
+    assert decisions == ["CONTINUE", "STOP", "CONTINUE", "CONTINUE"]
+
+
+def test_a_full_disk_is_no_fault_of_the_trial(tmp_path, monkeypatch):
+    from slm_lab.experiment.search.engine import Bookkeeper, Trouble
+
+    run, raw = new_search(tmp_path)
+    ledger = Ledger(run)
+    plan(run, raw, ledger, {GAMMA: 0.93, CORE: "none"})
+
+    def play_for(self, *until):
+        raise OSError(28, "No space left on device")
+
+    def save(path, *args):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    reports = []
+    for place, broken in (("slm_lab.experiment.session.Session.play_for", play_for), ("torch.save", save)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, broken)
+            work = make_work(str(run.path), 0, "final_return", 1)
+            reports.append(work.advance(60.0))
+            work._drop()
+    assert [report["status"] for report in reports] == ["full", "full"]
+    assert all("Free some space" in report["reason"] for report in reports)
+
+    trouble = Trouble()
+    display = SearchDisplay("", ledger, VARIABLES, run.stored_spec().meta, 1, Console(quiet=True))
+    book = Bookkeeper(ledger, "final_return", display, lambda: None, trouble)
+    result = {**reports[0], "node": "here", "pid": 1}
+    trial = SimpleNamespace(config={"trial": 0}, last_result=result)
+    book.on_trial_result(0, [], trial, result)
+    book.on_trial_complete(0, [], trial)
+    assert trouble.stop_all() and "trial 0: can't write" in str(trouble.found)
+    assert [t.index for t in Ledger(run).with_status("running")] == [0], "a search that goes on runs it again"
 
 
 def test_a_trial_waits_for_the_worker_of_a_killed_search(tmp_path, monkeypatch):
@@ -271,10 +326,22 @@ def test_the_page_has_no_empty_panels(tmp_path, values):
     assert drawn == ({"variables", "parallel_coordinates"} if done else set()) | (
         {"importance"} if len(done) > 3 else set()
     )
+    assert (run.info / "experiment_df.csv").exists() == bool(values), "an empty table can't be read"
     if values:
         page = (run.path / "report.html").read_text()
         assert "nan" not in page.split("The resolved spec")[0].replace("final", "")
         assert ("it broke" in page) == (None in values)
+
+
+def test_a_search_where_nothing_ended_well_is_an_error(tmp_path):
+    run, _ = new_search(tmp_path, meta__max_trial=2, meta__png=False)
+    ledger = Ledger(run)
+    ended(ledger, 0.9, None, "failed")
+    ended(ledger, 0.91, None, "failed")
+    page = io.StringIO()
+    with pytest.raises(LabError, match="no trial has ended well"):
+        search.resume(run, None, False, Console(file=page), None, None)
+    assert page.getvalue().count("it broke") == 1, "the same reason once"
 
 
 def test_a_ledger_that_cannot_be_written_ends_the_search(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,8 @@ import pytest
 from small_specs import ROOT, raw_spec
 
 from slm_lab.cli import main
+from slm_lab.experiment.search.engine import started_ray
+from slm_lab.lib.errors import LabError
 
 RAY = Path(sys.executable).with_name("ray")
 BAD_ENV = """
@@ -41,7 +44,17 @@ class Slow(gymnasium.Wrapper):
         time.sleep(0.005)
         return self.env.step(action)
 
-for cls in (Raises, Slow):
+class Pays(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    def __init__(self, pay=0.0):
+        self.pay = pay
+    def reset(self, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        return np.zeros(2, np.float32), self.pay, True, False, {}
+
+for cls in (Raises, Slow, Pays):
     if cls.__name__ + "-v0" not in gymnasium.registry:
         gymnasium.register(cls.__name__ + "-v0", entry_point=cls)
 """
@@ -183,6 +196,36 @@ def test_a_killed_driver_and_a_killed_worker_lose_nothing(lab, cluster, request)
     assert list(table(the_run())["status"]) == ["done"] * 4
 
 
+def test_ctrl_c_saves_and_the_search_goes_on(lab, cluster, request):
+    rare = {"meta__checkpoint_frequency": 1200, "env__max_frame": 1200}  # none before the end
+    save(GAMMA, env__name="bad_env:Slow-v0", meta__max_trial=2, **rare)
+    command = [sys.executable, ROOT / "run_lab.py", "s.json", "search", "--ray-address", cluster]
+    driver = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": f"{ROOT}:."}, text=True, stdout=subprocess.PIPE)
+    request.addfinalizer(driver.kill)
+    while driver.poll() is None:
+        if list(Path("data").glob("*/info/s_ledger.jsonl")) and "running" in [e["event"] for e in events(the_run())]:
+            break
+        time.sleep(0.05)
+    driver.send_signal(signal.SIGINT)
+    told = driver.communicate(timeout=300)[0]
+    assert driver.returncode == 0 and "stopped. Go on with" in told
+    assert {e["event"] for e in events(the_run())} == {"planned", "running"}, "none is failed or pruned for that"
+    assert list(the_run().glob("model/t*/session0.json")), "it has saved where it stopped"
+    assert lab("search@latest") == 0
+    assert list(table(the_run())["status"]) == ["done"] * 2
+
+
+def test_asha_stops_trials_that_lag_behind(lab):
+    rungs = {"grace_period": 100, "reduction_factor": 2}
+    pay = {"env.pay__grid_search": [1.0, 0.0, 0.25, 0.5]}
+    save(pay, env__name="bad_env:Pays-v0", env__max_frame=600, meta__search_scheduler=rungs)
+    assert lab("s.json", "search") == 0
+    shown = table(the_run())
+    pruned = shown[shown["status"] == "pruned"]
+    assert shown.index[0] == 0 and shown.loc[0, "status"] == "done" and len(pruned)
+    assert all(re.search(r"at frame (100|200|400)$", reason) for reason in pruned["reason"])
+
+
 def _is_ours(pid: int, driver: subprocess.Popen[str]) -> bool:
     """Whether it is a worker that lives now, and began after its driver."""
     try:
@@ -199,10 +242,34 @@ def test_what_can_never_be_met_is_refused_at_once(lab, capsys):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "host.invalid:6379"])
-def test_an_unreachable_cluster_is_told_in_seconds(lab, tmp_path, address, capsys):
+def test_an_unreachable_cluster_is_told_in_seconds(tmp_path, monkeypatch, address, capsys):
+    monkeypatch.chdir(tmp_path)
     save(GAMMA)
     began = time.monotonic()
     assert main(["s.json", "search", "--ray-address", address]) == 2
     assert time.monotonic() - began < 20
     told = capsys.readouterr().err
     assert address in told and re.search("ray start", told)
+
+
+def test_whoever_answers_but_is_no_ray_is_told_in_seconds():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+
+        def answer() -> None:
+            caller, _ = other.accept()
+            caller.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+            caller.close()
+
+        threading.Thread(target=answer).start()
+        with pytest.raises(LabError, match="something else listens there"), started_ray(address):
+            pass
+
+
+def test_a_node_that_is_too_slow_is_told(monkeypatch):
+    def init(**words: Any) -> None:
+        raise Exception("The current node timed out during startup.")  # what Ray raises
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(LabError, match=r"timed out during startup\. .*try again"), started_ray(None):
+        pass

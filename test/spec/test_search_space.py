@@ -102,6 +102,10 @@ def test_the_grid_and_the_number_of_trials():
         ({f"{CORE}.name__choice": ["GRU", "none"], f"{CORE}.hiden_size__choice": [8]}, ["Did you mean 'hidden_size'"]),
         ({"agnt.gamma__choice": [1]}, ["agnt", "unknown section"]),
         ({"env.num_envs.x__choice": [1]}, ["env.num_envs is no mapping"]),
+        ({"env.max_frames__choice": [100, 200]}, ["env.max_frames: unknown key", "Did you mean 'max_frame'?"]),
+        ({"env__choice": [{"name": "CartPole-v1"}, {"name": "CartPoole-v1"}]}, ["unknown env 'CartPoole-v1'"]),
+        ({f"{CORE}__choice": [{"name": "GRU"}], f"{CORE}.hidden_size__uniform": [8, 16]}, ["8.5 isn't a whole number"]),
+        ({"meta.max_session__choice": [1, 2]}, ["meta.max_session is of the search as a whole"]),
         ({}, ["nothing to search"]),
     ],
 )  # fmt: skip
@@ -128,6 +132,16 @@ def test_bad_settings_of_a_search_are_refused(changes, parts):
         searched({"agent.algorithm.gamma__uniform": [0.9, 1]}, **changes)
     for part in parts:
         assert part in str(error.value)
+
+
+def test_steps_of_one_and_a_worlds_own_keys_are_sound():
+    search = {
+        f"{CORE}__choice": [{"name": "GRU"}],
+        f"{CORE}.hidden_size__quniform": [8, 16, 4],
+        "env__choice": [{"name": "CartPole-v1"}, {"name": "MemoryTask"}],
+        "env.delay__choice": [4, 8],
+    }
+    assert len(searched(search)[2]) == 4
 
 
 def test_parts_that_only_fit_together_are_no_fault_of_the_space():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -59,7 +60,8 @@ def resume(
         lines = "\n".join(f"  - {line}" for line in changed)
         raise LabError(
             f"the spec has changed since {run.path} was started:\n{lines}\nThe search goes on with the one that it was "
-            "started with: say --force if that is what you want, or start a new one with mode search."
+            "started with: say --force if that is what you want (--max-trial N adds trials), or start a new one with "
+            "mode search."
         )
     variables, _ = read_space(spec.search or {})
     _search(run, spec, raw, variables, max_trial, address, console)
@@ -90,6 +92,8 @@ def _search(
         _finish(run, spec, ledger, variables, console)
         if stopped:
             say(console, f"stopped. Go on with: {run.command('search')}")
+        elif ledger.best(spec.meta.metric, spec.meta.mode) is None:
+            raise LabError("no trial has ended well. The reasons are above, tracebacks in report.html")
 
 
 def _run(
@@ -103,6 +107,7 @@ def _run(
     each = f"{plural(spec.meta.max_session, 'session')} of {spec.env.max_frame:,} frames"
     title = f"{spec.name}: search over {plural(len(variables), 'key')}, {plural(wanted, 'trial')} of {each}\n{run.path}"
     with SearchDisplay(title, ledger, variables, spec.meta, wanted, console) as display:
+        address = address or os.environ.get("RAY_ADDRESS")
         display.wait_for("starting Ray" if not address else f"joining Ray at {address}")
         from slm_lab.experiment.search import engine  # imports Ray
 
@@ -136,27 +141,32 @@ def _wanted(spec: LabSpec, ledger: Ledger, variables: list[Variable], max_trial:
 def _write(run: RunDir, spec: LabSpec, variables: list[Variable], png: bool) -> None:
     """Table, best spec, graphs and report of the trials so far."""
     ledger = Ledger(run)  # as it is on disk: the search may be writing to its own
-    write_results(run, ledger, variables, spec.meta)
-    if ledger.trials:
-        from slm_lab.experiment.search.graphs import Experiment, draw_search
-        from slm_lab.experiment.search.page import write_search_report
+    from slm_lab.experiment.search.graphs import Experiment, draw_search
+    from slm_lab.experiment.search.page import write_search_report
 
-        experiment = Experiment(run, spec.name, ledger, variables, spec.meta)
-        draw_search(experiment, png)
-        write_search_report(experiment, run.read_spec())
-        write_index(run.path.parent)
+    write_results(run, ledger, variables, spec.meta)
+    experiment = Experiment(run, spec.name, ledger, variables, spec.meta)
+    draw_search(experiment, png)
+    write_search_report(experiment, run.read_spec())
+    write_index(run.path.parent)
 
 
 def _finish(run: RunDir, spec: LabSpec, ledger: Ledger, variables: list[Variable], console: Console) -> None:
     """All results on disk, and what became of the trials in a few lines."""
+    if not ledger.trials:
+        say(console, "no trial has begun")
+        return
     if console.is_terminal:
         say(console, "drawing graphs ...")
     try:
         _write(run, spec, variables, spec.meta.png)
     except OSError as error:
         raise LabError(f"{unwritable(run.path, error)} Then write the results with: {run.command('plot')}") from error
+    reasons: dict[str, list[int]] = {}
     for trial in ledger.with_status("failed", "invalid"):
-        say(console, f"trial {trial.index} {trial.status}: {trial.reason}")
+        reasons.setdefault(f"{trial.status}: {trial.reason}", []).append(trial.index)
+    for reason, trials in reasons.items():
+        say(console, f"trial{'s' if len(trials) > 1 else ''} {', '.join(map(str, trials))} {reason}")
     say(console, f"report   {run.path / 'report.html'}\ntable    {run.info / TABLE}")
     best = ledger.best(spec.meta.metric, spec.meta.mode)
     if best is None:

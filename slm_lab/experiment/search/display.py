@@ -57,7 +57,9 @@ class SearchDisplay(LiveView):
         now = time.monotonic()
         if result["status"] == "retry":
             say(self.console, f"trial {trial.index}: failed, and is tried again: {result['reason']}")
-        elif not self.live and now - self.printed.get(trial.index, self.began) >= self.line_pause(now):
+        elif self.live or result["status"] != "running":  # its end has a line of its own
+            return
+        elif now - self.printed.get(trial.index, self.began) >= self.line_pause(now):
             self.printed[trial.index] = now
             say(self.console, f"trial {trial.index}: {', '.join(self._progress(result))}")
 

@@ -28,12 +28,12 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import OPEN, Ledger
 from slm_lab.experiment.search.study import NAME, distributions, from_optuna, make_sampler, make_study, to_optuna
 from slm_lab.experiment.search.worker import Worker
-from slm_lab.lib.errors import LabError, SpecError
+from slm_lab.lib.errors import DiskError, LabError, SpecError
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.log import note
 from slm_lab.spec.lab_spec import LabSpec
@@ -45,6 +45,8 @@ logger = logging.getLogger("slm_lab")
 
 SCRATCH = "ray"  # what Ray Tune keeps while it runs
 KNOCK = 5.0  # seconds to wait for a cluster's answer
+SETTINGS = b"\x04"  # the type of the frame that HTTP/2, and so gRPC, answers a greeting with
+HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
 
 
 # ---- Ray -------------------------------------------------------------------------------------------------------------
@@ -53,7 +55,6 @@ KNOCK = 5.0  # seconds to wait for a cluster's answer
 @contextmanager
 def started_ray(address: str | None) -> Iterator[None]:
     """Ray on this machine, or the cluster at `address`. Raises `LabError` where nobody answers."""
-    address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": None}
     if address:
         _knock(address)
@@ -64,9 +65,10 @@ def started_ray(address: str | None) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(address=address or "local", **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a node that is too slow raises no finer one
+        ray.shutdown()
         raise LabError(
-            f"Ray can't be started{f' at {address}' if address else ''}: {error}. {_cure(address)}"
+            f"Ray can't be started{f' at {address}' if address else ''}: {str(error).rstrip('.')}. {_cure(address)}"
         ) from error
     try:
         yield
@@ -75,7 +77,7 @@ def started_ray(address: str | None) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """Whether anyone listens there; Ray itself would try for minutes."""
+    """Whether anyone listens there who speaks as Ray does; Ray itself would try for minutes."""
     if address in ("auto", "local"):
         return
     host, colon, port = address.rpartition(":")
@@ -84,14 +86,18 @@ def _knock(address: str) -> None:
             f"'{address}' is no address of a Ray cluster (expected: HOST:PORT, as ray start tells it, or auto)"
         )
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK).close()
+        with socket.create_connection((host, int(port)), timeout=KNOCK) as door:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                door.sendall(HTTP2)
+                if door.recv(9)[3:4] != SETTINGS:
+                    raise OSError("something else listens there (Ray's dashboard, another service?)")
     except OSError as error:
         raise LabError(f"no Ray cluster answers at {address}: {error}. {_cure(address)}") from error
 
 
 def _cure(address: str | None) -> str:
     if not address:
-        return "Is there room and memory left on this machine?"
+        return "Is there room and memory left on this machine? If it is only busy, try again"
     head = "ray start --head --port=6379"
     return (
         f"Start one there with: {head}; this machine joins it with: ray start --address={address}. "
@@ -190,7 +196,9 @@ def _scheduler(spec: LabSpec) -> tune.schedulers.ASHAScheduler | None:
 
 
 class Trouble(tune.Stopper):
-    """Ends the search once the ledger can't be written: what Ray Tune is told by an exception it blames on a trial."""
+    """Ends the search once the ledger or a trial can't write: what Ray Tune is told by an exception it blames on a
+    trial.
+    """
 
     def __init__(self) -> None:
         self.found: LabError | None = None
@@ -233,8 +241,8 @@ class Planner(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:  # type: ignore[override]  # FINISHED is text
         try:
             index = self._next()
-        except LabError as error:  # the ledger can't be written
-            self.trouble.found = error
+        except (LabError, OSError) as error:  # the ledger, or the trial's spec, can't be written
+            self.trouble.found = unwritable(self.run.path, error) if isinstance(error, OSError) else error
             return str(Searcher.FINISHED)
         if index is None:
             return str(Searcher.FINISHED)
@@ -320,6 +328,8 @@ class Bookkeeper(tune.Callback):
             self._write("running", index, node=result["node"], pid=result["pid"], seconds=round(result["seconds"], 3))
         if result["status"] == "retry":
             self._write("retry", index, reason=result["reason"], trace=result["trace"])
+        if result["status"] == "full" and not self.trouble.found:  # every trial after it would fail of the same
+            self.trouble.found = DiskError(f"trial {index}: {result['reason']}")
         self.display.report(self.ledger.trials[index], result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -357,9 +367,12 @@ class Bookkeeper(tune.Callback):
 
 def _death(trial: Any) -> str:
     """Why Ray lost a trial."""
-    if not trial.pickled_error_file:
-        return Path(trial.error_file).read_text().strip().splitlines()[-1]
-    error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    try:
+        if not trial.pickled_error_file:
+            return Path(trial.error_file).read_text().strip().splitlines()[-1]
+        error = pickle.loads(Path(trial.pickled_error_file).read_bytes())
+    except Exception as unread:  # Ray couldn't write it, or it can't be read here
+        return f"Ray lost it, and why can't be read ({unread!r})"
     if isinstance(error, ray.exceptions.RayActorError):
         return "its process died (killed, or out of memory?); what it had saved is kept"
     return str(error).strip().splitlines()[-1]

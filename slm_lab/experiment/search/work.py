@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 import traceback
@@ -14,11 +15,13 @@ import pandas as pd
 from slm_lab.experiment.analysis import analyze_session, analyze_trial
 from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.metrics import session_metrics
-from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.session import Progress, Session
+from slm_lab.lib.errors import DiskError
 from slm_lab.lib.log import log_to
 from slm_lab.spec.lab_spec import LabSpec
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE = 60.0  # seconds for the workers of a killed search to die
 Report = dict[str, Any]
 
@@ -35,14 +38,18 @@ class Work:
         self.seconds = 0.0  # spent so far
 
     def advance(self, seconds: float) -> Report:
-        """Play on for so long. `status` is running, done, failed, or retry where it failed and is tried again."""
+        """Play on for so long. `status` is running, done, failed, retry where it failed and is tried again, or full
+        where the disk is: then it isn't the trial that has failed.
+        """
         began = time.monotonic()
         try:
             report = self._advance(seconds)
         except Exception as error:
             self._drop()
-            status = "retry" if self.retries > 0 else "failed"
-            self.retries -= 1
+            if isinstance(error, OSError) and error.errno in FULL:
+                error = unwritable(self.run.path, error)
+            status = "full" if isinstance(error, DiskError) else "retry" if self.retries > 0 else "failed"
+            self.retries -= status == "retry"
             report = {"status": status, "reason": _reason(error), "trace": traceback.format_exc()}
         self.seconds += time.monotonic() - began
         frames = self.spec.env.max_frame * self.spec.meta.max_session
@@ -62,7 +69,7 @@ class Work:
         if self.session is None:
             self._begin()
         assert self.session is not None
-        if self.session.play_for(seconds):
+        if self.session.play_for(seconds, self._next_rung(self.session.frame)):
             return self._running(self.session.progress())
         last = self.session.finish()
         self._drop()
@@ -96,6 +103,16 @@ class Work:
         frame = done + (progress.frame if before is None else 0)
         shown = {"frame": frame, "fps": progress.fps, "return": progress.total_reward_ma, "session": self.index}
         return {"status": "running", **shown, "value": self._value_so_far()}
+
+    def _next_rung(self, frame: int) -> float:
+        """Where a scheduler looks next: it compares what trials report, so each has to report there, fast or slow."""
+        rungs = self.spec.meta.search_scheduler
+        if rungs is None:
+            return math.inf
+        rung: float = min(rungs.grace_period, self.spec.env.max_frame)
+        while rung <= frame:
+            rung *= rungs.reduction_factor
+        return rung
 
     def _value_so_far(self) -> float:
         """The metric of the session at hand, for a scheduler."""

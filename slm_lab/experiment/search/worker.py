@@ -33,7 +33,7 @@ class Worker(Trainable):
         report = self.work.advance(SLICE)
         node = f"{ray.util.get_node_ip_address()} {ray.get_runtime_context().get_node_id()[:6]}"  # type: ignore[no-untyped-call]
         where = {"node": node, "pid": os.getpid()}
-        return {**report, **where, "done": report["status"] in ("done", "failed")}
+        return {**report, **where, "done": report["status"] in ("done", "failed", "full")}
 
     def cleanup(self) -> None:
         if self.work is not None:
