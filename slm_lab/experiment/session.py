@@ -20,8 +20,9 @@ from slm_lab.agent.build import build_agents
 from slm_lab.env.base import VecEnv
 from slm_lab.env.dataset import DatasetEnv
 from slm_lab.env.vec import make_env, offline_env
-from slm_lab.experiment.evaluate import Played, play, world_action
+from slm_lab.experiment.evaluate import Played, play
 from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.source import Local, Source
 from slm_lab.experiment.tracker import WINDOW, Tracker, write_table
 from slm_lab.experiment.xray import Xray
 from slm_lab.lib.errors import LabError
@@ -69,8 +70,9 @@ class Session:
         self.seed = spec.meta.seed + index
         self.max_frame = spec.env.max_frame
         gamma = getattr(spec.agent.algorithm, "gamma", 0.99)  # one source of γ, also for normalised rewards
-        self.env: VecEnv = make_env(spec.env, gamma=gamma) if spec.env.dataset is None else offline_env(spec.env, gamma)
+        self.env = self._worlds(gamma)
         self.agent = build_agents(spec.agent, self.env.world, self.seed, self.max_frame, run.model)
+        self.source = self._source()
         self.tracker = Tracker(self.env.num_envs, self.env.agents)
         self.eval_rows: list[Metrics] = []
         self.eval_env: VecEnv | None = None
@@ -86,6 +88,22 @@ class Session:
             self.agent.watch()
         self.board: Any = None
         self.fingerprint = run.fingerprint()
+
+    def _worlds(self, gamma: float) -> VecEnv:
+        if self.spec.env.dataset is not None:
+            return offline_env(self.spec.env, gamma)
+        if self.spec.meta.distributed:
+            from slm_lab.experiment.distributed.crew import Crew  # imports Ray
+
+            return Crew(self.spec, gamma)
+        return make_env(self.spec.env, gamma=gamma)
+
+    def _source(self) -> Source:
+        """Who plays: the agent here, or where the spec says so rollout workers."""
+        if not self.spec.meta.distributed:
+            return Local(self.agent, self.env)
+        self.env.start(self._learner(), self.seed, self.run_dir.model)
+        return self.env
 
     @property
     def frame(self) -> int:
@@ -157,8 +175,7 @@ class Session:
             self._save()
 
     def _play(self) -> None:
-        act = self.agent.act(self.step, self.carry)
-        next_step = self.env.step(world_action(act, self.env))
+        act, next_step = self.source.play(self.step, self.carry)
         metrics = self.agent.update(self.step, self.carry, act, next_step)
         self.tracker.update(next_step, metrics)
         self.step, self.carry = next_step, act.carry

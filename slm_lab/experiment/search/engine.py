@@ -9,21 +9,17 @@ import os
 import pickle
 import shutil
 import signal
-import socket
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves trials wherever anything else runs
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the ledger and the sessions write what is kept
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # a search goes on from the ledger
 os.environ.setdefault("TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S", "1000000")  # resources are checked before
 
-import ray  # after its settings
+import ray  # after its settings, these and those of cluster.py
 from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -44,59 +40,9 @@ from slm_lab.spec.validate import resolve
 logger = logging.getLogger("slm_lab")
 
 SCRATCH = "ray"  # what Ray Tune keeps while it runs
-KNOCK = 5.0  # seconds to wait for a cluster's answer
 
 
-# ---- Ray -------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def started_ray(address: str | None) -> Iterator[None]:
-    """Ray on this machine, or the cluster at `address`. Raises `LabError` where nobody answers."""
-    address = address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": None}
-    if address:
-        _knock(address)
-        quiet.pop("include_dashboard")
-    else:
-        quiet |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(address=address or "local", **quiet)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise LabError(
-            f"Ray can't be started{f' at {address}' if address else ''}: {error}. {_cure(address)}"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Whether anyone listens there; Ray itself would try for minutes."""
-    if address in ("auto", "local"):
-        return
-    host, colon, port = address.rpartition(":")
-    if not (colon and port.isdecimal()) or "/" in host:
-        raise LabError(
-            f"'{address}' is no address of a Ray cluster (expected: HOST:PORT, as ray start tells it, or auto)"
-        )
-    try:
-        socket.create_connection((host, int(port)), timeout=KNOCK).close()
-    except OSError as error:
-        raise LabError(f"no Ray cluster answers at {address}: {error}. {_cure(address)}") from error
-
-
-def _cure(address: str | None) -> str:
-    if not address:
-        return "Is there room and memory left on this machine?"
-    head = "ray start --head --port=6379"
-    return (
-        f"Start one there with: {head}; this machine joins it with: ray start --address={address}. "
-        "Where it wants a token, every machine needs that and RAY_AUTH_MODE=token"
-    )
+# ---- what there is room for ------------------------------------------------------------------------------------------
 
 
 def _concurrent(spec: LabSpec) -> int:
