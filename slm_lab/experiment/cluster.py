@@ -65,7 +65,7 @@ def _own_signals() -> Iterator[None]:
 
 
 def stand_in(folder: str) -> None:
-    """Go to the folder that a run was started in, if it is here: worlds of one's own and datasets are looked for there."""
+    """Go to the folder that a run was started in, if it is here: worlds of one's own and datasets are sought there."""
     if Path(folder).is_dir():
         os.chdir(folder)
         sys.path[:0] = [] if folder in sys.path else [folder]

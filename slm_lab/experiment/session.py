@@ -16,7 +16,8 @@ import torch
 
 from slm_lab.agent import checkpoint
 from slm_lab.agent.agent import Agent
-from slm_lab.agent.build import build_agents
+from slm_lab.agent.build import build_agent, build_agents
+from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.base import VecEnv
 from slm_lab.env.dataset import DatasetEnv
 from slm_lab.env.vec import make_env, offline_env
@@ -70,9 +71,7 @@ class Session:
         self.seed = spec.meta.seed + index
         self.max_frame = spec.env.max_frame
         gamma = getattr(spec.agent.algorithm, "gamma", 0.99)  # one source of γ, also for normalised rewards
-        self.env = self._worlds(gamma)
-        self.agent = build_agents(spec.agent, self.env.world, self.seed, self.max_frame, run.model)
-        self.source = self._source()
+        self.env, self.agent, self.source = self._built(gamma)
         self.tracker = Tracker(self.env.num_envs, self.env.agents)
         self.eval_rows: list[Metrics] = []
         self.eval_env: VecEnv | None = None
@@ -89,21 +88,19 @@ class Session:
         self.board: Any = None
         self.fingerprint = run.fingerprint()
 
-    def _worlds(self, gamma: float) -> VecEnv:
-        if self.spec.env.dataset is not None:
-            return offline_env(self.spec.env, gamma)
-        if self.spec.meta.distributed:
+    def _built(self, gamma: float) -> tuple[VecEnv, Agent | MultiAgent, Source]:
+        """The worlds, the agent, and who plays: the agent here, or where the spec says so rollout workers."""
+        spec, folder = self.spec, self.run_dir.model
+        if spec.meta.distributed:
             from slm_lab.experiment.distributed.crew import Crew  # imports Ray
 
-            return Crew(self.spec, gamma)
-        return make_env(self.spec.env, gamma=gamma)
-
-    def _source(self) -> Source:
-        """Who plays: the agent here, or where the spec says so rollout workers."""
-        if not self.spec.meta.distributed:
-            return Local(self.agent, self.env)
-        self.env.start(self._learner(), self.seed, self.run_dir.model)
-        return self.env
+            crew = Crew(spec, gamma)
+            learner = build_agent(spec.agent, crew.world, self.seed, self.max_frame, folder)
+            crew.start(learner, self.seed, folder)
+            return crew, learner, crew
+        env: VecEnv = make_env(spec.env, gamma=gamma) if spec.env.dataset is None else offline_env(spec.env, gamma)
+        agent = build_agents(spec.agent, env.world, self.seed, self.max_frame, folder)
+        return env, agent, Local(agent, env)
 
     @property
     def frame(self) -> int:

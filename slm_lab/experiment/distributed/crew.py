@@ -193,7 +193,7 @@ class Crew(VecEnv):
 
 def _check_room(workers: int) -> None:
     """Ray would wait for ever for cores that aren't there."""
-    there = ray.cluster_resources().get("CPU", 0)
+    there = ray.cluster_resources().get("CPU", 0)  # type: ignore[no-untyped-call]
     if there < workers:
         raise LabError(
             f"meta.distributed: {workers} workers need a core each, and the Ray cluster has {there:g}. "

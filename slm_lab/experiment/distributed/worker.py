@@ -23,7 +23,9 @@ from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.validate import resolve
 
 WORLDS, ACTS = 1, 2  # streams of chance of a worker
-Chunk = Tree  # steps of a worker: seen {step: {obs, reward, ..}, carry}, all [T+1, E, ...]; done {action, extras} [T, ..]
+Chunk = (
+    Tree  # steps of a worker: seen {step: {obs, reward, ..}, carry}, all [T+1, E, ...]; done {action, extras} [T, ..]
+)
 
 
 class Worker:

@@ -1,0 +1,145 @@
+"""python -m bench.distributed [curves] [speed] [kill] [--seeds 3]: rollout workers against playing in one process.
+
+curves: PPO and DoubleDQN with PER on CartPole, local and with 2 workers: mean return of the last 100 episodes, each seed.
+speed: frames/s on a CartPole whose step takes 1 ms, asleep (a simulator elsewhere) or counting (one that needs a core),
+with 1 and 2 workers; from the end of the first round to the last frame.
+kill: a worker is killed by its pid halfway.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / "specs" / "distributed" / "cartpole.json"
+SPECS = ("ppo_cartpole_workers", "ddqn_per_cartpole_workers")
+STEP = 0.001  # seconds of a slow world's step
+TARGET = 1.6  # times the frames/s of one worker
+
+
+class Slow(gymnasium.Wrapper):
+    """CartPole whose step takes 1 ms, `asleep` or not."""
+
+    def __init__(self, asleep: bool = True) -> None:
+        super().__init__(gymnasium.make("CartPole-v1"))
+        self.asleep = asleep
+
+    def step(self, action: Any) -> Any:
+        end = time.perf_counter() + STEP
+        if self.asleep:
+            time.sleep(STEP)
+        while time.perf_counter() < end:
+            pass
+        return self.env.step(action)
+
+
+if "Slow-v0" not in gymnasium.registry:
+    gymnasium.register("Slow-v0", entry_point=Slow)
+
+
+def begun(name: str, folder: str, **changes: Any) -> Any:
+    """A session of a spec of `FILE` with keys changed ('env.max_frame' as env__max_frame), about to play."""
+    from slm_lab.experiment.run_dir import RunDir
+    from slm_lab.experiment.session import Session
+    from slm_lab.spec.load import apply_overrides, load_file
+    from slm_lab.spec.validate import resolve
+
+    quiet = {"meta.tensorboard": False, "meta.png": False}
+    keys = quiet | {key.replace("__", "."): value for key, value in changes.items()}
+    spec = resolve(apply_overrides(load_file(str(FILE))[name], [f"{k}={_written(v)}" for k, v in keys.items()]), name)
+    run = RunDir.create(Path(folder), name, {"name": name, **spec.dump()}, "train")
+    session = Session(spec, run, 0, lambda progress: None)
+    session.begin()
+    return session
+
+
+def _written(value: Any) -> str:
+    import json
+
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def curves(folder: str, seeds: int) -> None:
+    print("\nmean return of the last 100 episodes after 40,000 frames, each seed")
+    for name in SPECS:
+        for workers in (False, {"workers": 2}):
+            returns = []
+            for seed in range(seeds):
+                session = begun(name, folder, meta__distributed=workers, meta__seed=seed)
+                while session.play_for(60):
+                    pass
+                returns.append(session.finish().total_reward_ma)
+                how = "2 workers" if workers else "local"
+                print(f"  {name}, {how}, seed {seed}: {returns[-1]:.1f} ({session.agent.opt_step} updates)", flush=True)
+            print(f"  {name}, {how}: mean {statistics.mean(returns):.1f}, std {statistics.pstdev(returns):.1f}")
+
+
+def speed(folder: str, frames: int) -> None:
+    print("\nframes/s where a step takes 1 ms, 8 worlds")
+    for name in SPECS:
+        for asleep in (True, False):
+            found = [_speed(name, folder, frames, asleep, workers) for workers in (1, 2)]
+            ratio = found[1] / found[0]
+            what = "asleep" if asleep else "busy"
+            told = f"{found[0]:.0f} with one worker, {found[1]:.0f} with two: {ratio:.2f} times"
+            print(f"  {name}, {what}: {told} (target {TARGET}: {'met' if ratio >= TARGET else 'missed'})", flush=True)
+
+
+def _speed(name: str, folder: str, frames: int, asleep: bool, workers: int) -> float:
+    world = {"env__name": "bench.distributed:Slow-v0", "env__asleep": asleep, "env__max_frame": frames}
+    session = begun(name, folder, meta__distributed={"workers": workers}, meta__log_frequency=frames, **world)
+    session._advance()
+    began = time.perf_counter()
+    while session.play_for(60):
+        pass
+    fps: float = session.frame / (time.perf_counter() - began)
+    session.finish()
+    return fps
+
+
+def kill(folder: str) -> None:
+    print("\na worker killed halfway")
+    for name in SPECS:
+        session = begun(name, folder, env__max_frame=20_000)
+        while session.frame < 10_000:
+            session._advance()
+        victim = session.source.posts[1].pid
+        os.kill(victim, signal.SIGKILL)
+        while session.play_for(60):
+            pass
+        last = session.finish()
+        print(
+            f"  {name}: process {victim} killed; {last.status} at frame {last.frame:,}, return {last.total_reward_ma:.1f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="curves, speed, kill (default: all)")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=6000, help="of a run of speed")
+    args = parser.parse_args()
+    what = args.what or ["curves", "speed", "kill"]
+    os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"  # workers look for the slow world too
+    from slm_lab.experiment.cluster import started_ray
+
+    with tempfile.TemporaryDirectory(prefix="bench_distributed_") as folder, started_ray(cpus=2):
+        if "speed" in what:
+            speed(folder, args.frames)
+        if "kill" in what:
+            kill(folder)
+        if "curves" in what:
+            curves(folder, args.seeds)
+
+
+if __name__ == "__main__":
+    main()
