@@ -1,8 +1,8 @@
 """python -m bench.distributed [curves] [speed] [kill] [--seeds 3]: rollout workers against playing in one process.
 
-curves: PPO and DoubleDQN with PER on CartPole, local and with 2 workers: mean return of the last 100 episodes, each seed.
+curves: PPO and DoubleDQN with PER on CartPole, local and with 2 workers: mean return of the last 100 episodes.
 speed: frames/s on a CartPole whose step takes 1 ms, asleep (a simulator elsewhere) or counting (one that needs a core),
-with 1 and 2 workers; from the end of the first round to the last frame.
+with 1 and 2 workers that play by turns.
 kill: a worker is killed by its pid halfway.
 """
 
@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[1]
 FILE = ROOT / "specs" / "distributed" / "cartpole.json"
 SPECS = ("ppo_cartpole_workers", "ddqn_per_cartpole_workers")
 STEP = 0.001  # seconds of a slow world's step
+TURN = 2.0  # seconds
 TARGET = 1.6  # times the frames/s of one worker
 
 
@@ -83,27 +84,27 @@ def curves(folder: str, seeds: int) -> None:
             print(f"  {name}, {how}: mean {statistics.mean(returns):.1f}, std {statistics.pstdev(returns):.1f}")
 
 
-def speed(folder: str, frames: int) -> None:
-    print("\nframes/s where a step takes 1 ms, 8 worlds")
+def speed(folder: str, rounds: int) -> None:
+    print(f"\nframes/s where a step takes 1 ms, 8 worlds; medians of {rounds} turns of {TURN:g} s each")
     for name in SPECS:
         for asleep in (True, False):
-            found = [_speed(name, folder, frames, asleep, workers) for workers in (1, 2)]
-            ratio = found[1] / found[0]
+            world = {"env__name": "bench.distributed:Slow-v0", "env__asleep": asleep, "env__max_frame": 10**6}
+            sessions = [begun(name, folder, meta__distributed={"workers": n}, **world) for n in (1, 2)]
+            turns = [[_turn(session) for session in sessions] for _ in range(rounds + 1)][1:]  # the first one warms up
+            one, two = (statistics.median(fps) for fps in zip(*turns, strict=True))
+            ratio = statistics.median(turn[1] / turn[0] for turn in turns)
             what = "asleep" if asleep else "busy"
-            told = f"{found[0]:.0f} with one worker, {found[1]:.0f} with two: {ratio:.2f} times"
+            told = f"{one:.0f} with one worker, {two:.0f} with two: {ratio:.2f} times"
             print(f"  {name}, {what}: {told} (target {TARGET}: {'met' if ratio >= TARGET else 'missed'})", flush=True)
+            for session in sessions:
+                session.finish()
 
 
-def _speed(name: str, folder: str, frames: int, asleep: bool, workers: int) -> float:
-    world = {"env__name": "bench.distributed:Slow-v0", "env__asleep": asleep, "env__max_frame": frames}
-    session = begun(name, folder, meta__distributed={"workers": workers}, meta__log_frequency=frames, **world)
-    session._advance()
-    began = time.perf_counter()
-    while session.play_for(60):
-        pass
-    fps: float = session.frame / (time.perf_counter() - began)
-    session.finish()
-    return fps
+def _turn(session: Any) -> float:
+    """Frames/s of a session while the other one waits: what else the machine does falls on both alike."""
+    frame, began = session.frame, time.perf_counter()
+    session.play_for(TURN)
+    return float((session.frame - frame) / (time.perf_counter() - began))
 
 
 def kill(folder: str) -> None:
@@ -117,24 +118,23 @@ def kill(folder: str) -> None:
         while session.play_for(60):
             pass
         last = session.finish()
-        print(
-            f"  {name}: process {victim} killed; {last.status} at frame {last.frame:,}, return {last.total_reward_ma:.1f}"
-        )
+        told = f"{last.status} at frame {last.frame:,}, return {last.total_reward_ma:.1f}"
+        print(f"  {name}: process {victim} killed; {told}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="curves, speed, kill (default: all)")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--frames", type=int, default=6000, help="of a run of speed")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each in speed")
     args = parser.parse_args()
     what = args.what or ["curves", "speed", "kill"]
     os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"  # workers look for the slow world too
     from slm_lab.experiment.cluster import started_ray
 
-    with tempfile.TemporaryDirectory(prefix="bench_distributed_") as folder, started_ray(cpus=2):
+    with tempfile.TemporaryDirectory(prefix="bench_distributed_") as folder, started_ray(cpus=3):
         if "speed" in what:
-            speed(folder, args.frames)
+            speed(folder, args.rounds)
         if "kill" in what:
             kill(folder)
         if "curves" in what:

@@ -44,7 +44,7 @@ class SchedulerSpec(SpecModel):
 
 
 class DistributedSpec(SpecModel):
-    """Rollout workers: processes that play for the one learner (docs/distributed.md)."""
+    """Rollout workers: processes that play for one learner."""
 
     workers: PositiveInt = Field(description="how many; each has env.num_envs / workers worlds")
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def assert_equal(a: Any, b: Any) -> None:
 
 def assert_seamless(rows: list[Row]) -> None:
     """Each row begins where the one before it has led, and after an end nobody plays until a first observation."""
-    for row, following in zip(rows, rows[1:], strict=False):
+    for row, following in pairwise(rows):
         assert_equal(row.next_obs, following.obs)
         np.testing.assert_array_equal(row.next_is_first, following.is_first)
         ended = row.mask & (row.terminated | row.truncated)
@@ -292,7 +293,10 @@ def test_a_world_that_raises_is_told_as_it_would_be_here(tmp_path: Path, here: N
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"meta__distributed": {"workers": 3}}, "meta.distributed.workers: 3 workers can't share the 4 worlds of env.num"),
+        (
+            {"meta__distributed": {"workers": 3}},
+            "meta.distributed.workers: 3 workers can't share the 4 worlds of env.num",
+        ),
         ({"meta__distributed": {"workers": 8}}, "use one of 1, 2, 4"),
         ({**WORKERS, "env__normalize_obs": True}, "env.normalize_obs: true, but each of meta.distributed's workers"),
         ({"meta__distributed": True}, "give {workers: 2}"),
