@@ -1,7 +1,7 @@
 """python -m bench.distributed [curves] [speed] [kill] [--seeds 3]: rollout workers against playing in one process.
 
 curves: PPO and DoubleDQN with PER on CartPole, local and with 2 workers: mean return of the last 100 episodes.
-speed: frames/s on a CartPole whose step takes 1 ms, asleep (a simulator elsewhere) or counting (one that needs a core),
+speed: frames/s with little learning on a CartPole whose step takes 1 ms, asleep (a simulator elsewhere) or counting (one that needs a core),
 with 1 and 2 workers that play by turns.
 kill: a worker is killed by its pid halfway.
 """
@@ -24,6 +24,11 @@ FILE = ROOT / "specs" / "distributed" / "cartpole.json"
 SPECS = ("ppo_cartpole_workers", "ddqn_per_cartpole_workers")
 STEP = 0.001  # seconds of a slow world's step
 TURN = 2.0  # seconds
+WORLDS = 16  # slow ones
+LIGHT = {  # what learning is in speed: little, so that playing is what is waited for
+    "ppo_cartpole_workers": {"agent__algorithm__training_epoch": 1, "agent__algorithm__minibatch_size": 512},
+    "ddqn_per_cartpole_workers": {"agent__algorithm__training_frequency": 64},
+}
 TARGET = 1.6  # times the frames/s of one worker
 
 
@@ -85,11 +90,12 @@ def curves(folder: str, seeds: int) -> None:
 
 
 def speed(folder: str, rounds: int) -> None:
-    print(f"\nframes/s where a step takes 1 ms, 8 worlds; medians of {rounds} turns of {TURN:g} s each")
+    print(f"\nframes/s where a step takes 1 ms, {WORLDS} worlds; medians of {rounds} turns of {TURN:g} s each")
     for name in SPECS:
         for asleep in (True, False):
             world = {"env__name": "bench.distributed:Slow-v0", "env__asleep": asleep, "env__max_frame": 10**6}
-            sessions = [begun(name, folder, meta__distributed={"workers": n}, **world) for n in (1, 2)]
+            keys = {**world, "env__num_envs": WORLDS, **LIGHT[name]}
+            sessions = [begun(name, folder, meta__distributed={"workers": n}, **keys) for n in (1, 2)]
             turns = [[_turn(session) for session in sessions] for _ in range(rounds + 1)][1:]  # the first one warms up
             one, two = (statistics.median(fps) for fps in zip(*turns, strict=True))
             ratio = statistics.median(turn[1] / turn[0] for turn in turns)
