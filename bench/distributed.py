@@ -1,8 +1,8 @@
 """python -m bench.distributed [curves] [speed] [kill] [--seeds 3]: rollout workers against playing in one process.
 
 curves: PPO and DoubleDQN with PER on CartPole, local and with 2 workers: mean return of the last 100 episodes.
-speed: frames/s with little learning on a CartPole whose step takes 1 ms, asleep (a simulator elsewhere) or counting (one that needs a core),
-with 1 and 2 workers that play by turns.
+speed: frames/s with little learning on a CartPole whose step takes 1 ms, asleep (a simulator elsewhere) or busy (one
+that needs a core), with 1 and 2 workers that play by turns.
 kill: a worker is killed by its pid halfway.
 """
 
