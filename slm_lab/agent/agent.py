@@ -47,7 +47,7 @@ class Agent:
 
     def update(self, step: Step, carry: Tree, act: ActOut, next_step: Step) -> list[Metrics]:
         """Remember a step (`carry` as before acting) and learn while the memory says so; the metrics of each update."""
-        row = _row(step, carry, act, next_step)
+        row = make_row(step, carry, act, next_step)
         self.frame += int(np.count_nonzero(row.mask))
         self.memory.update(row)
         return self._learn()
@@ -81,7 +81,7 @@ class Agent:
     def interrupt(self, step: Step, carry: Tree, next_step: Step) -> None:
         """The run goes on in new worlds, which show `next_step`; those that showed `step` could not be saved."""
         act = self.act(step, carry, explore=False)  # no one plays it; it gives the row its shapes
-        self.memory.interrupt(_row(step, carry, act, next_step))
+        self.memory.interrupt(make_row(step, carry, act, next_step))
 
     # --- what a session asks, of one learner or of several (multi.py) ---
 
@@ -128,7 +128,8 @@ class Agent:
         self.frame = int(state["frame"])
 
 
-def _row(step: Step, carry: Tree, act: ActOut, next_step: Step) -> Row:
+def make_row(step: Step, carry: Tree, act: ActOut, next_step: Step) -> Row:
+    """What a memory gets of a step; `carry` as before acting."""
     return Row(
         step.obs, step.is_first, to_numpy(carry), to_numpy({"action": act.action})["action"], to_numpy(act.extras),
         next_step.reward, next_step.terminated, next_step.truncated, next_step.obs, next_step.is_first,

@@ -56,8 +56,7 @@ def build_agent(
     learns = agent_spec.algorithm
     algorithm_class = ALGORITHM.load(learns.name)
     gamma = getattr(learns, "gamma", 0.99)
-    context = MemoryContext(world, learns.frequency, learns.start, learns.iterations, gamma, max_frame, seed, folder)
-    memory = MEMORY.load(agent_spec.memory.name)(agent_spec.memory, context)
+    memory = build_memory(agent_spec, world, seed, max_frame, folder)
     weights = world_seed(seed, LEARNERS, learner) if learner else seed
     torch.manual_seed(weights)  # the only use of torch's global generator: first weights
     net = build_net(
@@ -73,6 +72,15 @@ def build_agent(
     rng = Rng(seed, 0, learner)
     algorithm = algorithm_class(learns, net, Optim(net, agent_spec.net), rng)
     return Agent(algorithm, memory, rng)
+
+
+def build_memory(agent_spec: Any, world: World, seed: int, max_frame: int = 1, folder: Path | None = None) -> Memory:
+    """What an agent of that spec remembers its worlds with."""
+    learns = agent_spec.algorithm
+    gamma = getattr(learns, "gamma", 0.99)
+    context = MemoryContext(world, learns.frequency, learns.start, learns.iterations, gamma, max_frame, seed, folder)
+    memory: Memory = MEMORY.load(agent_spec.memory.name)(agent_spec.memory, context)
+    return memory
 
 
 def _auxiliaries(specs: Sequence[Any], memory: Memory, context: AuxiliaryContext) -> dict[str, Auxiliary]:

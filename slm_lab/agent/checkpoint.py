@@ -63,10 +63,7 @@ def save(folder: Path, name: str, state: Tree, frame: int) -> None:
         write_atomic(pointer, lambda path: path.write_text(json.dumps(facts, indent=1)))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         kept = f"The checkpoint at frame {before['frame']} is intact." if before else "There is no earlier one."
-        raise DiskError(
-            f"can't write the checkpoint {file}: {_reason(error)}. {kept} "
-            "Free some space."
-        ) from error
+        raise DiskError(f"can't write the checkpoint {file}: {_reason(error)}. {kept} Free some space.") from error
     finally:
         _sweep(folder, name)
 

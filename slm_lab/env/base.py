@@ -50,6 +50,10 @@ class EnvError(LabError):
     def __init__(self, message: str, key: str = "") -> None:
         self.message, self.path = message, f"env.{key}" if key else "env"
         super().__init__(f"{self.path}: {message}")
+        self.key = key
+
+    def __reduce__(self) -> tuple[type[EnvError], tuple[str, str]]:
+        return type(self), (self.message, self.key)  # it comes whole out of another process
 
 
 class VecEnv(ABC):

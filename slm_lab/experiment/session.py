@@ -16,12 +16,14 @@ import torch
 
 from slm_lab.agent import checkpoint
 from slm_lab.agent.agent import Agent
-from slm_lab.agent.build import build_agents
+from slm_lab.agent.build import build_agent, build_agents
+from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.base import VecEnv
 from slm_lab.env.dataset import DatasetEnv
 from slm_lab.env.vec import make_env, offline_env
-from slm_lab.experiment.evaluate import Played, play, world_action
+from slm_lab.experiment.evaluate import Played, play
 from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.source import Local, Source
 from slm_lab.experiment.tracker import WINDOW, Tracker, write_table
 from slm_lab.experiment.xray import Xray
 from slm_lab.lib.errors import LabError
@@ -69,8 +71,7 @@ class Session:
         self.seed = spec.meta.seed + index
         self.max_frame = spec.env.max_frame
         gamma = getattr(spec.agent.algorithm, "gamma", 0.99)  # one source of γ, also for normalised rewards
-        self.env: VecEnv = make_env(spec.env, gamma=gamma) if spec.env.dataset is None else offline_env(spec.env, gamma)
-        self.agent = build_agents(spec.agent, self.env.world, self.seed, self.max_frame, run.model)
+        self.env, self.agent, self.source = self._built(gamma)
         self.tracker = Tracker(self.env.num_envs, self.env.agents)
         self.eval_rows: list[Metrics] = []
         self.eval_env: VecEnv | None = None
@@ -86,6 +87,20 @@ class Session:
             self.agent.watch()
         self.board: Any = None
         self.fingerprint = run.fingerprint()
+
+    def _built(self, gamma: float) -> tuple[VecEnv, Agent | MultiAgent, Source]:
+        """The worlds, the agent, and who plays: the agent here, or where the spec says so rollout workers."""
+        spec, folder = self.spec, self.run_dir.model
+        if spec.meta.distributed:
+            from slm_lab.experiment.distributed.crew import Crew  # imports Ray
+
+            crew = Crew(spec, gamma)
+            learner = build_agent(spec.agent, crew.world, self.seed, self.max_frame, folder)
+            crew.start(learner, self.seed, folder)
+            return crew, learner, crew
+        env: VecEnv = make_env(spec.env, gamma=gamma) if spec.env.dataset is None else offline_env(spec.env, gamma)
+        agent = build_agents(spec.agent, env.world, self.seed, self.max_frame, folder)
+        return env, agent, Local(agent, env)
 
     @property
     def frame(self) -> int:
@@ -157,8 +172,7 @@ class Session:
             self._save()
 
     def _play(self) -> None:
-        act = self.agent.act(self.step, self.carry)
-        next_step = self.env.step(world_action(act, self.env))
+        act, next_step = self.source.play(self.step, self.carry)
         metrics = self.agent.update(self.step, self.carry, act, next_step)
         self.tracker.update(next_step, metrics)
         self.step, self.carry = next_step, act.carry

@@ -32,14 +32,20 @@ logger = logging.getLogger("slm_lab")
 
 
 def run_sessions(spec: LabSpec, run: RunDir, report: Report, workers: int | None = None) -> list[Progress]:
-    """All sessions of a spec, at most `workers` (default: the cores) at a time; the last word of each.
+    """All sessions of a spec, at most `workers` (default: what the cores hold) at a time; the last word of each.
 
     A session that raises or dies is reported as failed with its traceback, and the others finish. Ctrl-C or SIGTERM
     stops them all after the step at hand; a second Ctrl-C kills them, and raises KeyboardInterrupt.
     """
-    last = _Pool(spec, run, report, workers or len(os.sched_getaffinity(0))).run()
+    last = _Pool(spec, run, report, workers or _at_once(spec)).run()
     write_failures(run, last)
     return last
+
+
+def _at_once(spec: LabSpec) -> int:
+    """Sessions that the cores have room for, each with its rollout workers."""
+    beside = spec.meta.distributed.workers if spec.meta.distributed else 0
+    return max(1, len(os.sched_getaffinity(0)) // (1 + beside))
 
 
 def run_alone(spec: LabSpec, run: RunDir, report: Report, check: bool = False) -> tuple[Progress, list[str]]:

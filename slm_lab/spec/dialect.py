@@ -70,11 +70,12 @@ WITH_TARGET = {**SLM, f"{ALG}.name": TARGETED | {"SoftActorCritic"}}
 OFF_POLICY = {**SLM, f"{ALG}.name": UNTARGETED | TARGETED | {"SoftActorCritic"}}
 POLYAK = {**WITH_TARGET, f"{NET}.update_type": "polyak"}
 NSTEP = {**AC, f"{ALG}.lam": None, f"{ALG}.num_step_returns": GIVEN}
+HOGWILD = {"meta.distributed": frozenset({"shared", "synced"})}
 SHARED, SAME_OPTIM = {**SLM, f"{NET}.shared": True}, {**SLM, f"{NET}.use_same_optim": True}
 
 _SIL = "self-imitation has no counterpart; use PPO or ActorCritic"
-_HOGWILD = "Hogwild workers have no counterpart: use env.num_envs to gather faster, meta.max_session for more seeds"
-_GLOBAL = "the shared optimiser of Hogwild workers has no counterpart: use {} (and env.num_envs)"
+_HOW_MANY = "says not how many workers: give {workers: 2}, or false"
+_GLOBAL = "the shared optimiser of Hogwild workers has no counterpart without meta.distributed: use {}"
 _UNREAD = "SLM-Lab's {} never reads it"
 _OPTIMS = ("optim_spec", "actor_optim_spec", "critic_optim_spec")
 _OFF = "off is all there is here"
@@ -254,9 +255,13 @@ RULES = (
         refuse={ANY: "has no counterpart: heads are linear, the policy's distribution bounds its action"},
     ),
     *(
-        Rule(f"{NET}.{optim}.name", refuse={name: _GLOBAL.format(name.removeprefix("Global"))})
+        Rule(f"{NET}.{optim}.name", **how)
         for optim in _OPTIMS
-        for name in ("GlobalAdam", "GlobalRMSprop")
+        for name in ("Adam", "RMSprop")
+        for how in (
+            {"only": HOGWILD, "values": {f"Global{name}": name}},
+            {"refuse": {f"Global{name}": _GLOBAL.format(name)}},
+        )
     ),
     # SLM-Lab trains a shared net, or all nets where use_same_optim, by the actor's optimiser
     *(Rule(f"{NET}.actor_optim_spec", only=only, to=f"{NET}.optim_spec") for only in (SHARED, SAME_OPTIM)),
@@ -276,7 +281,7 @@ RULES = (
     Rule(f"{NET}.rnn_num_layers", only=RECURRENT, to=f"{NET}.core.num_layers"),
     Rule(f"{NET}.seq_len", only=RECURRENT, drop={ANY: "the core carries its state over the whole time horizon"}),
     Rule("meta.num_gpus", only=SLM, drop={ANY: "a session runs on one device, agent.net.device"}),
-    Rule("meta.distributed", refuse={"synced": _HOGWILD, "shared": _HOGWILD, True: _HOGWILD}),
+    Rule("meta.distributed", refuse={True: _HOW_MANY}),
 )
 # what SLM-Lab takes where a spec is silent, and our default differs
 DEFAULTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
@@ -312,7 +317,20 @@ def translate(raw: Mapping[str, Any]) -> Translation:
             _put(out.spec, path, _get(raw, value) if isinstance(value, From) else copy.copy(value))
     if _holds(OFF_POLICY, raw):
         _pace(out, raw)
+    if _holds(HOGWILD, raw):
+        _crew(out)
     return out
+
+
+def _crew(out: Translation) -> None:
+    """Hogwild's sessions, each with its own worlds and all with one net, are rollout workers of one session here."""
+    spec, sessions, worlds = out.spec, *(_number(out.spec, key, 1) for key in ("meta.max_session", "env.num_envs"))
+    ours = {"meta.distributed": {"workers": sessions}, "meta.max_session": 1, "env.num_envs": sessions * worlds}
+    said, read = show(_get(spec, "meta.distributed")), ", ".join(f"{key} {show(value)}" for key, value in ours.items())
+    why = "SLM-Lab's sessions are rollout workers of one learner, and frames are counted over all of them"
+    out.notes.append(f"meta.distributed {said} is read as {read}: {why}")
+    for key, value in ours.items():
+        _put(spec, key, value)
 
 
 def _pace(out: Translation, raw: Mapping[str, Any]) -> None:

@@ -31,7 +31,8 @@ def check(model: type[Model], raw: Any, path: str) -> tuple[Model | None, list[P
         for detail in error.errors(include_url=False):
             problem = _problem(detail, raw, path, schema)
             found.setdefault(problem.path, problem)  # the branches of a union complain one by one
-        return None, list(found.values())
+        inner = [path for path in found if not any(other.startswith(f"{path}.") for other in found)]
+        return None, [found[path] for path in inner]  # the one that came furthest is the one that was meant
 
 
 # --- what is expected ---

@@ -43,10 +43,16 @@ class SchedulerSpec(SpecModel):
     reduction_factor: Annotated[int, Field(ge=2)] = Field(3, description="one in so many goes on at each rung")
 
 
+class DistributedSpec(SpecModel):
+    """Rollout workers: processes that play for one learner."""
+
+    workers: PositiveInt = Field(description="how many; each has env.num_envs / workers worlds")
+
+
 class MetaSpec(SpecModel):
     """How the lab runs the spec: how often, how long between logs, which seed."""
 
-    distributed: Literal[False] = Field(False, description="SLM-Lab's Hogwild; always false here")
+    distributed: DistributedSpec | Literal[False] = Field(False, description="rollout workers; false: none")
     max_session: PositiveInt = Field(1, description="sessions (seeds) of a trial")
     max_trial: PositiveInt | None = Field(None, description="trials of a search; null: the whole grid, without one 16")
     log_frequency: PositiveInt = Field(1000, description="frames between rows of the metrics")

@@ -55,6 +55,9 @@ def grid_points(spec: LabSpec, variables: list[Variable]) -> list[Point]:
 
 def _meta_problems(spec: LabSpec, variables: list[Variable]) -> Iterable[Problem]:
     meta = spec.meta
+    if meta.distributed or any(variable.path.startswith("meta.distributed") for variable in variables):
+        message = "a search plays its trials side by side, and has no cores for their rollout workers. Use false"
+        yield Problem("meta.distributed", message)
     if meta.search_scheduler and meta.max_session > 1:
         yield Problem(
             "meta.search_scheduler",

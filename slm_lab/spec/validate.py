@@ -12,6 +12,7 @@ from typing import Any
 from slm_lab.lib.errors import LabError, Problem, SpecError, did_you_mean
 from slm_lab.lib.registry import Registry
 from slm_lab.spec.dialect import translate
+from slm_lab.spec.distributed import distributed_problems
 from slm_lab.spec.explain import check, show
 from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec
 from slm_lab.spec.load import loadable
@@ -242,6 +243,7 @@ def _said_by_parts(spec: LabSpec, classes: Mapping[str, Any]) -> tuple[list[Prob
     if spec.agent.learners == "independent" and not env.world.agents:
         message = f"{spec.env.name} has one agent: 'shared' was expected, or a world of several ('pettingzoo:module')"
         problems.append(Problem("agent.learners", message))
+    problems += distributed_problems(spec, env.world)
     for cls in classes.values():
         if hasattr(cls, "problems"):
             problems += cls.problems(spec, env.world)

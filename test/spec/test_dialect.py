@@ -128,7 +128,6 @@ def test_algorithms(given, expected):
         ("agent.net.out_layer_activation", "tanh", "heads are linear"),
         ("agent.net.type", "DuelingMLPNet", "DQN, DoubleDQN and SARSA"),
         ("agent.algorithm.name", "CrossQ", "use SoftActorCritic"),
-        ("meta.distributed", "synced", "env.num_envs"),
     ],
 )
 def test_what_has_no_counterpart_is_refused_once_and_with_a_cure(fakes, path, value, cure):
@@ -142,6 +141,19 @@ def test_what_has_no_counterpart_is_refused_once_and_with_a_cure(fakes, path, va
         resolve(raw)
     [problem] = error.value.problems
     assert problem.path.startswith(path) and "no counterpart" in problem.message and cure in problem.message
+
+
+def test_hogwild_sessions_are_rollout_workers_of_one_learner(fakes):
+    raw = slm(optim_spec={"name": "GlobalAdam", "lr": 0.01}, use_same_optim=True)
+    raw["env"]["num_envs"], raw["meta"] = 2, {"distributed": "synced", "max_session": 4}
+    spec = resolve(raw, check_env=False)
+    assert spec.meta.distributed.workers == 4 and spec.meta.max_session == 1 and spec.env.num_envs == 8
+    assert spec.agent.net.optim_spec.name == "Adam"
+    [note] = [note for note in spec.notes if note.startswith("meta.distributed 'synced'")]
+    assert "workers" in note and "env.num_envs 8" in note
+    raw["meta"]["distributed"] = True
+    with pytest.raises(SpecError, match="says not how many workers"):
+        resolve(raw, check_env=False)
 
 
 def test_a_spec_of_slm_lab_runs_and_errors_keep_its_names(fakes):

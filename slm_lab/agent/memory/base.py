@@ -69,6 +69,11 @@ class Memory:
     def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
         """How much there was to learn from the windows at `index` [B] of the last sample: `priority` [B], 0 or more."""
 
+    @property
+    def missing(self) -> int | None:
+        """Steps of all envs until the gate rises, where that doesn't depend on what will be lived."""
+        return None
+
     def core(self, in_size: int) -> Core | None:
         """A working memory that reads from this experience memory, to be mounted in the net in place of `net.core`."""
         return None

@@ -42,6 +42,10 @@ class OnPolicyBatchReplay(Memory):
         self.rows.append(row)
         self.to_train = self.rows.size >= self.context.frequency
 
+    @property
+    def missing(self) -> int:
+        return self.context.frequency - self.rows.size
+
     def sample(self) -> Batch:
         t = self.rows.first + np.arange(self.rows.size + 1)[None, :]  # [1, T+1]
         env = np.arange(self.context.world.num_envs)[:, None]  # [B = E, 1]

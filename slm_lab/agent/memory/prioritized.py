@@ -49,7 +49,9 @@ class Priorities:
         self.table.set(index, 0.0)
 
     def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
-        self.table.set(index, (priority.astype(np.float64) + self.spec.epsilon) ** self.spec.alpha)
+        """What has left since it was drawn (batches may be drawn ahead) stays out."""
+        held = self.table.leaf[index] > 0
+        self.table.set(index[held], (priority[held].astype(np.float64) + self.spec.epsilon) ** self.spec.alpha)
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` indices, one from each equal share of the whole."""

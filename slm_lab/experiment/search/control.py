@@ -109,9 +109,10 @@ def _run(
     with SearchDisplay(title, ledger, variables, spec.meta, wanted, console) as display:
         address = address or os.environ.get("RAY_ADDRESS")
         display.wait_for("starting Ray" if not address else f"joining Ray at {address}")
-        from slm_lab.experiment.search import engine  # imports Ray
+        from slm_lab.experiment.cluster import started_ray  # imports Ray
+        from slm_lab.experiment.search import engine
 
-        with engine.started_ray(address):
+        with started_ray(address):
             try:
                 with Redraw(lambda: _write(run, spec, variables, png=False)) as redraw:
 

@@ -9,21 +9,17 @@ import os
 import pickle
 import shutil
 import signal
-import socket
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves trials wherever anything else runs
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the ledger and the sessions write what is kept
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000")  # a search goes on from the ledger
 os.environ.setdefault("TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S", "1000000")  # resources are checked before
 
-import ray  # after its settings
+import ray  # after its settings, these and those of cluster.py
 from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -44,65 +40,9 @@ from slm_lab.spec.validate import resolve
 logger = logging.getLogger("slm_lab")
 
 SCRATCH = "ray"  # what Ray Tune keeps while it runs
-KNOCK = 5.0  # seconds to wait for a cluster's answer
-SETTINGS = b"\x04"  # the type of the frame that HTTP/2, and so gRPC, answers a greeting with
-HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
 
 
-# ---- Ray -------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def started_ray(address: str | None) -> Iterator[None]:
-    """Ray on this machine, or the cluster at `address`. Raises `LabError` where nobody answers."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "include_dashboard": None}
-    if address:
-        _knock(address)
-        quiet.pop("include_dashboard")
-    else:
-        quiet |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(address=address or "local", **quiet)
-    except Exception as error:  # a node that is too slow raises no finer one
-        ray.shutdown()
-        raise LabError(
-            f"Ray can't be started{f' at {address}' if address else ''}: {str(error).rstrip('.')}. {_cure(address)}"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Whether anyone listens there who speaks as Ray does; Ray itself would try for minutes."""
-    if address in ("auto", "local"):
-        return
-    host, colon, port = address.rpartition(":")
-    if not (colon and port.isdecimal()) or "/" in host:
-        raise LabError(
-            f"'{address}' is no address of a Ray cluster (expected: HOST:PORT, as ray start tells it, or auto)"
-        )
-    try:
-        with socket.create_connection((host, int(port)), timeout=KNOCK) as door:
-            if os.environ.get("RAY_USE_TLS", "0") == "0":
-                door.sendall(HTTP2)
-                if door.recv(9)[3:4] != SETTINGS:
-                    raise OSError("something else listens there (Ray's dashboard, another service?)")
-    except OSError as error:
-        raise LabError(f"no Ray cluster answers at {address}: {error}. {_cure(address)}") from error
-
-
-def _cure(address: str | None) -> str:
-    if not address:
-        return "Is there room and memory left on this machine? If it is only busy, try again"
-    head = "ray start --head --port=6379"
-    return (
-        f"Start one there with: {head}; this machine joins it with: ray start --address={address}. "
-        "Where it wants a token, every machine needs that and RAY_AUTH_MODE=token"
-    )
+# ---- what there is room for ------------------------------------------------------------------------------------------
 
 
 def _concurrent(spec: LabSpec) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.tune import Trainable
 
+from slm_lab.experiment.cluster import stand_in
 from slm_lab.experiment.search.work import Work, make_work
 
 SLICE = 1.0  # seconds of training between two reports of a trial
@@ -40,7 +39,5 @@ class Worker(Trainable):
             self.work.close()
 
     def _take(self, config: dict[str, Any]) -> None:
-        if Path(config["cwd"]).is_dir():  # where worlds of one's own and datasets are looked for
-            os.chdir(config["cwd"])
-            sys.path[:0] = [] if config["cwd"] in sys.path else [config["cwd"]]
+        stand_in(config["cwd"])
         self.work = make_work(config["run"], config["trial"], config["metric"], config["retries"])
