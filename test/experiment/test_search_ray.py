@@ -21,7 +21,7 @@ import pytest
 from small_specs import ROOT, raw_spec
 
 from slm_lab.cli import main
-from slm_lab.experiment.search.engine import started_ray
+from slm_lab.experiment.cluster import started_ray
 from slm_lab.lib.errors import LabError
 
 RAY = Path(sys.executable).with_name("ray")
