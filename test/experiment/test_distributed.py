@@ -176,50 +176,53 @@ def test_equal_seeds_give_equal_numbers_and_no_frame_is_lost(tmp_path: Path, her
     assert found[0]["loss"].notna().any()
 
 
-def test_the_first_round_is_what_its_workers_play_by_the_learners_weights(tmp_path: Path, here: None) -> None:
+def test_a_round_is_what_its_workers_play_by_the_newest_weights(tmp_path: Path, here: None) -> None:
+    """Two rounds: with the first weights, and with those learned from the first."""
     spec = make_spec(**RECURRENT)
     session = begun(tmp_path, spec)
-    weights = {k: v.clone() for k, v in session.agent.algorithm.net.state_dict().items()}  # type: ignore[union-attr]
-    rows = watched(session)
-    horizon = spec.agent.algorithm.time_horizon
-    for _ in range(horizon):
-        assert session.agent.opt_step == 0
-        session._advance()
-    assert session.agent.opt_step > 0, "it learns once the horizon is full, from that alone"
-    seed = world_seed(session.seed, TRAIN_WORLDS)
-    workers = [Worker(spec.dump(), os.getcwd(), seed, index, 0) for index in range(2)]
+    rows, horizon = watched(session), spec.agent.algorithm.time_horizon
+    workers = [Worker(spec.dump(), os.getcwd(), world_seed(session.seed, TRAIN_WORLDS), index, 0) for index in range(2)]
     for worker in workers:
         worker.begin()
-    expected = list(lived(joined([worker.play(weights, 0, horizon) for worker in workers])))
-    assert not np.array_equal(expected[0][0].obs["obs"][:2], expected[0][0].obs["obs"][2:]) or not np.array_equal(
-        expected[3][2].action[:2], expected[3][2].action[2:]
-    ), "workers play worlds and draw actions of their own"
+    expected: list[Any] = []
+    for _ in range(2):
+        weights = {k: v.clone() for k, v in session.agent.algorithm.net.state_dict().items()}  # type: ignore[union-attr]
+        expected += lived(joined([worker.play(weights, session.frame, horizon) for worker in workers]))
+        before = session.agent.opt_step
+        for _ in range(horizon):
+            assert session.agent.opt_step == before, "it learns once the horizon is full, from that alone"
+            session._advance()
+        assert session.agent.opt_step > before
     for row, (_, carry, act, following) in zip(rows, expected, strict=True):
         assert_equal(row.next_obs, following.obs)
         assert_equal(row.carry, to_numpy(carry))
         np.testing.assert_array_equal(row.action, act.action)
+        np.testing.assert_array_equal(row.extras["log_prob"], act.extras["log_prob"])
+    assert any(not np.array_equal(row.action[:2], row.action[2:]) for row in rows), "each draws actions of its own"
     session.finish()
 
 
-def played_with_a_death(session: Session, kill: Callable[[crew.Post], Any]) -> None:
-    """A worker dies at frame 200 of a run, which ends as it should."""
+def played_with_a_death(session: Session, kill: Callable[[crew.Post], Any]) -> list[Row]:
+    """A worker dies after frame 200 of a run, which ends as it should; the rows from then on."""
     rows = watched(session)
-    while session.frame < 200:
+    while session.frame < 200 or session.source.ready:  # type: ignore[attr-defined]
         session._advance()
+    before = len(rows)
     kill(session.source.posts[1])  # type: ignore[attr-defined]
     play_on(session)
     assert session.finish().status == "done"
     assert session.frame == sum(int(row.mask.sum()) for row in rows) >= session.max_frame
     assert_seamless(rows)
-    bridges = [row for row in rows if not row.mask[2:].any() and row.mask[:2].any()]
-    assert bridges, "its worlds begin new episodes, the others' go on"
     assert session.tracker.epi > 0
+    return rows[before:]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_worker_that_dies_is_replaced(tmp_path: Path, here: None, kind: str, caplog: Any) -> None:
     session = begun(tmp_path, make_spec(**KINDS[kind]))
-    played_with_a_death(session, lambda post: setattr(post.actor, "dead", True))
+    first, second, *_ = played_with_a_death(session, lambda post: setattr(post.actor, "dead", True))
+    assert not first.mask[2:].any() and second.mask[2:].all(), "its worlds begin new episodes at once"
+    assert first.mask[:2].any() or second.mask[:2].any(), "the others' go on"
     assert caplog.text.count("died: another one takes its place") == 1
     assert session.source.posts[1].life == 1  # type: ignore[attr-defined]
 
