@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
+
+# a token of the tests' own, for Ray's nodes and drivers alike; Ray reads it once, when it is imported
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=uuid.uuid4().hex)
 
 import numpy as np
 import pandas as pd

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,8 +69,6 @@ def cluster() -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     patch = pytest.MonkeyPatch()
-    patch.setenv("RAY_AUTH_MODE", "token")  # a token of its own, for nodes and drivers alike
-    patch.setenv("RAY_AUTH_TOKEN", uuid.uuid4().hex)
     patch.setenv("OMP_NUM_THREADS", "1")
     patch.setenv("RAY_raylet_start_wait_time_s", "120")  # where much else is running
     environment = {**os.environ, "RAY_worker_niceness": "0", "PYTHONPATH": str(ROOT)}
