@@ -40,7 +40,7 @@ def fitted(delay: int) -> list[str]:
     """What StrategicMemory's spec shows its agent too; and rollouts of two episodes, as in the specs of delay 16: a cue
     before a rollout couldn't be learned from.
     """
-    shown = ["env.prev_action=true", "env.prev_reward=sign"]
+    shown = ["env.prev_reward=sign"]
     if delay <= LONGEST_UNCHANGED:
         return shown
     horizon = 2 * (delay + 1)  # an episode takes one row more, in which the next begins

@@ -150,7 +150,7 @@ def test_all_of_ours_see_the_same(delay: int) -> None:
     ours = [entrant for entrant in AGENTS.values() if isinstance(entrant, Ours)]
     worlds = [make_env(entrant._resolved(replace(JOB, delay=delay)).env) for entrant in ours]
     assert len(ours) == 4 and all(world.obs_space == worlds[0].obs_space for world in worlds)
-    assert {"obs", "prev_action", "prev_reward"} == set(worlds[0].obs_space)
+    assert {"obs", "prev_reward"} == set(worlds[0].obs_space)
 
 
 @pytest.mark.parametrize("delay", BUDGETS)
