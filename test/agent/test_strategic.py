@@ -213,7 +213,7 @@ def test_the_critic_knows_nothing_but_what_actions_cause() -> None:
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
     notes = batch.notes["hindsight"]
     out = net(batch.obs, batch.carry, batch.is_first)
-    value, _, logits = hindsight._judge(notes, out.inner["shared"].data, out.inner["shared"], core_of(agent))
+    value, _, logits = hindsight._judge(notes, out.inner["shared"], core_of(agent))
     attention = logits.softmax(dim=-1)
     assert float(value.detach().abs().max()) > 1e-3
     torch.testing.assert_close(

@@ -166,7 +166,7 @@ class StrategicCore(Core):
             return torch.zeros_like(worth), carry["peak"]
         first = is_first & (not self.persist)
         part = first.cumsum(dim=1)  # [B, T] episodes begun in this window: 0 is the one that was carried in
-        lift = 1e3 * part.double()
+        lift = -LOW * part.double()  # each above all that came before
         before = torch.where(first[:, 0], LOW, carry["peak"])[:, None]
         peak = torch.cat([before, worth.detach() + lift], dim=1).cummax(dim=1).values[:, 1:] - lift
         tick = torch.exp(EVENT * (worth - peak.float()))
@@ -256,7 +256,7 @@ class StrategicCore(Core):
         return logits
 
     def _told(self, clock: str, age: Tensor) -> Tensor:
-        """ψ: an age [B, Q, S], later than 0, as bounded features [B, Q, S, AGE or EVENT_AGE]."""
+        """ψ: an age [B, Q, S], 0 or more, as bounded features [B, Q, S, AGE or EVENT_AGE]."""
         known = clock_features(age) if clock == "count" else decays(age)
         return torch.cat([known, age.clamp(max=2 * self.slots).unsqueeze(-1)], dim=-1)
 

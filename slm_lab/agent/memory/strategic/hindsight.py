@@ -86,7 +86,7 @@ class Hindsight(Auxiliary):
             notes["policy"] = policy.log_probs.exp()  # [B, M, A]
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
-        found, *_ = self._judge(notes, out.inner[self.part].data, out.inner[self.part], _core(net, self.part))
+        found, *_ = self._judge(notes, out.inner[self.part], _core(net, self.part))
         variance = explained_variance(self._of(found, notes["action"])[mask], notes["error"][mask])
         self.gate = float(variance.nan_to_num(0.0).clamp(0.0, 1.0))
         return batch, {"hindsight_explained": float(variance.nan_to_num(0.0))}
@@ -136,7 +136,7 @@ class Hindsight(Auxiliary):
         """The losses of critic, usefulness and prior [B, M], and the values behind them [B, M, A]."""
         spec, mask, data, now = self.spec, notes["mask"], entries.data, entries.before + notes["at"]
         other = self._others(data)
-        value, read, logits = self._judge(notes, self._swapped(data, other), entries, core)
+        value, read, logits = self._judge(notes, entries._replace(data=self._swapped(data, other)), core)
         judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
         if spec.prior_coef:
@@ -171,11 +171,11 @@ class Hindsight(Auxiliary):
         key = torch.where(drawn[..., None, None], other["key"], data["key"])
         return {**data, "key": key, "worth": torch.where(drawn, other["worth"], data["worth"])}
 
-    def _judge(self, notes: Tree, data: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
+    def _judge(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
         """Q of the surprising steps [B, M, A] (or [B, M, 1] of the action taken), what it read, attention's logits."""
         now, valid = entries.before + notes["at"], _seen(notes["at"], entries)
-        logits = core.match_all(data, now).masked_fill(~valid.unsqueeze(2), -torch.inf)  # [B, M, H, N]
-        read = core.recall_all(data, now, logits)  # [B, M, F + H·d]
+        logits = core.match_all(entries.data, now).masked_fill(~valid.unsqueeze(2), -torch.inf)  # [B, M, H, N]
+        read = core.recall_all(entries.data, now, logits)  # [B, M, F + H·d]
         seen = read
         if not self.discrete:
             space, action = self.context.world.action_space, notes["action"]
