@@ -176,6 +176,13 @@ def test_only_the_steps_that_are_read_come_out() -> None:
     assert out.extras["recall_step"].shape == (B, 3, K)
 
 
+def test_a_window_of_two_episodes_is_refused() -> None:
+    core, x = build(), inputs()
+    outs, carries = act(core, x, firsts(0, 5))
+    with pytest.raises(ValueError, match="amid a window"):
+        learn(core, x, carries[0], firsts(0, 5), shown(outs, "recall_step"))
+
+
 def test_gradient_reaches_what_was_kept_before_the_window() -> None:
     core, x, is_first = build(), inputs(), firsts(0)
     outs, carries = act(core, x, is_first)
@@ -228,13 +235,12 @@ def test_many_entries_that_are_worth_little_are_few_events() -> None:
     worth = torch.full((B, length), -3.0)
     worth[:, [0, 700]] = torch.tensor([2.0, 1.9])
     carry = core.initial(B)
-    begin = torch.zeros(B, length, dtype=torch.bool)
-    begin[:, 0] = True
+    begin = torch.ones(B, 1, dtype=torch.bool)
     time, peak = core._events(worth, carry, begin)
     torch.testing.assert_close(peak, torch.full((B,), 2.0))
     assert 1.7 < float(time[0, -1] - time[0, 0] + 1) < 2.1
-    half = core._events(worth[:, :900], carry, begin[:, :900])
-    rest, _ = core._events(worth[:, 900:], {"time": half[0][:, -1], "peak": half[1]}, torch.zeros_like(begin[:, 900:]))
+    half = core._events(worth[:, :900], carry, begin)
+    rest, _ = core._events(worth[:, 900:], {"time": half[0][:, -1], "peak": half[1]}, ~begin)
     torch.testing.assert_close(torch.cat([half[0], rest], dim=1), time, atol=1e-4, rtol=0)
 
 
@@ -286,7 +292,9 @@ def kept_by(rule: Any, slots: int, data: dict[str, Tensor]) -> Tensor:
     retention, (rows, steps) = Retention(rule, slots), data["count"].shape
     index = torch.full((rows, slots), -1)
     for new in range(steps):
-        index = retention.insert(data, index, torch.full((len(index),), new))
+        held = {name: leaf.gather(1, index.clamp(min=0)) for name, leaf in data.items()}
+        slot = retention.slot(held, index >= 0, {name: leaf[:, new : new + 1] for name, leaf in data.items()})
+        index = torch.where(slot, new, index)
     return index
 
 

@@ -20,6 +20,7 @@ CLOCK = len(DECAYS) + 2 * len(PERIODS)
 AGE, EVENT_AGE = CLOCK + 1, len(DECAYS) + 1
 EVENT = 2.0  # by how much sharper than retention the clock of events tells entries apart
 LOW = -1e3  # below any ρ
+ASKED = ("h", "query")  # of an entry, while it is the newest: what it asks with; slots don't hold them
 UNKNOWN = -2  # in a trace: no decision was taken at this step
 
 
@@ -71,6 +72,7 @@ class StrategicCore(Core):
         self.worth = _scalar(D, spec.hidden_size)
         self.decay = _scalar(D, spec.hidden_size, bias=_softplus_inverse(spec.decay_init)) if spec.decay_init else None
         self.clocks = ["count"] * spec.recall_age + ["time"] * spec.recall_events  # by which ages are told
+        self.read = {"key", "value", "worth", "count", *self.clocks}  # of what is held
         told = AGE * spec.recall_age + EVENT_AGE * spec.recall_events
         self.age = nn.Linear(entry.out_size, spec.heads * told) if told else None
         if self.age is not None:
@@ -85,53 +87,84 @@ class StrategicCore(Core):
         like = self.address.weight
         u = like.new_zeros(B, self.slots, self.entry.window, self.in_size)
         with torch.no_grad():
-            held = self._embed(u)
+            written = self._embed(u)
+        empty = {name: like.new_zeros(B, self.slots) for name in ("noise", "time")}
         return {
             "held": {
-                **held,
+                **{name: leaf for name, leaf in written.items() if name not in ASKED},
+                **empty,
                 "u": u,
-                "noise": like.new_zeros(B, self.slots),
-                "time": like.new_zeros(B, self.slots),
-                "count": _counts(like, B, self.slots),
+                "count": torch.full((B, self.slots), -1, device=like.device),
             },
             "recent": like.new_zeros(B, self.entry.window - 1, self.in_size),
-            "clock": _counts(like, B, 1)[:, 0] + 1,
-            "count": _counts(like, B, 1)[:, 0] + 1,
+            "clock": torch.zeros(B, dtype=torch.int64, device=like.device),
+            "count": torch.zeros(B, dtype=torch.int64, device=like.device),
             "time": like.new_zeros(B),
             "peak": like.new_full((B,), LOW),
         }
 
-    # --- one window ---
-
     def forward(
         self, x: Tensor, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
     ) -> CoreOut:
-        B, T, _ = x.shape
-        clock, count = self._time(carry, is_first)  # [B, T]
-        u, recent = self._inputs(x, clock, carry["recent"])  # [B, T, window, D]
-        noise = self.retention.noise(count, rng)
-        new = {**self._embed(u), "u": u, "noise": noise, "count": count}
-        new["time"], peak = self._events(new["worth"], carry, is_first)
-        held, trace = carry["held"], carry.get("trace")
-        if trace is not None:
-            over = is_first[:, :1] & (not self.persist)  # what the last episode left is no part of this one
-            held = self._embedded_anew({**held, "count": torch.where(over, -1, held["count"])})
-        before = held["count"].shape[1]
-        data = {key: torch.cat([held[key], new[key]], dim=1) for key in new}
-        first = is_first & (not self.persist)
-        index = self._kept(data, before, first, trace)  # [B, T, K] places among the N entries, -1: empty
+        if "trace" in carry:
+            return self._learn(x, carry, is_first, at)
+        outs: list[CoreOut] = []
+        for t in range(x.shape[1]):
+            outs.append(self._act(x[:, t : t + 1], carry, is_first[:, t : t + 1], rng))
+            carry = outs[-1].carry
+        if len(outs) == 1 and at is None:  # acting
+            return outs[0]
+        extras = {name: take(torch.cat([out.extras[name] for out in outs], dim=1), at) for name in outs[0].extras}
+        return CoreOut(take(torch.cat([out.features for out in outs], dim=1), at), carry, extras)
+
+    def _act(self, x: Tensor, carry: Tree, first: Tensor, rng: torch.Generator | None) -> CoreOut:
+        """One step [B, 1, ...]: it is put into a slot, or not, and what is held then is recalled."""
+        new, after, clock = self._written(x, carry, first, rng)
+        held = carry["held"]
+        filled = (held["count"] >= 0) & (self.persist | ~first)  # [B, K]
+        slot = self.retention.slot(held, filled, new)
+        filled = filled | slot
+        held = {name: torch.where(_like(slot, leaf), new[name], leaf) for name, leaf in held.items()}
+        held["count"] = torch.where(filled, held["count"], -1)
+        features, extras = self._read(new, {name: held[name].unsqueeze(1) for name in self.read}, filled.unsqueeze(1))
+        return CoreOut(features, {"held": held, **after}, self._shown(extras, new["count"] - clock))
+
+    def _learn(self, x: Tensor, carry: Tree, is_first: Tensor, at: Tensor | None) -> CoreOut:
+        """A window [B, T, ...] that was acted: what was kept at each step is known, so all entries are made at once."""
+        (B, T, _), first = x.shape, is_first[:, :1]
+        if bool(is_first[:, 1:].any()):
+            raise ValueError("an episode begins amid a window; StrategicMemory learns from windows of one episode each")
+        data, _, clock = self._written(x, carry, first, None)
+        held, before = dict(carry["held"]), 0
+        over = first & (not self.persist)  # what the last episode left is no part of this one
+        held["count"] = torch.where(over, -1, held["count"])
+        if bool((held["count"] >= 0).any()):
+            held, before = {**held, **self._embed(held["u"])}, self.slots
+            data = {name: torch.cat([held[name], leaf], dim=1) for name, leaf in data.items() if name in held}
+        index = self._kept(data, before, carry["trace"], T)  # [B, T, K] places among the N entries, -1: empty
         steps = torch.arange(T, device=x.device).expand(B, T) if at is None else at
         features, extras = self.recall(data, before + steps, take(index, at))
-        if self.persist:
-            extras["recall_begin"] = take(count - clock, at)  # of what is held, the rest is of earlier episodes
-        after = {} if trace is not None else self._after(data, index[:, -1], recent, clock, count) | {"peak": peak}
-        return CoreOut(features, after, extras, {}, Entries(data, before, index))
+        begin = take(data["count"][:, before:] - clock, at)
+        return CoreOut(features, {}, self._shown(extras, begin), {}, Entries(data, before, index))
 
-    def _time(self, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tensor]:
+    # --- what is written ---
+
+    def _written(self, x: Tensor, carry: Tree, first: Tensor, rng: torch.Generator | None) -> tuple[Tree, Tree, Tensor]:
+        """The entries of a window's steps [B, T, ...], the carry without the slots, the steps' clock [B, T].
+
+        An episode may begin at its first step (`first` [B, 1]), at no later one.
+        """
+        clock, count = self._time(carry, first, x.shape[1])  # [B, T]
+        u, recent = self._inputs(x, clock, carry["recent"])  # [B, T, window, D]
+        new = {**self._embed(u), "u": u, "noise": self.retention.noise(count, rng), "count": count}
+        new["time"], peak = self._events(new["worth"], carry, first)
+        after = {"recent": recent, "clock": clock[:, -1] + 1, "count": count[:, -1] + 1, "time": new["time"][:, -1]}
+        return new, {**after, "peak": peak}, clock
+
+    def _time(self, carry: Tree, first: Tensor, T: int) -> tuple[Tensor, Tensor]:
         """Steps since the episode began, and since the slots were empty, both [B, T]."""
-        step = torch.arange(is_first.shape[1], device=is_first.device)
-        begun = torch.where(is_first, step, -1).cummax(dim=1).values  # the last first step so far
-        clock = torch.where(begun >= 0, step - begun, carry["clock"][:, None] + step)
+        step = torch.arange(T, device=first.device)
+        clock = torch.where(first, 0, carry["clock"][:, None]) + step
         return clock, carry["count"][:, None] + step if self.persist else clock
 
     def _inputs(self, x: Tensor, clock: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,7 +189,7 @@ class StrategicCore(Core):
             found["decay"] = F.softplus(self.decay(now).squeeze(-1))
         return found
 
-    def _events(self, worth: Tensor, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tensor]:
+    def _events(self, worth: Tensor, carry: Tree, first: Tensor) -> tuple[Tensor, Tensor]:
         """Events so far [B, T], and the largest ρ so far [B].
 
         A clock that ticks as much as a step is worth keeping beside the best one yet, `exp(2 (ρ − max ρ))`: many that
@@ -164,69 +197,61 @@ class StrategicCore(Core):
         """
         if "time" not in self.clocks:
             return torch.zeros_like(worth), carry["peak"]
-        first = is_first & (not self.persist)
-        part = first.cumsum(dim=1)  # [B, T] episodes begun in this window: 0 is the one that was carried in
-        lift = -LOW * part.double()  # each above all that came before
-        before = torch.where(first[:, 0], LOW, carry["peak"])[:, None]
-        peak = torch.cat([before, worth.detach() + lift], dim=1).cummax(dim=1).values[:, 1:] - lift
-        tick = torch.exp(EVENT * (worth - peak.float()))
-        total = tick.cumsum(dim=1)
-        step = torch.arange(worth.shape[1], device=worth.device)
-        begun = torch.where(first, step, -1).cummax(dim=1).values
-        start = (total - tick).gather(1, begun.clamp(min=0))
-        return torch.where(begun >= 0, total - start, carry["time"][:, None] + total), peak[:, -1].float()
+        first = first & (not self.persist)
+        before = torch.where(first, LOW, carry["peak"][:, None])
+        peak = torch.cat([before, worth.detach()], dim=1).cummax(dim=1).values[:, 1:]
+        tick = torch.exp(EVENT * (worth - peak))
+        return torch.where(first, 0.0, carry["time"][:, None]) + tick.cumsum(dim=1), peak[:, -1]
 
-    def _embedded_anew(self, held: Tree) -> Tree:
-        """What was held before a window, with gradient; nothing where nothing was."""
-        if not bool((held["count"] >= 0).any()):
-            return {key: leaf[:, :0] for key, leaf in held.items()}
-        return {**held, **self._embed(held["u"])}
+    # --- what is kept and recalled ---
 
-    def _kept(self, data: Tree, before: int, first: Tensor, trace: Tensor | None) -> Tensor:
-        """The places of the kept entries at each step [B, T, K]: as they were (`trace`), then as they are decided."""
-        B, T = first.shape
-        index = torch.arange(self.slots, device=first.device).expand(B, self.slots)
+    def _kept(self, data: Tree, before: int, trace: Tensor, T: int) -> Tensor:
+        """The places [B, T, K] of what was kept at each step, by its counts `trace`; after a window's end, would be."""
+        B = len(trace)
+        index = torch.arange(self.slots, device=trace.device).expand(B, self.slots)
         held = data["count"][:, : self.slots] >= 0
         index = torch.where(held, index, -1) if before else torch.full_like(index, -1)
-        if trace is not None:
-            return self._replayed(data, before, index, trace, T)
-        known = []
-        for t in range(T):
-            index = torch.where(first[:, t, None], -1, index)
-            index = self.retention.insert(data, index, torch.full_like(index[:, 0], before + t))
-            known.append(index)
-        return torch.stack(known, dim=1)
-
-    def _replayed(self, data: Tree, before: int, index: Tensor, trace: Tensor, T: int) -> Tensor:
-        """What was kept, by its counts `trace`; at the one step after a window's end, what would be."""
         begin = data["count"][:, before, None, None]  # what was written before the window stays in its slot
         places = torch.where(trace >= begin, before + trace - begin, index[:, None])
         places = torch.where(trace < 0, -1, places)  # [B, T or T - 1, K]
         end = (trace[..., 0] != UNKNOWN).sum(dim=1)  # [B]
         last = take(places, (end - 1).clamp(min=0)[:, None]).squeeze(1)
         last = torch.where((end > 0)[:, None], last, index)
-        after = self.retention.insert(data, last, (before + end).clamp(max=data["count"].shape[1] - 1))
+        new = (before + end).clamp(max=data["count"].shape[1] - 1)[:, None]
+        named = self.retention.reads & data.keys()
+        slot = self.retention.slot(
+            {name: data[name].gather(1, last.clamp(min=0)) for name in named},
+            last >= 0,
+            {name: data[name].gather(1, new) for name in named},
+        )
+        after = torch.where(slot, new, last)
         places = torch.cat([places, after[:, None]], dim=1)[:, :T]
         step = torch.arange(places.shape[1], device=places.device)
         return torch.where((step >= end[:, None])[..., None], after[:, None], places)
 
     def recall(self, data: Tree, now: Tensor, index: Tensor) -> tuple[Tensor, Tree]:
         """Features [B, Q, F] of the entries `now` [B, Q] reading the entries `index` [B, Q, K], and what to show."""
-        held, safe = index >= 0, index.clamp(min=0)
-        key, value = (_rows(data[name], safe) for name in ("key", "value"))  # [B, Q, K, H, d]
-        worth, count = _rows(data["worth"], safe), _rows(data["count"], safe)  # [B, Q, K]
-        score = torch.einsum("bqhd,bqkhd->bqhk", take(data["query"], now), key)
-        ages = {name: take(data[name], now).unsqueeze(-1) - _rows(data[name], safe) for name in self.clocks}
-        logits = self._logits(score, worth, take(data["h"], now), ages)
-        weight = torch.softmax(logits.masked_fill(~held.unsqueeze(2), -torch.inf), dim=-1)
-        weight = torch.where(held.unsqueeze(2), weight, 0.0)  # nothing held: nothing recalled
-        memory = torch.einsum("bqhk,bqkhd->bqhd", weight, value)
+        ask = {name: take(data[name], now) for name in (*ASKED, *self.clocks)}
+        return self._read(ask, {name: _rows(data[name], index.clamp(min=0)) for name in self.read}, index >= 0)
+
+    def _read(self, ask: Tree, held: Tree, filled: Tensor) -> tuple[Tensor, Tree]:
+        """Entries [B, Q, ...] reading the slots [B, Q, K, ...] of which those are filled."""
+        score = torch.einsum("bqhd,bqkhd->bqhk", ask["query"], held["key"])
+        ages = {name: ask[name].unsqueeze(-1) - held[name] for name in self.clocks}
+        logits = self._logits(score, held["worth"], ask["h"], ages)
+        weight = torch.softmax(logits.masked_fill(~filled.unsqueeze(2), -torch.inf), dim=-1)
+        weight = torch.where(filled.unsqueeze(2), weight, 0.0)  # nothing held: nothing recalled
+        memory = torch.einsum("bqhk,bqkhd->bqhd", weight, held["value"])
         shown = {
-            "recall_step": torch.where(held, count, -1),
+            "recall_step": torch.where(filled, held["count"], -1),
             "recall_weight": weight.mean(dim=2).detach(),
-            "recall_worth": worth.detach(),
+            "recall_worth": held["worth"].detach(),
         }
-        return self._features(take(data["h"], now), memory), shown
+        return torch.tanh(self.mix(torch.cat([ask["h"], memory.flatten(2)], dim=-1))), shown
+
+    def _shown(self, extras: Tree, begin: Tensor) -> Tree:
+        """With the count [B, Q] at which the episode began: of what is held, the rest may be of earlier ones."""
+        return {**extras, "recall_begin": begin} if self.persist else extras
 
     def match_all(self, data: Tree, now: Tensor) -> Tensor:
         """Attention's logits [B, M, H, N] of all entries, as if nothing had been dropped; ρ gets no gradient.
@@ -260,21 +285,6 @@ class StrategicCore(Core):
         known = clock_features(age) if clock == "count" else decays(age)
         return torch.cat([known, age.clamp(max=2 * self.slots).unsqueeze(-1)], dim=-1)
 
-    def _features(self, h: Tensor, memory: Tensor) -> Tensor:
-        return torch.tanh(self.mix(torch.cat([h, memory.flatten(2)], dim=-1)))
-
-    def _after(self, data: Tree, index: Tensor, recent: Tensor, clock: Tensor, count: Tensor) -> Tree:
-        """The carry: what is kept at the end, empty slots marked."""
-        held = {key: _rows(leaf, index.clamp(min=0).unsqueeze(1)).squeeze(1) for key, leaf in data.items()}
-        held["count"] = torch.where(index >= 0, held["count"], -1)
-        return {
-            "held": held,
-            "recent": recent,
-            "clock": clock[:, -1] + 1,
-            "count": count[:, -1] + 1,
-            "time": data["time"][:, -1],
-        }
-
 
 def _scalar(in_size: int, hidden: int, bias: float = 0.0) -> nn.Sequential:
     """A number for each input, the same for all at first: entries begin equal."""
@@ -288,8 +298,9 @@ def _softplus_inverse(y: float) -> float:
     return math.log(math.expm1(y))
 
 
-def _counts(like: Tensor, B: int, N: int) -> Tensor:
-    return torch.full((B, N), -1, dtype=torch.int64, device=like.device)
+def _like(mask: Tensor, x: Tensor) -> Tensor:
+    """mask [B, K] for x [B, K, ...]."""
+    return mask.reshape(*mask.shape, *[1] * (x.dim() - 2))
 
 
 def _rows(x: Tensor, index: Tensor) -> Tensor:

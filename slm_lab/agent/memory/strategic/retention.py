@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Retention:
     - `none`: nothing is kept, the control without a memory.
     """
 
+    reads: ClassVar = {"worth", "noise", "decay", "count"}  # of an entry
+
     def __init__(self, rule: Rule, slots: int) -> None:
         self.rule, self.slots = rule, slots
 
@@ -36,18 +38,15 @@ class Retention:
         return _gumbel(torch.rand(count.shape, generator=rng)).to(count.device)
 
     @torch.no_grad()
-    def insert(self, data: Tree, index: Tensor, new: Tensor) -> Tensor:
-        """The places [B, K] of the kept entries once entry `new` [B] has come (-1: empty slot)."""
+    def slot(self, held: Tree, filled: Tensor, new: Tree) -> Tensor:
+        """Which of the slots `held` {..: [B, K]} the entry `new` {..: [B, 1]} takes: [B, K], one or none in a row."""
         if self.rule == "none":
-            return index
-        new, safe = new[:, None], index.clamp(min=0)
-        now = data["count"].gather(1, new)
-        names = [name for name in ("worth", "noise", "decay", "count") if name in data]
-        held: Tree = {name: data[name].gather(1, safe) for name in names}
-        priority = torch.where(index >= 0, self._priority(held, now), -torch.inf)
+            return torch.zeros_like(filled)
+        now = new["count"]
+        priority = torch.where(filled, self._priority(held, now), -torch.inf)
         lowest, slot = priority.min(dim=1, keepdim=True)  # [B, 1]
-        takes = self._priority({name: data[name].gather(1, new) for name in names}, now) > lowest
-        return torch.where(takes & (torch.arange(self.slots, device=index.device) == slot), new, index)
+        takes = self._priority(new, now) > lowest
+        return takes & (torch.arange(self.slots, device=filled.device) == slot)
 
     def _priority(self, entry: Tree, now: Tensor) -> Tensor:
         age: Tensor = now - entry["count"]
