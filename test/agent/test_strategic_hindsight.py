@@ -1,0 +1,275 @@
+"""What teaches StrategicMemory: what hindsight sees, what it makes of it, and where it stops."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_strategic import E, batches, build, core_of, hindsight_of
+from torch import Tensor
+from worlds import OBS_SPACES, Worlds
+
+from slm_lab.agent.agent import Agent
+from slm_lab.agent.memory.strategic.core import Entries
+from slm_lab.agent.memory.strategic.hindsight import _mean_actor_critic, _use, surprising
+from slm_lab.agent.net.distribution import Categorical
+from slm_lab.lib.tree import tree_map
+from slm_lab.lib.types import Batch
+
+
+def taught(agent: Agent, batch: Batch) -> tuple[Batch, dict[str, Tensor]]:
+    """The batch with gradient at its observations, and what hindsight makes of it, its gate open."""
+    batch, _ = agent.algorithm._prepared(batch)
+    batch = batch.replace(obs=tree_map(lambda x: x.clone().requires_grad_(), batch.obs))
+    out, hindsight = agent.algorithm.net(batch.obs, batch.carry, batch.is_first), hindsight_of(agent)
+    hindsight.gate = 1.0
+    return batch, dict(hindsight.losses(batch, out, agent.algorithm.net).terms)
+
+
+def test_credit_reaches_what_had_been_dropped() -> None:
+    """Through the critic's attention and through usefulness, but not through the policy, which reads the slots."""
+    agent = build(retention="fifo", recall_events=False, swap=0.0, replay=0, horizon=1000, slots=2)
+    found = [taught(agent, batch) for batch in batches(agent, steps=60)]
+    batch, terms = max(found, key=lambda pair: pair[0].mask.shape[1])
+    b = int(batch.mask.sum(dim=1).argmax())
+    at = batch.notes["hindsight"]["at"][b]
+    m, dropped = int(at.argmax()), int(at.max()) - 1  # a fifo of two holds the newest, itself included
+    assert dropped >= 2
+    for name, reaches in {
+        "hindsight_loss": True,
+        "usefulness_loss": True,
+        "decay_loss": True,
+        "actor_loss": False,
+    }.items():
+        (gradient,) = torch.autograd.grad(terms[name][b, m], batch.obs["obs"], retain_graph=True)
+        assert bool(gradient[b, :dropped].any(dim=-1).all()) == reaches, name
+        assert bool(gradient[b, :dropped].any()) == reaches, name
+
+
+@pytest.mark.parametrize("persist", [False, True])
+def test_hindsight_sees_no_other_episode(persist: bool) -> None:
+    """The carry of an episode's first step still holds the slots of the one before."""
+    agent = build(swap=0.0, replay=0, horizon=1000, persist=persist)
+    batch, _ = agent.algorithm._prepared(batches(agent)[-1])
+    held = batch.carry["shared"]["held"]
+    assert bool(batch.is_first[:, 0].all()) and bool((held["count"] >= 0).any())
+    other = {**held, "u": held["u"] + 1.0}
+    found = []
+    for slots in (held, other):
+        carry = {"shared": {**batch.carry["shared"], "held": slots}}
+        out = agent.algorithm.net(batch.obs, carry, batch.is_first)
+        hindsight_of(agent).rng.manual_seed(0)
+        found.append(hindsight_of(agent).losses(batch, out, agent.algorithm.net).terms)
+        assert (out.inner["shared"].before > 0) == persist
+    for name in ("hindsight_loss", "usefulness_loss", "decay_loss"):
+        assert torch.equal(found[0][name], found[1][name]) != persist, name
+
+
+def test_the_critic_knows_nothing_but_what_actions_cause() -> None:
+    agent = build(swap=0.0)
+    hindsight, net = hindsight_of(agent), agent.algorithm.net
+    batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
+    notes = batch.notes["hindsight"]
+    out = net(batch.obs, batch.carry, batch.is_first)
+    value, _, logits = hindsight._judge(notes, out.inner["shared"], core_of(agent))
+    attention = logits.softmax(dim=-1)
+    assert float(value.detach().abs().max()) > 1e-3
+    torch.testing.assert_close(
+        (notes["policy"] * value).sum(dim=-1), torch.zeros_like(value[..., 0]), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(attention.sum(dim=-1), torch.ones_like(attention[..., 0]))
+    later = torch.arange(attention.shape[-1]) - out.inner["shared"].before > notes["at"][:, :, None, None]
+    assert not attention.masked_select(later).any(), "what came later"
+
+
+def toy(agent: Agent, attention: Tensor, **data: Tensor) -> Any:
+    """What hindsight teaches of one window, its attention [M, N] given; each query is at the last step."""
+    hindsight, (M, N) = hindsight_of(agent), attention.shape
+    seen = torch.zeros(1, M, int(hindsight.critic[0].in_features), requires_grad=True)  # type: ignore[arg-type]
+    logits = attention.log()[None, :, None]
+    core: Any = SimpleNamespace(match_all=lambda *_: logits, recall_all=lambda *_: seen, slots=N)
+    nothing = torch.zeros(1, M)
+    notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
+             "error": nothing, "policy": torch.full((1, M, 3), 1 / 3)}  # fmt: skip
+    data |= {name: torch.zeros(1, N, 1, 1) for name in ("key", "value")} | {"count": torch.arange(N)[None]}
+    entries = Entries(data, 0, torch.full((1, N, 2), -1))
+    return hindsight._teach(notes, entries, core)[0]
+
+
+WANTED = torch.tensor([1.0, 0.0])  # what the critic makes of a memory: its first number
+
+
+def use(own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], off: float = 0.0) -> Tensor:
+    """[N] of a critic that is linear and too high by `off`, for logits [N] and values [N, d]."""
+    (logits, value), (logits2, value2) = own, other
+    read = torch.cat([torch.zeros(3), logits.softmax(dim=0) @ value])[None, None].requires_grad_()  # [h; m]
+    one = torch.ones(1, 1, dtype=torch.bool)
+    pair = ((x[None, None, None], v[None, :, None]) for x, v in ((logits, value), (logits2, value2)))
+    judged = read[..., 3:] @ WANTED
+    return _use(judged, judged.detach() - off, read, *pair, one)[0, 0]
+
+
+def test_use_is_how_much_worse_the_critic_would_do_with_another_entry_in_its_place() -> None:
+    """None where the other episode has none there: an entry that says what the others say is then of no use."""
+    logits, other = torch.tensor([2.0, 1.5, 0.8, -0.3]), torch.tensor([0.3, -torch.inf, 2.5, -0.3])
+    value = torch.tensor([[1.0, 0.0], [1.0, 0.0], [-2.0, 5.0], [1.0, 9.0]])
+    value2 = torch.tensor([[3.0, 0.0], [7.0, 7.0], [1.0, 0.0], [1.0, 9.0]])
+    moved = []
+    for i in range(4):
+        here = torch.arange(4) == i
+        swapped = torch.where(here, other, logits).softmax(dim=0) @ torch.where(here[:, None], value2, value)
+        moved.append((swapped - logits.softmax(dim=0) @ value) @ WANTED)
+    step = torch.stack(moved)
+    for off in (0.0, 0.5, -2.0):
+        found = use((logits, value), (other, value2), off)
+        torch.testing.assert_close(found, ((off + step).square() - off**2) / step.square().sum())
+        assert abs(found[3]) < 1e-5, "the same in both"
+
+
+def test_what_misleads_is_of_less_than_no_use() -> None:
+    """Without the entry that was learned by heart the critic, too high by 1 here, would do better."""
+    logits, value = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([[1.5, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    assert use((logits, value), (logits, torch.zeros(3, 2)), off=1.0)[0] < -0.1
+
+
+def test_a_cue_is_of_use_where_only_its_absence_is_told() -> None:
+    """Looked at if it says one thing and passed over if it says the other: it says as much both times."""
+    told, value = torch.tensor([5.0, 0.0, 0.0]), torch.tensor([[1.0, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+    silent = torch.tensor([-5.0, 0.0, 0.0])
+    for own, other in ((told, silent), (silent, told)):
+        assert use((own, value), (other, value))[0] > 0.95
+
+
+def looked_at(judged: Tensor, error: Tensor, read: Tensor, own: tuple[Tensor, Tensor], *_: Any) -> Tensor:
+    return own[0].softmax(dim=-1).mean(dim=2)
+
+
+def test_usefulness_settles_where_weights_are_the_use_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_lab.agent.memory.strategic.hindsight._use", looked_at)
+    agent = build(swap=0.0, awake=False)
+    attention = torch.tensor([[0.8, 0.1, 0.05, 0.03, 0.02], [0.2, 0.3, 0.15, 0.27, 0.08]])  # of two surprising steps
+    worth = torch.zeros(1, 5, requires_grad=True)
+    optimiser = torch.optim.Adam([worth], lr=0.05)
+    for _ in range(300):
+        optimiser.zero_grad()
+        toy(agent, attention, worth=worth)["usefulness_loss"].mean().backward()
+        optimiser.step()
+    torch.testing.assert_close(worth.softmax(dim=1)[0].detach(), attention.mean(dim=0), atol=0.01, rtol=0)
+
+
+def test_decay_learns_from_each_step_and_leaves_worth_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_lab.agent.memory.strategic.hindsight._use", looked_at)
+    agent = build(swap=0.0, awake=False)
+    worth, decay = torch.zeros(1, 5, requires_grad=True), torch.full((1, 5), 0.1, requires_grad=True)
+    recent = torch.tensor([[0.0, 0.0, 0.0, 0.1, 0.9]])
+    loss = toy(agent, recent, worth=worth, decay=decay)["decay_loss"].sum()
+    of_worth, of_decay = torch.autograd.grad(loss, [worth, decay], allow_unused=True)
+    assert of_worth is None
+    assert bool((of_decay[0, :4] < 0).all()), "where only the newest is looked at, entries should age faster"
+
+
+def test_surprising_steps() -> None:
+    error = torch.tensor([[0.0, 5.0, -9.0, 1.0, 99.0], [0.0, 0.0, 0.0, 0.0, 0.0]])  # 99: padding
+    mask = torch.tensor([[True] * 4 + [False], [True] * 2 + [False] * 3])
+    drawn = []
+    for seed in range(60):
+        at, real = surprising(error, mask, 4, torch.Generator().manual_seed(seed))
+        assert at.shape == real.shape == (2, 4)
+        assert set(at[0, :2].tolist()) == {1, 2} and bool(real[0].all())
+        assert torch.equal(real, mask.gather(1, at)) and bool(real[1, 2:].all())
+        drawn += at[0, 2:].tolist()
+    assert 0.45 < drawn.count(2) / len(drawn) < 0.75, "in proportion: 9 of 15"
+
+
+def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() -> None:
+    agent = build(swap=0.3)
+    hindsight = hindsight_of(agent)
+    batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
+    data = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"].data
+    other = hindsight._others(data)
+    swapped = hindsight._swapped(data, other)
+    there, moved = other["count"] >= 0, swapped["worth"] != data["worth"]
+    assert 0.15 < float(moved[there].float().mean()) < 0.45 and not moved[~there].any()
+    assert torch.equal(swapped["key"][moved], other["key"][moved]), "key and worth of the same one"
+    assert swapped["value"] is data["value"], "what it says stays its own"
+    assert not any(torch.equal(other["key"][b], data["key"][b]) for b in range(len(there)))
+
+
+def test_one_window_alone_has_no_others() -> None:
+    """Use is then what would change without an entry."""
+    agent = build()
+    data = tree_map(lambda x: x[:1], agent.algorithm.net(*first_inputs(agent)).inner["shared"].data)
+    assert bool((hindsight_of(agent)._others(data)["count"] == -1).all())
+
+
+def first_inputs(agent: Agent) -> tuple[Any, Any, Any]:
+    batch = batches(agent, 40)[0]
+    return batch.obs, batch.carry, batch.is_first
+
+
+def test_rare_surprises_get_few_questions_and_common_ones_many() -> None:
+    hindsight, mask = hindsight_of(build(queries=4, max_queries=20)), torch.ones(2, 40, dtype=torch.bool)
+    rare = torch.zeros(2, 40)
+    rare[:, 7] = 1.0
+    common = torch.ones(2, 40)
+    assert hindsight._count(rare, mask) == 4
+    assert hindsight._count(common, mask) == 20
+    assert hindsight._count(torch.where(torch.arange(40) < 3, common, 0.0), mask) == 12
+    assert hindsight._count(1e-6 * rare, mask) == 4
+
+
+def test_what_is_learned_does_not_depend_on_the_scale_of_rewards() -> None:
+    agent = build(swap=0.0, replay=0)
+    batch = batches(agent, 40)[0]
+    found = []
+    for scale in (1.0, 1000.0):
+        prepared, _ = agent.algorithm._prepared(batch)
+        prepared.extras["td_error"] *= scale
+        hindsight_of(agent).rng.manual_seed(0)
+        found.append(hindsight_of(agent).prepare(prepared, agent.algorithm.net)[0].notes["hindsight"]["error"])
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_the_mean_actor_critic_makes_better_actions_likelier() -> None:
+    logits = torch.zeros(1, 1, 3, requires_grad=True)
+    _mean_actor_critic(Categorical(logits), torch.tensor([[[1.0, -1.0, 0.0]]])).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0, 0] < -0.1 < 0.1 < logits.grad[0, 0, 1] and abs(logits.grad[0, 0, 2]) < 1e-6
+
+
+def test_replay_teaches_hindsight_alone() -> None:
+    """Of the last batches, as many as `replay` says, and nothing of it reaches the policy."""
+    agent = build(swap=0.0, replay=2)
+    hindsight, net = hindsight_of(agent), agent.algorithm.net
+    for batch in batches(agent, 60):
+        prepared, _ = agent.algorithm._prepared(batch)
+    assert len(hindsight.past) == 2
+    out = net(prepared.obs, prepared.carry, prepared.is_first)
+    loss = hindsight.losses(prepared, out, net).terms["hindsight_replay_loss"]
+    assert loss.shape == prepared.notes["hindsight"]["mask"].shape
+    loss.mean().backward()
+    assert hindsight.critic[0].weight.grad.abs().max() > 0
+    assert all(p.grad is None or not p.grad.any() for p in net.heads.parameters())
+
+
+def test_noise_keeps_the_gate_shut_and_a_cause_opens_it() -> None:
+    """Rewards by chance are nobody's doing; the same rewards for one of the actions are."""
+    gates = {}
+    for caused in (False, True):
+        agent = build(awake=False, horizon=1000, actor_coef=0.0)
+        worlds, carry = Worlds(OBS_SPACES["vector"], E), agent.initial(E)
+        step, rows = worlds.reset(), []
+        for _ in range(130):
+            act = agent.act(step, carry)
+            following = worlds.step(act.action)
+            if caused:
+                reward = torch.where(act.action == 0, 1.0, -1.0).numpy() * ~following.is_first
+                following = dataclasses.replace(following, reward=reward.astype("float32"))
+            rows += agent.update(step, carry, act, following)
+            step, carry = following, act.carry
+        last = [row["hindsight_gate"] for row in rows[-5:]]
+        gates[caused] = sum(last) / len(last)
+    assert gates[False] < 0.1 < 0.2 < gates[True]
