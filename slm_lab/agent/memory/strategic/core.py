@@ -15,8 +15,11 @@ from slm_lab.agent.net.core.base import Core, CoreOut, take
 from slm_lab.lib.types import Tree
 
 DECAYS = (1.0, 4.0, 16.0)  # steps, of a clock's exponentials
-PERIODS = (4.0, 8.0, 16.0, 32.0)  # steps, of its waves
-CLOCK = len(DECAYS) + 2 * len(PERIODS)
+PERIODS = (4, 8, 16, 32)  # steps, of its waves
+RATES = -1 / torch.tensor(DECAYS)
+ANGLES = 2 * math.pi * torch.arange(max(PERIODS))[:, None] / torch.tensor(PERIODS)
+WAVES = torch.cat([torch.sin(ANGLES), torch.cos(ANGLES)], dim=1)  # [32, 8] by t % 32, as exact after a million steps
+CLOCK = len(DECAYS) + WAVES.shape[1]
 AGE, EVENT_AGE = CLOCK + 1, len(DECAYS) + 1
 EVENT = 2.0  # by how much sharper than retention the clock of events tells entries apart
 LOW = -1e3  # below any ρ
@@ -25,14 +28,13 @@ UNKNOWN = -2  # in a trace: no decision was taken at this step
 
 
 def clock_features(t: Tensor) -> Tensor:
-    """Steps [...] to bounded features [..., CLOCK]: what was learned on short episodes must carry over to long ones."""
-    angle = 2 * math.pi * t.float().unsqueeze(-1) / t.new_tensor(PERIODS, dtype=torch.float)
-    return torch.cat([decays(t), torch.sin(angle), torch.cos(angle)], dim=-1)
+    """Whole steps [...] to bounded features [..., CLOCK]: what was learned on short episodes must hold in long ones."""
+    return torch.cat([decays(t), F.embedding(t % len(WAVES), WAVES.to(t.device))], dim=-1)
 
 
 def decays(t: Tensor) -> Tensor:
     """[...] to exponentials [..., len(DECAYS)]."""
-    return torch.exp(-t.float().unsqueeze(-1) / t.new_tensor(DECAYS, dtype=torch.float))
+    return torch.exp(t.float().unsqueeze(-1) * RATES.to(t.device))
 
 
 class Entries(NamedTuple):
