@@ -2,19 +2,21 @@
 
 python -m bench.strategic [ROW ...] [--seeds N] [--jobs N] [--page]
 
-Each session trains until two greedy evaluations in a row reach the row's bar (or its frames are spent); then its
-memory is looked into (is the cue kept, is it attended to), 20 more updates are made, and both are measured again.
-Sessions are kept in data/bench/strategic.jsonl and the table in docs/benchmarks/strategic.md; a row named on the
-command line is run anew, the others keep their last sessions. `--page` runs none and writes the table again.
+Each session trains until two greedy evaluations in a row reach the row's bar (or its frames are spent). Then it is
+judged: return, is the cue kept, is it attended to; and once more after 20 further updates. Every judgement has 200
+episodes of its own. Sessions are kept in docs/benchmarks/strategic.jsonl, the table of them in strategic.md; a row
+named on the command line is run anew, the others keep their last sessions. `--page` runs none and writes the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,10 +38,12 @@ from slm_lab.spec.load import apply_overrides, load_file, pick
 from slm_lab.spec.validate import resolve
 
 ROOT = Path(__file__).parents[1]
-SESSIONS = ROOT / "data" / "bench" / "strategic.jsonl"
 PAGE = ROOT / "docs" / "benchmarks" / "strategic.md"
+SESSIONS = PAGE.with_suffix(".jsonl")
 EPISODES, WORLDS = 200, 64
 MORE = 20  # updates after it is solved
+SOLVED, LATER, INSIDE = 10**6, 2 * 10**6, 3 * 10**6  # numbers of judgements beside those of the curve
+CHANCE = 0.35  # what luck may earn; a reservoir's at 64 steps is K/T = 0.25
 FAR = (1024, 8192, 65536)  # delays at which those trained at 64 are tested
 KEPT, SEEN = 0.99, 0.8  # least share of the cues that is held, least attention on them, where a row asks for it
 
@@ -48,7 +52,7 @@ Found = dict[str, Any]  # what a session came to
 
 @dataclass(frozen=True)
 class Row:
-    """A claim: this spec with these changes reaches `bar` on each of `seeds`; an ablation on none of them."""
+    """A claim: this spec with these changes reaches `bar` on each of `seeds`; a control earns `most` at most."""
 
     name: str
     file: str
@@ -57,7 +61,8 @@ class Row:
     changes: tuple[str, ...] = ()
     bar: float = 0.99
     seeds: int = 10
-    fails: bool = False
+    most: float | None = None
+    claims: bool = True  # else it is told what comes out
     seconds: float | None = None  # most CPU seconds
     recalls: bool = False  # it keeps the cue and looks at it, 20 updates later too
     far: bool = False  # it holds at the delays FAR
@@ -69,28 +74,38 @@ def memory_task(delay: int, mode: str, every: int, max_frame: int, **keys: Any) 
     return Row(name, file, every, max_frame, changes, recalls=True, **keys)
 
 
-def ablation(name: str, *changes: str) -> Row:
-    changes = ("env.delay=64", *changes)
-    return Row(f"64 HARD, {name}", "specs/strategic/memory_task.json", 16384, 200_000, changes, seeds=3, fails=True)
+def without(task: Row, name: str, change: str, max_frame: int | None = None, **keys: Any) -> Row:
+    """A task's row with something taken out."""
+    name = f"{task.name.removeprefix('MemoryTask ')}, {name}"
+    changes, frames = (*task.changes, change), max_frame or task.max_frame
+    return Row(name, task.file, 4 * task.every, frames, changes, task.bar, seeds=3, **keys)
 
 
+FIFO = "agent.memory.retention=fifo"
+HARD_64 = memory_task(64, "HARD", 4096, 200_000, far=True)
+CUES_32 = Row("MultiCue 32", "specs/strategic/multi_cue.json", 8192, 400_000, ("env.length=32",), 0.95, 5)
+MAZE_64 = Row("PassiveTMaze 64", "specs/strategic/tmaze.json", 16640, 600_000, ("env.corridor=64",), 0.95, 5)
 ROWS = [
     *(memory_task(4, mode, 512, 50_000) for mode in ("EASY", "HARD")),
     *(memory_task(16, mode, 1024, 100_000) for mode in ("EASY", "HARD")),
     memory_task(64, "EASY", 4096, 200_000),
-    memory_task(64, "HARD", 4096, 200_000, far=True),
+    HARD_64,
     memory_task(256, "HARD", 16384, 300_000, seconds=20),
     memory_task(1024, "HARD", 65536, 1_200_000, seconds=60),
     memory_task(4096, "HARD", 262144, 6_000_000, seconds=240, seeds=3),
     Row("RepeatPrevious 4", "specs/strategic/repeat_previous.json", 3264, 200_000, bar=0.9, seeds=5),
-    Row("MultiCue 32", "specs/strategic/multi_cue.json", 8192, 400_000, ("env.length=32",), 0.95, 5),
+    CUES_32,
     Row("MultiCue 128", "specs/strategic/multi_cue.json", 32768, 1_600_000, ("env.length=128",), 0.95, 5),
-    Row("PassiveTMaze 64", "specs/strategic/tmaze.json", 16640, 600_000, ("env.corridor=64",), 0.95, 5),
+    MAZE_64,
     Row("PassiveTMaze 256", "specs/strategic/tmaze.json", 65792, 3_000_000, ("env.corridor=256",), 0.95, 5),
-    ablation("retention fifo", "agent.memory.retention=fifo"),
-    ablation("retention reservoir", "agent.memory.retention=reservoir"),
-    ablation("retention none", "agent.memory.retention=none"),
-    ablation("no hindsight critic", "agent.memory.hindsight_coef=0"),
+    without(HARD_64, "fifo", FIFO, most=CHANCE),
+    without(HARD_64, "reservoir", "agent.memory.retention=reservoir", most=CHANCE),
+    without(HARD_64, "no memory", "agent.memory.retention=none", most=CHANCE),
+    without(HARD_64, "no hindsight", "agent.memory.hindsight_coef=0", most=CHANCE),
+    without(HARD_64, "no usefulness", "agent.memory.usefulness_coef=0", claims=False),
+    without(HARD_64, "no actor term", "agent.memory.actor_coef=0", claims=False),
+    without(CUES_32, "fifo", FIFO, max_frame=200_000, most=0.9),  # cues among the last 16 steps it has
+    without(MAZE_64, "fifo", FIFO, most=CHANCE),
 ]
 
 
@@ -99,22 +114,24 @@ def session(row: Row, seed: int) -> Found:
     torch.set_num_threads(1)
     name, raw = pick(load_file(ROOT / row.file), None, row.file)
     spec = resolve(apply_overrides(raw, [*row.changes, f"env.max_frame={row.max_frame}"]), name)
-    learner, curve, seconds = LabLearner(spec, seed), [], 0.0
+    learner, seconds = LabLearner(spec, seed), 0.0
+    curve: list[tuple[int, float]] = []
     while learner.frame < row.max_frame and not (len(curve) > 1 and min(score for _, score in curve[-2:]) >= row.bar):
         began = time.process_time()
         due = learner.frame + row.every
         while learner.frame < min(due, row.max_frame):
             learner.advance(row.max_frame)
         seconds += time.process_time() - began
-        curve.append((learner.frame, round(judge(learner, seed), 4)))
-    found = {"row": row.name, "seed": seed, "curve": curve, "seconds": round(seconds, 1), "commit": commit()}
-    found["recall"] = recall(learner, seed)
+        curve.append((learner.frame, judge(learner, seed, len(curve))))
+    found: Found = {"row": row.name, "seed": seed, "curve": curve, "seconds": round(seconds, 1), "commit": commit()}
+    found["then"] = {"score": judge(learner, seed, SOLVED), **recall(learner, seed, SOLVED)}
     frame = learner.frame
     for _ in range(MORE):
         learner.advance(10**12)
-    found["later"] = {"score": round(judge(learner, seed), 4), "frames": learner.frame - frame, **recall(learner, seed)}
+    found["later"] = {"score": judge(learner, seed, LATER), **recall(learner, seed, LATER)}
+    found["later"]["frames"] = learner.frame - frame
     if row.far:
-        found["far"] = {delay: round(judge(learner, seed, delay), 4) for delay in FAR}
+        found["far"] = {delay: judge(learner, seed, LATER, delay) for delay in FAR}
     return found
 
 
@@ -127,16 +144,17 @@ def worlds(learner: LabLearner, delay: int | None = None) -> VecEnv:
     return learner.seen(VecTask(BalancedMemoryTask(args["delay"], args["difficulty"]), EPISODES))
 
 
-def judge(learner: LabLearner, seed: int, delay: int | None = None) -> float:
-    """Mean return of 200 greedy episodes."""
+def judge(learner: LabLearner, seed: int, number: int, delay: int | None = None) -> float:
+    """Mean return of 200 greedy episodes, new ones each `number`."""
     env = worlds(learner, delay)
-    return float(play(learner.agent, env, EPISODES, world_seed(seed, EVAL_WORLDS)).returns.mean())
+    return round(float(play(learner.agent, env, EPISODES, world_seed(seed, EVAL_WORLDS, number)).returns.mean()), 4)
 
 
-def recall(learner: LabLearner, seed: int) -> dict[str, Any]:
+def recall(learner: LabLearner, seed: int, number: int) -> dict[str, Any]:
     """At the decisions that are paid: how often the cue is kept, how much it is attended to; worst class of answer."""
     env = worlds(learner)
-    step, carry, played = env.reset(world_seed(seed, EVAL_WORLDS, 1)), learner.agent.initial(env.num_envs), 0
+    first = world_seed(seed, EVAL_WORLDS, number + INSIDE)
+    step, carry, played = env.reset(first), learner.agent.initial(env.num_envs), 0
     kept: dict[int, list[float]] = {}
     seen: dict[int, list[float]] = {}
     while played < EPISODES:
@@ -174,16 +192,23 @@ def commit() -> str:
 HEAD = f"""# StrategicMemory, measured
 
 Written by `python -m bench.strategic`. One setting of hyper-parameters for every row (specs/strategic), seeds 0 to n-1,
-none left out; CPU seconds of training on one core, beside other work. *Reached*: whether all holds that the row claims,
-and if not, what doesn't. It claims that on each of its seeds the last 200 greedy episodes reach the bar (*solved*;
-class-balanced in MemoryTask) within its frames, and within its seconds where it has some; rows of MemoryTask also that
-in every run the cue is kept (at least {KEPT}) and attended to (at least {SEEN}), and all of it 20 updates later too. An
-ablation claims that no seed solves. *Kept*, *attended*: the cue at the paid decisions, mean of the worst class of
-answer, worst seed; *later*: the worst return after 20 further updates. *Frames*, *CPU s*: median (worst) to the first
-evaluation at the bar. *Commit*: of the code that was run.
+none left out; CPU seconds of training on one core, beside other work. A session trains until two evaluations in a row
+reach the bar, or its frames are spent. *Return*: {EPISODES} fresh greedy episodes, worst seed (class-balanced in
+MemoryTask). *Frames*, *CPU s*: median (worst) to the end of training; a seed that never reached the bar counts as
+endless. *Kept*, *attended*: the cue at the paid decisions, mean of the worst class of answer, worst seed. *Later*:
+after {MORE} further updates.
 
-| task | reached | solved | frames | CPU s | kept | attended | later | kept, attended later | commit |
-|---|---|---|---|---|---|---|---|---|---|"""
+*Reached*: whether all holds that the row claims, and if not, what doesn't: on each of its seeds a return of the bar,
+within its frames, and its seconds where it has some; in MemoryTask also that in every run the cue is kept ({KEPT}) and
+attended to ({SEEN}), and return, cue and attention later too. Where something is taken out (after the comma) the row
+claims that no seed earns more than {CHANCE} by the end of its frames (0.9 in MultiCue, where some cues lie among the
+last 16 steps), or claims nothing.
+
+In MemoryTask 4 and 16 and RepeatPrevious 4 the 16 slots hold all that is asked for, so retention has nothing to choose:
+the newest 16 steps (`fifo`) do as well. From 32 steps on it must choose.
+
+| row | reached | solved | return | frames | CPU s | kept, attended | later: return, kept, attended | commit |
+|---|---|---|---|---|---|---|---|---|"""
 
 
 def page(rows: Sequence[Row], sessions: dict[tuple[str, int], Found]) -> str:
@@ -200,67 +225,75 @@ def page(rows: Sequence[Row], sessions: dict[tuple[str, int], Found]) -> str:
 
 
 def line(row: Row, found: list[Found]) -> str:
-    scores = [x["curve"][-1][1] for x in found]
-    solved = sum(score >= row.bar for score in scores)
-    frames, seconds = ([at[i] for x in found if (at := first(row, x))] for i in (0, 1))
-    kept, seen = (worst(found, "recall", key) for key in ("kept", "seen"))
-    later, kept2, seen2 = (worst(found, "later", key) for key in ("score", "kept", "seen"))
-    note = f" (returns {', '.join(f'{score:.2f}' for score in scores)})" if solved < len(found) else ""
     lacks, commits = missed(row, found), sorted({x["commit"] for x in found})
     cells = [
         row.name,
-        f"**no**: {', '.join(lacks)}" if lacks else "yes",
-        f"{solved}/{len(found)}{note}",
-        f"{np.median(frames):,.0f} ({max(frames):,.0f})" if frames else "-",
-        f"{np.median(seconds):.1f} ({max(seconds):.1f})" if seconds else "-",
-        *(f"{share:.2f}" for share in (kept, seen, later)),
-        f"{kept2:.2f}, {seen2:.2f}",
+        f"**no**: {', '.join(lacks)}" if lacks else "yes" if row.claims else "–",
+        f"{sum(solved(row, x) for x in found)}/{len(found)}",
+        f"{worst(found, 'then', 'score'):.2f}",
+        spread([x["curve"][-1][0] if solved(row, x) else math.inf for x in found], ",.0f"),
+        spread([x["seconds"] if solved(row, x) else math.inf for x in found], ".1f"),
+        *(", ".join(f"{worst(found, when, key):.2f}" for key in keys) for when, keys in SHOWN),
         ("mixed: " if len(commits) > 1 else "") + ", ".join(commits),
     ]
     return f"| {' | '.join(cells)} |"
 
 
+SHOWN = (("then", ("kept", "seen")), ("later", ("score", "kept", "seen")))
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median (worst); an endless one is a dash."""
+    middle, most = (f"{x:{form}}" if math.isfinite(x) else "–" for x in (float(np.median(values)), max(values)))
+    return f"{middle} ({most})" if middle != "–" else middle
+
+
+def solved(row: Row, x: Found) -> bool:
+    """Two evaluations in a row at the bar, and the fresh one after them."""
+    last = [score for _, score in x["curve"][-2:]]
+    return len(last) == 2 and min(*last, x["then"]["score"]) >= row.bar
+
+
 def missed(row: Row, found: list[Found]) -> list[str]:
     """What of the row's claim these sessions don't show."""
-    solved, reached = [x["curve"][-1][1] >= row.bar for x in found], [first(row, x) for x in found]
-    claims = {f"{len(found)} of {row.seeds} seeds": len(found) == row.seeds}
-    if row.fails:
-        claims["solved"] = not any(solved)
-    else:
-        claims["return"] = all(solved)
-        claims["seconds"] = row.seconds is None or all(at and at[1] <= row.seconds for at in reached)
-    for when in ("recall", "later") if row.recalls else ():
-        claims[{"recall": "kept", "later": "kept later"}[when]] = worst(found, when, "kept") >= KEPT
-        claims[{"recall": "attended", "later": "attended later"}[when]] = worst(found, when, "seen") >= SEEN
-    claims["return later"] = not row.recalls or worst(found, "later", "score") >= row.bar
-    claims["longer delays"] = not row.far or min(min(x["far"].values()) for x in found) >= row.bar
-    return [what for what, holds in claims.items() if not holds]
-
-
-def first(row: Row, x: Found) -> tuple[int, float] | None:
-    """Frames and CPU seconds to the first evaluation at the bar."""
-    last = x["curve"][-1][0]
-    return next(((frame, x["seconds"] * frame / last) for frame, score in x["curve"] if score >= row.bar), None)
+    held = {f"{len(found)} of {row.seeds} seeds": len(found) == row.seeds}
+    if row.most is not None:
+        held[f"above {row.most}"] = max(x["then"]["score"] for x in found) <= row.most
+    if row.most is not None or not row.claims:
+        return [what for what, holds in held.items() if not holds]
+    held["return"] = all(solved(row, x) for x in found)
+    held["seconds"] = row.seconds is None or all(x["seconds"] <= row.seconds for x in found)
+    for when, said in (("then", ""), ("later", " later")) if row.recalls else ():
+        held[f"kept{said}"] = worst(found, when, "kept") >= KEPT
+        held[f"attended{said}"] = worst(found, when, "seen") >= SEEN
+    held["return later"] = not row.recalls or worst(found, "later", "score") >= row.bar
+    held["longer delays"] = not row.far or min(min(x["far"].values()) for x in found) >= row.bar
+    return [what for what, holds in held.items() if not holds]
 
 
 def worst(found: list[Found], when: str, what: str) -> float:
     return float(min(x[when].get(what, 0.0) for x in found))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench strategic", description=__doc__)
-    parser.add_argument("rows", nargs="*", help="names of rows, or parts of them (default: all)")
+    parser.add_argument("rows", nargs="*", help="names of rows, or parts of names (default: all)")
     parser.add_argument("--seeds", type=int, help="at most so many seeds")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--page", action="store_true", help="run nothing: write the table of the sessions there are")
     args = parser.parse_args(argv)
-    chosen = [row for row in ROWS if not args.rows or any(part in row.name for part in args.rows)]
+    unknown = [part for part in args.rows if not _named(part)]
+    if unknown or (args.seeds is not None and args.seeds < 1):
+        print(f"no row is called {', '.join(unknown)}; there are: {'; '.join(row.name for row in ROWS)}" if unknown
+              else f"--seeds {args.seeds}: a whole number from 1 was expected", file=sys.stderr)  # fmt: skip
+        return 2
+    chosen = [row for row in ROWS if not args.rows or any(row in _named(part) for part in args.rows)]
     known: dict[tuple[str, int], Found] = {}
     if SESSIONS.exists():
         known = {(x["row"], x["seed"]): x for x in map(json.loads, SESSIONS.read_text().splitlines())}
     if args.page:
         save(known)
-        return
+        return 0
     jobs = [(row, seed) for row in chosen for seed in range(min(row.seeds, args.seeds or row.seeds))]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with multiprocessing.get_context("forkserver").Pool(args.jobs, maxtasksperchild=1) as pool:
@@ -269,6 +302,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             known[found["row"], found["seed"]] = found
             save(known)
             print(json.dumps({key: value for key, value in found.items() if key != "curve"}), flush=True)
+    return 0
+
+
+def _named(part: str) -> list[Row]:
+    """The row of that name; else those whose names have it in them."""
+    return [row for row in ROWS if row.name == part] or [row for row in ROWS if part in row.name]
 
 
 def save(known: dict[tuple[str, int], Found]) -> None:
@@ -284,4 +323,4 @@ def _session(job: tuple[Row, int]) -> Found:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

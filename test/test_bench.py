@@ -260,31 +260,33 @@ def test_an_absent_peer_is_said_to_be_absent_and_gets_no_number(
 # ---- what is claimed of StrategicMemory ------------------------------------------------------------------------------
 
 CLAIM = strategic.Row("task", "no file", 10, 100, seeds=2, seconds=20.0, recalls=True)
-ABLATION = strategic.Row("without", "no file", 10, 100, seeds=2, fails=True)
+CONTROL = strategic.Row("task, without", "no file", 10, 100, seeds=2, most=0.3)
 
 
 def found(row: strategic.Row, seed: int, score: float = 1.0, **changes: Any) -> dict[str, Any]:
-    """A session that reached the bar in 15 of its 20 seconds, and in all else."""
-    seen = {"kept": 1.0, "seen": 0.9}
+    """A session that reached the bar, and in all else."""
+    then = {"score": score, "kept": 1.0, "seen": 0.9}
     curve = [[50, 0.0], [75, score], [100, score]]
-    whole = {"row": row.name, "seed": seed, "curve": curve, "seconds": 20.0, "commit": "abc", "recall": seen}
-    return whole | {"later": {"score": 1.0, "frames": 9, **seen}} | changes
+    whole = {"row": row.name, "seed": seed, "curve": curve, "seconds": 20.0, "commit": "abc", "then": then}
+    return whole | {"later": {**then, "score": 1.0, "frames": 9}} | changes
 
 
 @pytest.mark.parametrize(
     ("row", "changes", "lacks"),
     [
         (CLAIM, {}, []),
-        (CLAIM, {"score": 0.98}, ["return", "seconds"]),
+        (CLAIM, {"score": 0.98}, ["return"]),
+        (CLAIM, {"then": {"score": 0.98, "kept": 1.0, "seen": 0.9}}, ["return"]),
+        (CLAIM, {"curve": [[75, 0.5], [100, 1.0]]}, ["return"]),
         (CLAIM, {"seconds": 27.0}, ["seconds"]),
         (replace(CLAIM, seconds=None), {"seconds": 27.0}, []),
-        (CLAIM, {"recall": {"kept": 0.98, "seen": 0.79}}, ["kept", "attended"]),
+        (CLAIM, {"then": {"score": 1.0, "kept": 0.98, "seen": 0.79}}, ["kept", "attended"]),
         (CLAIM, {"later": {"score": 0.4, "kept": 0.98, "seen": 0.0}}, ["kept later", "attended later", "return later"]),
-        (replace(CLAIM, recalls=False), {"recall": {}, "later": {"score": 0.0}}, []),
+        (replace(CLAIM, recalls=False), {"then": {"score": 1.0}, "later": {"score": 0.0}}, []),
         (replace(CLAIM, seeds=3), {}, ["2 of 3 seeds"]),
         (replace(CLAIM, far=True), {"far": {"1024": 1.0, "8192": 0.98}}, ["longer delays"]),
-        (ABLATION, {}, ["solved"]),
-        (ABLATION, {"score": 0.5}, ["solved"]),
+        (CONTROL, {}, ["above 0.3"]),
+        (replace(CONTROL, most=None, claims=False, seeds=3), {}, ["2 of 3 seeds"]),
     ],
 )
 def test_a_row_is_reached_when_all_of_its_claim_holds_on_every_seed(
@@ -297,8 +299,26 @@ def test_a_row_is_reached_when_all_of_its_claim_holds_on_every_seed(
     assert strategic.line(row, sessions).split(" | ")[1] == said
 
 
-def test_an_ablation_is_reached_when_no_seed_solves() -> None:
-    assert strategic.missed(ABLATION, [found(ABLATION, seed, score=0.9) for seed in (0, 1)]) == []
+def test_a_control_fails_when_no_seed_is_above_chance() -> None:
+    assert strategic.missed(CONTROL, [found(CONTROL, seed, score=0.3) for seed in (0, 1)]) == []
+    assert strategic.missed(CONTROL, [found(CONTROL, seed, score=0.3 + seed) for seed in (0, 1)]) == ["above 0.3"]
+
+
+def test_a_seed_that_never_got_there_counts_as_endless() -> None:
+    sessions = [found(CLAIM, seed, score=float(seed)) for seed in (0, 1)]
+    assert strategic.line(CLAIM, sessions).split(" | ")[2:6] == ["1/2", "0.00", "–", "–"]
+    assert strategic.line(replace(CLAIM, seeds=3), [*sessions, found(CLAIM, 2)]).split(" | ")[4] == "100 (–)"
+
+
+@pytest.mark.parametrize("words", [["NoSuchRow"], ["--seeds", "0"]])
+def test_bench_strategic_refuses_what_it_cannot_run(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert strategic.main(words) == 2
+    assert words[-1] in capsys.readouterr().err
+
+
+def test_a_row_is_called_by_its_whole_name_or_by_a_part() -> None:
+    assert [row.name for row in strategic._named("MemoryTask 64 HARD")] == ["MemoryTask 64 HARD"]
+    assert len(strategic._named("64 HARD")) > 5 and not strategic._named("nothing")
 
 
 def test_the_page_is_written_from_the_sessions_and_tells_their_commits(
@@ -306,7 +326,7 @@ def test_the_page_is_written_from_the_sessions_and_tells_their_commits(
 ) -> None:
     monkeypatch.setattr(strategic, "SESSIONS", tmp_path / "sessions.jsonl")
     monkeypatch.setattr(strategic, "PAGE", tmp_path / "page.md")
-    monkeypatch.setattr(strategic, "ROWS", [CLAIM, ABLATION])
+    monkeypatch.setattr(strategic, "ROWS", [CLAIM, CONTROL])
     strategic.save({("task", 0): found(CLAIM, 0), ("task", 1): found(CLAIM, 1, commit="def-dirty")})
     page = (tmp_path / "page.md").read_text()
     assert "| mixed: abc, def-dirty |" in page and "without" not in page

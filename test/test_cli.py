@@ -224,11 +224,20 @@ STRATEGIC = {"agent__net__shared": True, "env": {"name": "MemoryTask", "delay": 
     ("memory", "algorithm", "told"),
     [
         ({"slots": 100}, "PPO", "agent.memory.slots 100: no episode has more than 16 steps"),
-        ({"slots": 16}, "PPO", ""),
+        (
+            {"slots": 16},
+            "PPO",
+            "nothing is ever dropped and retention has nothing to learn; 15 or fewer make it choose",
+        ),
+        ({"slots": 15}, "PPO", ""),
         ({"slots": 100, "persist": True}, "PPO", ""),
-        ({"horizon": 8}, "REINFORCE", "REINFORCE learns from windows of at most 8 steps and episodes have up to 16"),
-        ({"horizon": 16}, "REINFORCE", ""),
-        ({"horizon": 8}, "A2C", ""),
+        (
+            {"horizon": 8, "slots": 8},
+            "REINFORCE",
+            "REINFORCE learns from windows of at most 8 steps and episodes have up to 16",
+        ),
+        ({"horizon": 16, "slots": 8}, "REINFORCE", ""),
+        ({"horizon": 8, "slots": 8}, "A2C", ""),
     ],
     ids=str,
 )

@@ -16,7 +16,7 @@ from slm_lab.agent.agent import Agent
 from slm_lab.agent.memory.strategic.core import Entries
 from slm_lab.agent.memory.strategic.hindsight import _mean_actor_critic, _use, surprising
 from slm_lab.agent.net.distribution import Categorical
-from slm_lab.lib.tree import tree_map
+from slm_lab.lib.tree import map_batch, tree_map
 from slm_lab.lib.types import Batch
 
 
@@ -95,7 +95,7 @@ def toy(agent: Agent, attention: Tensor, **data: Tensor) -> Any:
     notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
              "error": nothing, "policy": torch.full((1, M, 3), 1 / 3)}  # fmt: skip
     data |= {name: torch.zeros(1, N, 1, 1) for name in ("key", "value")} | {"count": torch.arange(N)[None]}
-    entries = Entries(data, 0, torch.full((1, N, 2), -1))
+    entries = Entries(data, 0, torch.full((1, N, 2), -1), torch.arange(N)[None])
     return hindsight._teach(notes, entries, core)[0]
 
 
@@ -188,8 +188,8 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
     agent = build(swap=0.3)
     hindsight = hindsight_of(agent)
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
-    data = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"].data
-    other = hindsight._others(data)
+    entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
+    data, other = entries.data, hindsight._others(entries)
     swapped = hindsight._swapped(data, other)
     there, moved = other["count"] >= 0, swapped["worth"] != data["worth"]
     assert 0.15 < float(moved[there].float().mean()) < 0.45 and not moved[~there].any()
@@ -201,13 +201,27 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
 def test_one_window_alone_has_no_others() -> None:
     """Use is then what would change without an entry."""
     agent = build()
-    data = tree_map(lambda x: x[:1], agent.algorithm.net(*first_inputs(agent)).inner["shared"].data)
-    assert bool((hindsight_of(agent)._others(data)["count"] == -1).all())
+    one = map_batch(lambda x: x[:1], batches(agent, 40)[0])
+    entries = agent.algorithm.net(one.obs, one.carry, one.is_first).inner["shared"]
+    assert bool((hindsight_of(agent)._others(entries)["count"] == -1).all())
 
 
-def first_inputs(agent: Agent) -> tuple[Any, Any, Any]:
-    batch = batches(agent, 40)[0]
-    return batch.obs, batch.carry, batch.is_first
+@pytest.mark.parametrize("keys", [{}, {"horizon": 4}, {"persist": True}], ids=["whole", "cut", "persist"])
+def test_what_another_episode_has_is_a_step_that_was_played_there_at_the_same_time(keys: dict[str, Any]) -> None:
+    """Not what follows its end, where its last observation stands on, nor a step of another part of a long one."""
+    agent, there, ended = build(**keys), 0, 0
+    for batch in batches(agent):
+        entries, T = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"], batch.mask.shape[1]
+        begin = torch.where(batch.is_first[:, 0], 0, batch.carry["shared"]["clock"])
+        step = torch.where(batch.mask, begin[:, None] + torch.arange(T), -1)
+        other = hindsight_of(agent)._others(entries)
+        by = next(i for i in range(1, len(step)) if torch.equal(other["key"], entries.data["key"].roll(i, dims=0)))
+        same = (step.roll(by, dims=0) == step) & (step >= 0)
+        found = other["count"] >= 0
+        assert torch.equal(found[:, entries.before : entries.before + T], same)
+        assert not found[:, : entries.before].any() and not found[:, entries.before + T :].any()
+        there, ended = there + int(same.sum()), ended + int((batch.mask & ~batch.mask.roll(by, dims=0)).sum())
+    assert there > 10 and ended > 10
 
 
 def test_rare_surprises_get_few_questions_and_common_ones_many() -> None:

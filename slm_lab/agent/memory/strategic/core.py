@@ -43,6 +43,7 @@ class Entries(NamedTuple):
     data: dict[str, Tensor]  # {..: [B, N, ...]}: h, key, value, query, worth, decay, count
     before: int
     kept: Tensor  # [B, T, K] which of them were held at each step, -1: empty slot
+    step: Tensor  # [B, N] of the episode, for the steps that were acted in this window; -1: held before, or after its end
 
 
 class StrategicCore(Core):
@@ -147,7 +148,9 @@ class StrategicCore(Core):
         steps = torch.arange(T, device=x.device).expand(B, T) if at is None else at
         features, extras = self.recall(data, before + steps, take(index, at))
         begin = take(data["count"][:, before:] - clock, at)
-        return CoreOut(features, {}, self._shown(extras, begin), {}, Entries(data, before, index))
+        acted = torch.arange(T, device=x.device) < _length(carry["trace"])[:, None]  # [B, T]
+        step = F.pad(torch.where(acted, clock, -1), (before, 0), value=-1)
+        return CoreOut(features, {}, self._shown(extras, begin), {}, Entries(data, before, index, step))
 
     # --- what is written ---
 
@@ -216,7 +219,7 @@ class StrategicCore(Core):
         begin = data["count"][:, before, None, None]  # what was written before the window stays in its slot
         places = torch.where(trace >= begin, before + trace - begin, index[:, None])
         places = torch.where(trace < 0, -1, places)  # [B, T or T - 1, K]
-        end = (trace[..., 0] != UNKNOWN).sum(dim=1)  # [B]
+        end = _length(trace)
         last = take(places, (end - 1).clamp(min=0)[:, None]).squeeze(1)
         last = torch.where((end > 0)[:, None], last, index)
         new = (before + end).clamp(max=data["count"].shape[1] - 1)[:, None]
@@ -298,6 +301,11 @@ def _scalar(in_size: int, hidden: int, bias: float = 0.0) -> nn.Sequential:
 
 def _softplus_inverse(y: float) -> float:
     return math.log(math.expm1(y))
+
+
+def _length(trace: Tensor) -> Tensor:
+    """Steps [B] of each window that were acted."""
+    return (trace[..., 0] != UNKNOWN).sum(dim=1)
 
 
 def _like(mask: Tensor, x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from slm_lab.lib.types import Batch, Tree
 
 NAME = "hindsight"
 PAST_BYTES = 2**24  # most of a batch that is kept for replay
+FEWEST = 2  # windows that are worth keeping
 
 
 class Hindsight(Auxiliary):
@@ -35,10 +36,11 @@ class Hindsight(Auxiliary):
       A share of the entries (`swap`) is looked up by the key of another episode's entry of the same step: attention
       must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say.
     - *usefulness*: cross-entropy from what each entry did for the critic, mean over the steps, to `softmax_i ρ_i` over
-      the episode: its fixed point, exp(ρ_i) in proportion to the use that i will be, is the right weight of a
-      reservoir. What entry i did is by how much the critic's error would grow if the entry of another episode stood in
-      its place (none, where that has none): one that is looked at and says nothing, or the same in all episodes, or
-      what was learned by heart, is of no use.
+      the episode so far: its fixed point, exp(ρ_i) in proportion to the use that i will be, is the right weight of a
+      reservoir. What entry i did is by how much the critic's error would grow if what another episode has of the same
+      step stood in its place (nothing, where that has none): one that is looked at and says nothing, or the same in all
+      episodes, is of no use. It may be less than 0, of what was learned by heart: such an entry has no fixed point, its
+      ρ sinks for as long as it misleads.
     - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, as far as the critic does not explain yet:
       what retention found in all episodes leads the search in each.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
@@ -111,12 +113,15 @@ class Hindsight(Auxiliary):
         return Losses(terms, {"hindsight_gate": torch.tensor(self.gate)}, mask=mask)
 
     def _keep(self, batch: Batch) -> None:
-        """Some of the windows for replay: as many as fit."""
+        """Some of the windows for replay: as many as fit; none where so few do that entries have no others."""
         if not self.spec.replay:
             return
         part = {"obs": batch.obs, "is_first": batch.is_first, "carry": batch.carry, "notes": batch.notes[NAME]}
         size = sum(leaf[0].nbytes for _, leaf in tree_leaves(part))
-        rows = torch.randperm(len(batch.mask), generator=self.rng)[: max(1, PAST_BYTES // size)]
+        fit = PAST_BYTES // size
+        if fit < FEWEST:
+            return
+        rows = torch.randperm(len(batch.mask), generator=self.rng)[:fit]
         self.past.append(tree_map(lambda x: x[rows.to(x.device)], part))
         del self.past[: -self.spec.replay]
 
@@ -135,7 +140,7 @@ class Hindsight(Auxiliary):
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of critic, usefulness and prior [B, M], and the values behind them [B, M, A]."""
         spec, mask, data, now = self.spec, notes["mask"], entries.data, entries.before + notes["at"]
-        other = self._others(data)
+        other = self._others(entries)
         value, read, logits = self._judge(notes, entries._replace(data=self._swapped(data, other)), core)
         judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
@@ -157,12 +162,14 @@ class Hindsight(Auxiliary):
                 terms["decay_loss"] = spec.usefulness_coef * _cross_entropy(target, held, valid)
         return terms, value
 
-    def _others(self, data: Tree) -> Tree:
-        """For each entry what another window has in its place; count -1: nothing."""
-        B = len(data["count"])
+    def _others(self, entries: Entries) -> Tree:
+        """For each entry what another window has of the same step of its episode; count -1: nothing."""
+        data, step = entries.data, entries.step
+        B = len(step)
         by = int(torch.randint(1, B, (1,), generator=self.rng)) if B > 1 else 0
         found = {name: data[name].roll(by, dims=0) for name in ("key", "value", "worth", "count")}
-        return found if by else {**found, "count": torch.full_like(data["count"], -1)}
+        there = (step >= 0) & (step.roll(by, dims=0) == step) & (by > 0)
+        return {**found, "count": torch.where(there, found["count"], -1)}
 
     def _swapped(self, data: Tree, other: Tree) -> Tree:
         """The entries, a share of them with key and worth of another's."""

@@ -111,7 +111,7 @@ class StrategicMemory(OnPolicyReplay):
     def notes(spec: LabSpec, world: World) -> list[str]:
         """Whether retention has a choice at all."""
         slots, length = spec.agent.memory.slots, world.max_length
-        if spec.agent.memory.persist or length is None or slots <= length:
+        if spec.agent.memory.persist or length is None or slots < length:
             return []
         return [
             f"agent.memory.slots {slots}: no episode has more than {length} steps, so nothing is ever dropped and "
