@@ -68,9 +68,9 @@ Other figures: [StrategicMemory](benchmarks/strategic.md), [what a search costs]
   to 13, after the first setting (8 episodes, constant rate) had given 472.9 on seeds 0 to 3. Those of the off-policy
   agents were chosen on seeds 10 to 13. DQN's first two settings had given, on seeds 0 to 3, 258.4 (rewards of 1, one
   step: values near 1/(1-γ) everywhere leave a difference between actions too small to act by) and 456.2 (γ 0.98).
-- LunarLander's first setting (an update each 8 frames, 5 steps, learning rate 1e-3, ε to 0.01 by frame 50,000; chosen on
-  seeds 10 and 11) had given 162.7 on seeds 0 to 3: seed 3 learned to hover and never to land. The present one was chosen
-  on seeds 10 to 13 (214.0, 236.7, 226.4, 200.2).
+- LunarLander's first setting (an update each 8 frames, 5 steps, learning rate 1e-3, ε to 0.01 by frame 50,000; chosen
+  on seeds 10 and 11) had given 162.7 on seeds 0 to 3: seed 3 learned to hover and never to land. The present one was
+  chosen on seeds 10 to 13 (214.0, 236.7, 226.4, 200.2).
 - DRQN without velocities misses its bar of 400 on one seed of three (393.5, mean 431.1). Its setting was chosen on seed
   10, which had 448 at frame 122,000.
 """

@@ -18,8 +18,9 @@ from slm_lab.experiment.xray import EARLIER, Episode, load_episodes, load_figure
 BLUE, ORANGE, RED = PALETTE[5], PALETTE[4], PALETTE[1]
 CAPTIONS = {  # of each picture, for one who hasn't read the code
     "retention": "What is held in memory: each blue line is an entry, from the step at which it was written to the "
-    "step at which it was dropped. Orange: the cue, what must be remembered, while it is held; red: when it is not. "
-    "Where memory outlives the episode, a grey line below all says when entries of earlier ones are held.",
+    "step at which it was dropped (in the .html, point at an end of it to see in which slot). Orange: the cue, what "
+    "must be remembered, while it is held; red: when it is not. Where memory outlives the episode, a grey line below "
+    "all says when entries of earlier ones are held.",
     "attention": "What the agent looks at: at each step (across) the entries that it holds, by when they were written "
     "(up); the darker, the more attention. The shares of a column sum to 1. Orange: the cue. Where memory outlives the "
     "episode, the squares below all are the entries of earlier ones together.",
@@ -102,13 +103,14 @@ def _axes(figure: go.Figure, episode: Episode, kind: str, place: dict[str, int])
 def _retention(episode: Episode, width: int) -> list[go.Scatter]:
     size = _mark(episode, width)
     at, cue, held = _cue(episode)
-    entries, first, last = _entries(episode)
+    entries, first, last, slots = _entries(episode)
     half = 0.5 * _stride(episode)
     gaps = np.full(len(entries), np.nan)
     x = np.stack([np.minimum(entries, first) - 0.5, last + half, gaps], axis=1).ravel()
     y = np.stack([entries, entries, gaps], axis=1).ravel()
     lines = draw.line(x, y, "an entry", BLUE, width=max(1.5, min(6.0, 0.45 * size)))
-    lines.update(connectgaps=False, mode="lines")
+    told = [f"the entry of step {entry}, in slot {slot}" for entry, slot in zip(entries, slots, strict=True)]
+    lines.update(connectgaps=False, mode="lines", text=np.repeat(told, 3), hovertemplate="%{text}<extra></extra>")
     return [
         _diagonal(episode),
         lines,
@@ -145,7 +147,7 @@ def _shades(x: np.ndarray, y: np.ndarray, weight: np.ndarray, size: float, what:
 
 
 def _worth(episode: Episode, width: int) -> list[go.Scatter]:
-    entries, _, last = _entries(episode)
+    entries, _, last, _ = _entries(episode)
     column = np.searchsorted(episode.at, last)
     worth = np.array([episode.worth[c][episode.step[c] == entry][0] for c, entry in zip(column, entries, strict=True)])
     held = last == episode.at[-1]
@@ -164,14 +166,18 @@ def _worth(episode: Episode, width: int) -> list[go.Scatter]:
 # ---- pieces ----------------------------------------------------------------------------------------------------------
 
 
-def _entries(episode: Episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The entries that are seen, by when they were written [N], and the first and last step at which each was held."""
+def _entries(episode: Episode) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The entries that are seen, by when they were written [N], the first and last step at which each was held, and the
+    slot in which it was last.
+    """
     column, slot = np.nonzero(episode.step >= 0)
     entries, which = np.unique(episode.step[column, slot], return_inverse=True)
     first, last = np.full(len(entries), episode.at[-1]), np.zeros(len(entries), np.int64)
     np.minimum.at(first, which, episode.at[column])
     np.maximum.at(last, which, episode.at[column])
-    return entries, first, last
+    slots = np.zeros(len(entries), np.int64)
+    slots[which] = slot
+    return entries, first, last, slots
 
 
 def _earlier(episode: Episode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

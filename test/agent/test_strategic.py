@@ -289,6 +289,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"memory__entry": {"name": "MLP", "hidlayers": [4]}}, ["agent.memory.entry", "hidlayers", "hid_layers"]),
     ({"memory__entry": {"name": "Transformer", "window": 2, "size": 10, "heads": 4}}, ["agent.memory.entry", "size", "heads"]),
     ({"memory__decay_init": 1000.0}, ["agent.memory.decay_init"]),
+    ({"memory__queries": 9, "memory__max_queries": 8}, ["agent.memory", "max_queries 8 is less than queries 9"]),
     ({"algorithm__log_barrier_coef": 0.1, "env": BOX}, ["agent.algorithm.log_barrier_coef: is for discrete actions"]),
     ({"algorithm__steps_per_window": 0}, ["agent.algorithm.steps_per_window: 0 is below 1"]),
 ]  # fmt: skip

@@ -247,6 +247,13 @@ def test_what_is_learned_does_not_depend_on_the_scale_of_rewards() -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_the_mean_actor_critic_is_one_key() -> None:
+    for coef in (0.0, 1.0):
+        agent = build(actor_coef=coef)
+        _, terms = taught(agent, batches(agent, 40)[0])
+        assert ("actor_loss" in terms) == (coef > 0)
+
+
 def test_the_mean_actor_critic_makes_better_actions_likelier() -> None:
     logits = torch.zeros(1, 1, 3, requires_grad=True)
     _mean_actor_critic(Categorical(logits), torch.tensor([[[1.0, -1.0, 0.0]]])).sum().backward()

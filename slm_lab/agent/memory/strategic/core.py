@@ -43,7 +43,7 @@ class Entries(NamedTuple):
     data: dict[str, Tensor]  # {..: [B, N, ...]}: h, key, value, query, worth, decay, count
     before: int
     kept: Tensor  # [B, T, K] which of them were held at each step, -1: empty slot
-    step: Tensor  # [B, N] of the episode, for the steps that were acted in this window; -1: held before, or after its end
+    step: Tensor  # [B, N] of the episode, of what was acted in this window; -1: held before, or after its end
 
 
 class StrategicCore(Core):

@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from slm_lab.agent.auxiliary.base import AuxiliaryContext
 from slm_lab.agent.memory.base import MemoryContext
@@ -63,6 +63,12 @@ class StrategicMemory(OnPolicyReplay):
             0.02, ge=0, description="weight of what leads hindsight to the entries that retention prefers"
         )
         actor_coef: float = Field(1.0, ge=0, description="weight of the gated mean-actor-critic term")
+
+        @model_validator(mode="after")
+        def _few_to_many(self) -> StrategicMemory.Spec:
+            if self.max_queries < self.queries:
+                raise ValueError(f"max_queries {self.max_queries} is less than queries {self.queries}")
+            return self
 
         @field_validator("entry")
         @classmethod
