@@ -1,12 +1,17 @@
-"""StrategicMemory recalls a bit that nothing marks among random ones; a memory of the newest steps can't. Part of make test."""
+"""StrategicMemory recalls a bit that nothing marks among random ones; a memory of the newest steps can't.
+
+Delays 4 and 16 are part of `make test`, rows of docs/benchmarks/strategic.md of `make test-learn`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_learn_fast import evaluated, trained
 
+from bench import strategic
 from slm_lab.experiment.session import Session
 
 
@@ -28,3 +33,15 @@ def test_four_slots_are_enough_for_what_is_worth_keeping_and_not_for_the_newest(
     assert evaluated(learned) >= 0.99
     assert learned.eval_rows[-1]["cue_kept"] >= 0.99
     assert abs(evaluated(memory_task(tmp_path / "fifo", 16, 14_000, 0, few, "agent.memory.retention=fifo"))) <= 0.2
+
+
+@pytest.mark.learn
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "name",
+    ["MemoryTask 64 EASY", "MemoryTask 64 HARD", "MemoryTask 256 HARD", "RepeatPrevious 4", "MultiCue 32"]
+    + ["64 HARD, fifo", "64 HARD, reservoir", "64 HARD, no hindsight"],
+)
+def test_a_row_of_the_table_holds(name: str, seed: int) -> None:
+    row = replace(next(row for row in strategic.ROWS if row.name == name), seeds=1, far=False, seconds=None)
+    assert strategic.missed(row, [strategic.session(row, seed)]) == []
