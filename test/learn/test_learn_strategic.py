@@ -35,13 +35,13 @@ def test_four_slots_are_enough_for_what_is_worth_keeping_and_not_for_the_newest(
     assert abs(evaluated(memory_task(tmp_path / "fifo", 16, 14_000, 0, few, "agent.memory.retention=fifo"))) <= 0.2
 
 
+FAST = ["MemoryTask 64 EASY", "MemoryTask 64 HARD", "MemoryTask 256 HARD", "RepeatPrevious 4", "MultiCue 32"]
+FAST += ["64 HARD, fifo", "64 HARD, reservoir", "64 HARD, no hindsight"]
+
+
 @pytest.mark.learn
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize(
-    "name",
-    ["MemoryTask 64 EASY", "MemoryTask 64 HARD", "MemoryTask 256 HARD", "RepeatPrevious 4", "MultiCue 32"]
-    + ["64 HARD, fifo", "64 HARD, reservoir", "64 HARD, no hindsight"],
-)
+@pytest.mark.parametrize("name", FAST)
 def test_a_row_of_the_table_holds(name: str, seed: int) -> None:
     row = replace(next(row for row in strategic.ROWS if row.name == name), seeds=1, far=False, seconds=None)
     assert strategic.missed(row, [strategic.session(row, seed)]) == []
