@@ -53,7 +53,7 @@ class Job:
     every: int  # frames between evaluations
 
     @property
-    def task(self) -> dict[str, int]:
+    def task(self) -> dict[str, Any]:
         return {"delay": self.delay, "difficulty": MODES[self.mode]}
 
 
@@ -183,7 +183,7 @@ class BalancedMemoryTask(MemoryTask):
     drawn = 0
 
     def script(self, rng: np.random.Generator) -> State:
-        wanted = self.drawn % int(self.action_space.n)
+        wanted = self.drawn % 2
         self.drawn += 1
         while True:
             script = super().script(rng)

@@ -85,6 +85,26 @@ def test_the_critic_knows_nothing_but_what_actions_cause() -> None:
     assert not attention.masked_select(later).any(), "what came later"
 
 
+def test_the_critic_of_actions_that_cannot_be_counted_knows_nothing_else_either() -> None:
+    """What depends on no action drops out of Q: the mean over actions drawn from the policy is taken off."""
+    agent = build(actions="box", swap=0.0)
+    hindsight = hindsight_of(agent)
+    batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
+    notes, entries = (
+        batch.notes["hindsight"],
+        agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"],
+    )
+    core, last = core_of(agent), hindsight.critic[2]
+    before, read, _ = hindsight._judge(notes, entries, core)
+    last.bias.data += 7.0  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(hindsight._judge(notes, entries, core)[0], before, atol=1e-5, rtol=0)
+    drawn = torch.stack(
+        [hindsight._judge({**notes, "action": notes["drawn"][:, :, i]}, entries, core)[0] for i in range(4)]
+    )
+    torch.testing.assert_close(drawn.mean(dim=0), torch.zeros_like(before), atol=1e-5, rtol=0)
+    assert float(before.detach().abs().max()) > 1e-3 and read.requires_grad
+
+
 def toy(agent: Agent, attention: Tensor, **data: Tensor) -> Any:
     """What hindsight teaches of one window, its attention [M, N] given; each query is at the last step."""
     hindsight, (M, N) = hindsight_of(agent), attention.shape

@@ -17,11 +17,16 @@ from slm_lab.env.vec import EnvError, EnvSpec, env_problems
         ({"name": "CartPole-v9"}, "env.name", ["Did you mean 'CartPole-v1'?"]),
         ({"name": "qqqqqqq"}, "env.name", ["unknown env", "pprint_registry"]),
         ({"name": "no_such_module:Foo-v0"}, "env.name", ["pip install no_such_module"]),
-        ({"name": "MemoryTask", "dely": 3}, "env.dely", ["takes delay, difficulty", "Did you mean 'delay'?"]),
+        (
+            {"name": "MemoryTask", "dely": 3},
+            "env.dely",
+            ["takes continuous, delay, difficulty", "Did you mean 'delay'?"],
+        ),
         ({"name": "CartPole-v1", "fram_stack": 3}, "env.fram_stack", ["Did you mean 'frame_stack'?"]),
         ({"name": "MemoryTask", "delay": 0}, "env.delay", ["0: a whole number at least 1"]),
         ({"name": "MemoryTask", "delay": 2.5}, "env.delay", ["2.5: a whole number"]),
         ({"name": "MemoryTask", "difficulty": True}, "env.difficulty", ["from 0 to 1"]),
+        ({"name": "MemoryTask", "continuous": 1}, "env.continuous", ["true or false"]),
         ({"name": "RepeatPrevious", "k": 60}, "env.k", ["from 1 to 51"]),
         ({"name": "MultiCueRecall", "length": 5}, "env.length", ["too short for 3 cues"]),
         (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -52,6 +53,17 @@ def test_memory_task(seed, delay, difficulty):
             if t == delay - 1:
                 expected = 1.0 if actions[t, world] == obs[0, world, 0] else -1.0
             assert rewards[t, world] == expected
+
+
+def test_a_continuous_memory_task_is_answered_by_a_sign():
+    discrete, signs = (MemoryTask(3, 1, continuous) for continuous in (False, True))
+    answers = drawn(0, 3, 2)
+    numbers = np.where(answers == 1, 0.1, -0.7)[..., None].astype(np.float32)
+    (obs, rewards), (same, paid) = episode(discrete, 5, answers), episode(signs, 5, numbers)
+    assert np.array_equal(obs, same) and np.array_equal(rewards, paid)
+    env = gymnasium.make("slm_lab/MemoryTask-v0", delay=1, continuous=True)
+    bit = env.reset(seed=1)[0][0]
+    assert env.step(np.float32([bit - 0.5]))[1] == 1.0
 
 
 def test_hard_memory_task_hides_the_cue_among_fair_coins():

@@ -27,7 +27,7 @@ class Rules(ABC):
     """
 
     obs_space: Space
-    action_space: gymnasium.spaces.Discrete
+    action_space: gymnasium.spaces.Discrete | gymnasium.spaces.Box
     length: int
     goals: Goals | None = None  # of a goal task
 
@@ -41,7 +41,7 @@ class Rules(ABC):
 
     @abstractmethod
     def act(self, state: State, action: np.ndarray) -> np.ndarray:  # [E] float64
-        """The reward of `action` [E] at step `t`; may move the world by changing `state` in place."""
+        """The reward of `action` [E], in a Box [E, *A], at `t`; may move the world by changing `state` in place."""
 
     @abstractmethod
     def target(self, state: State) -> np.ndarray:  # [E]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from gymnasium import spaces
 
+from slm_lab.env.base import EnvError
 from slm_lab.env.tasks.base import Rules, State, rows, whole
 
 EASY, HARD = 0, 1
@@ -16,18 +17,21 @@ class MemoryTask(Rules):
     Observation float32 [3], `[bit or distractor, distractor, 0]`. Step 0 shows the target bit in channel 0 and, if HARD
     (`difficulty` 1), a random bit in channel 1; the later ones, the last observation included, show zeros (EASY,
     `difficulty` 0) or random bits in both channels (HARD). No flag marks the cue: in HARD only *when* it came tells it
-    apart. Actions 0 and 1. The action at t = delay - 1 earns +1 if it equals the bit and -1 if not; every other reward
-    is 0; the episode is terminated there. Best return 1; without memory 0 on average.
+    apart. Actions 0 and 1, or with `continuous` one number of [-1, 1] that says 1 where it is above 0. The action at
+    t = delay - 1 earns +1 if it equals the bit and -1 if not; every other reward is 0; the episode is terminated there.
+    Best return 1; without memory 0 on average.
 
-    Raises `EnvError` for a delay below 1 or a difficulty other than 0 and 1.
+    Raises `EnvError` for a delay below 1, a difficulty other than 0 and 1, or a `continuous` that is no bool.
     Source: the task of the StrategicMemory notebook, for which the lab was first built. The class is `target()`.
     """
 
-    def __init__(self, delay: int = 16, difficulty: int = HARD) -> None:
+    def __init__(self, delay: int = 16, difficulty: int = HARD, continuous: bool = False) -> None:
         self.length = whole("delay", delay, 1)
         self.difficulty = whole("difficulty", difficulty, EASY, HARD)
         self.obs_space = spaces.Box(0.0, 1.0, (3,), np.float32)
-        self.action_space = spaces.Discrete(2)
+        if not isinstance(continuous, bool):
+            raise EnvError(f"{continuous!r}: true or false was expected", "continuous")
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32) if continuous else spaces.Discrete(2)
 
     def script(self, rng: np.random.Generator) -> State:
         bits = rng.integers(2, size=(self.length + 1, 2), dtype=np.int8)
@@ -42,6 +46,8 @@ class MemoryTask(Rules):
         return obs
 
     def act(self, state: State, action: np.ndarray) -> np.ndarray:
+        if action.ndim == 2:  # [E, 1], continuous
+            action = action[:, 0] > 0
         right = np.where(action == state["bits"][:, 0, 0], 1.0, -1.0)
         return np.where(state["t"] == self.length - 1, right, 0.0)
 

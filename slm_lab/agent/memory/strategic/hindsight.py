@@ -21,6 +21,7 @@ from slm_lab.lib.types import Batch, Tree
 
 NAME = "hindsight"
 PAST_BYTES = 2**24  # most of a batch that is kept for replay
+DRAWS = 4  # of actions that can't be counted, for their mean
 FEWEST = 2  # windows that are worth keeping
 
 
@@ -32,7 +33,8 @@ class Hindsight(Auxiliary):
 
     - *critic*: attention over all entries so far, evicted ones included, and the advantage of the action taken,
       `Q(h_j, m_j)[a_j] − Σ_b π(b) Q(h_j, m_j)[b] → δ_j` in units of their rms. It learns from a policy that acts by
-      chance, and since what no action caused explains nothing, it doesn't learn the noise of the value function.
+      chance, and since what no action caused explains nothing, it doesn't learn the noise of the value function. Where
+      actions can't be counted, the mean is that of four drawn from the policy.
       A share of the entries (`swap`) is looked up by the key of another episode's entry of the same step: attention
       must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say.
     - *usefulness*: cross-entropy from what each entry did for the critic, mean over the steps, to `softmax_i ρ_i` over
@@ -82,10 +84,11 @@ class Hindsight(Auxiliary):
         scale = error[mask].square().mean().sqrt().clamp(min=1e-8)
         notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error / scale}
         out = net.features(batch.obs, batch.carry, batch.is_first, ("policy",), go_on=False, at=at)
-        if self.discrete:
-            policy = net.read("policy", out.features)
-            assert isinstance(policy, Categorical)
+        policy = net.read("policy", out.features)
+        if isinstance(policy, Categorical):
             notes["policy"] = policy.log_probs.exp()  # [B, M, A]
+        else:
+            notes["drawn"] = torch.stack([policy.sample(self.rng) for _ in range(DRAWS)], dim=2)  # [B, M, DRAWS, A]
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
         found, *_ = self._judge(notes, out.inner[self.part], _core(net, self.part))
@@ -183,15 +186,22 @@ class Hindsight(Auxiliary):
         now, valid = entries.before + notes["at"], _seen(notes["at"], entries)
         logits = core.match_all(entries.data, now).masked_fill(~valid.unsqueeze(2), -torch.inf)  # [B, M, H, N]
         read = core.recall_all(entries.data, now, logits)  # [B, M, F + H·d]
-        seen = read
-        if not self.discrete:
-            space, action = self.context.world.action_space, notes["action"]
-            shaped = action.reshape(*action.shape[:2], *(space.shape or ()))
-            seen = torch.cat([seen, vector(space, shaped).reshape(*action.shape[:2], -1)], dim=-1)
-        value: Tensor = self.critic(seen)
-        if self.discrete:  # what is no action's doing explains nothing
+        # less its mean under the policy: what is no action's doing explains nothing
+        if self.discrete:
+            value: Tensor = self.critic(read)  # [B, M, A]
             value = value - (notes["policy"] * value).sum(dim=-1, keepdim=True)
+        else:
+            actions = torch.cat([notes["action"].unsqueeze(2), notes["drawn"]], dim=2)  # [B, M, 1 + DRAWS, A]
+            values = self._of_actions(read, actions)
+            value = values[:, :, :1] - values[:, :, 1:].mean(dim=2, keepdim=True)
         return value, read, logits
+
+    def _of_actions(self, read: Tensor, actions: Tensor) -> Tensor:
+        """Q [B, M, S] of actions [B, M, S, A] that aren't counted, given what was read."""
+        space, lead = self.context.world.action_space, actions.shape[:3]
+        told = vector(space, actions.reshape(*lead, *(space.shape or ()))).reshape(*lead, -1)
+        value: Tensor = self.critic(torch.cat([read.unsqueeze(2).expand(*lead, -1), told], dim=-1))
+        return value.squeeze(-1)
 
     def _of(self, value: Tensor, action: Tensor) -> Tensor:
         """The value [B, M] of the action taken."""
