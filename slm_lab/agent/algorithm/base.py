@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -174,14 +175,16 @@ class Algorithm:
 
 def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> tuple[Tensor, Metrics]:
     """The sum of what an algorithm and its auxiliaries make of a minibatch, each over its own rows, and its metrics."""
-    total, metrics = torch.zeros((), device=batch.mask.device), dict[str, Tensor]()
+    totals, metrics = list[Tensor](), dict[str, Tensor]()
     for found in losses:
         if found.terms:
             mask, weight = (batch.mask, batch.weight) if found.mask is None else (found.mask, found.weight)
             loss, means = reduce_losses(found.terms, mask, weight, scales)
-            total, metrics = total + loss, metrics | means
+            totals.append(loss)
+            metrics |= means
         metrics |= found.shown
-    shown = {name: float(value.detach()) for name, value in {"loss": total, **metrics}.items()}
+    total = functools.reduce(torch.add, totals)
+    shown = _numbers({"loss": total, **metrics})
     if not math.isfinite(shown["loss"]):
         bad = [name for found in losses for name in found.terms if not math.isfinite(shown[name])]
         raise LabError(
@@ -189,6 +192,13 @@ def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> 
             "Try a smaller lr, clip_grad_val, or env.normalize_obs and env.normalize_reward."
         )
     return total, shown
+
+
+def _numbers(scalars: dict[str, Tensor]) -> Metrics:
+    """Scalars as numbers, all in one transfer."""
+    device = scalars["loss"].device
+    values = [value.detach().to(device, torch.float32) for value in scalars.values()]
+    return dict(zip(scalars, torch.stack(values).tolist(), strict=True))
 
 
 def _mean(rows: list[Metrics]) -> Metrics:

@@ -95,7 +95,7 @@ class PolicyGradient(Algorithm):
         policy = out.heads["policy"]
         entropy = policy.entropy()  # [B, T]
         policy_loss, shown = self.policy_loss(policy.log_prob(batch.action), batch, frame)
-        shown["entropy"] = masked_mean(entropy, batch.mask)
+        shown["entropy"] = masked_mean(entropy.detach(), batch.mask)
         terms = {"policy_loss": policy_loss, "entropy_loss": -entropy}
         if self.spec.log_barrier_coef:
             terms["barrier_loss"] = policy.barrier()
