@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,7 +42,7 @@ class Agent:
         is_first = torch.as_tensor(step.is_first, device=self.device).unsqueeze(1)
         out = self.algorithm.act(obs, is_first, carry, explore, self.frame)
         shape = self.action_space.shape or ()
-        return dataclasses.replace(out, action=out.action.reshape(len(out.action), *shape))
+        return ActOut(out.action.reshape(len(out.action), *shape), out.carry, out.extras)
 
     def update(self, step: Step, carry: Tree, act: ActOut, next_step: Step) -> list[Metrics]:
         """Remember a step (`carry` as before acting) and learn while the memory says so; the metrics of each update."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -43,13 +42,17 @@ def reduce_losses(
         assert term.shape == mask.shape, (
             f"loss '{name}' has shape {tuple(term.shape)}, expected [B, Q] = {tuple(mask.shape)}"
         )
-        if count < mask.numel():  # chosen, not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN
-            term = torch.where(mask, term, 0.0)
-        means[name] = (term if weight is None else term * weight).sum() / max(count, 1)
+        if weight is not None:
+            term = term * weight
+        if count == mask.numel():
+            means[name] = term.mean()
+        else:  # chosen, not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN
+            means[name] = torch.where(mask, term, 0.0).sum() / max(count, 1)
     assert means, "no loss terms"
-    factors = {name: 1.0 if scales is None else scales.get(name, 1.0) for name in means}
-    scaled = (mean if factors[name] == 1.0 else factors[name] * mean for name, mean in means.items())
-    return functools.reduce(torch.add, scaled), means
+    total = mask.new_zeros((), dtype=torch.float32)
+    for name, mean in means.items():
+        total = torch.add(total, mean, alpha=(scales or {}).get(name, 1.0))
+    return total, means
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -194,11 +194,11 @@ def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> 
     return total, shown
 
 
+@torch.no_grad()
 def _numbers(scalars: dict[str, Tensor]) -> Metrics:
     """Scalars as numbers, all in one transfer."""
     device = scalars["loss"].device
-    values = [value.detach().to(device, torch.float32) for value in scalars.values()]
-    return dict(zip(scalars, torch.stack(values).tolist(), strict=True))
+    return dict(zip(scalars, torch.stack([value.to(device) for value in scalars.values()]).tolist(), strict=True))
 
 
 def _mean(rows: list[Metrics]) -> Metrics:

@@ -59,15 +59,17 @@ class PPO(ActorCritic):
         count = len(batch.reward)
         for _ in range(self.spec.training_epoch):
             order = torch.randperm(count, generator=self.rng.torch).to(batch.reward.device)
-            shuffled = map_batch(lambda x, order=order: x[order], batch)
-            for i in range(0, count, per_minibatch):
-                yield self.read(map_batch(lambda x, i=i: x[i : i + per_minibatch], shuffled))
+            parts = map_batch(lambda x, order=order: torch.split(x[order], per_minibatch), batch)
+            for i in range(-(-count // per_minibatch)):
+                yield self.read(map_batch(lambda x, i=i: x[i], parts))
 
     def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
         log_ratio = log_prob - batch.extras["log_prob"]  # [B, T]
         ratio, advantage = torch.exp(log_ratio), batch.extras["advantage"]
         epsilon = self.spec.clip_eps_spec.at(frame)
-        loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
+        with torch.no_grad():
+            bound = advantage + epsilon * advantage.abs()  # clip(ρ, 1 ± ε) A, where that is the lesser one
+        loss = -torch.minimum(ratio * advantage, bound)
         with torch.no_grad():
             change = ratio - 1
             kl = masked_mean(change - log_ratio, batch.mask)  # the k3 estimator: unbiased and never negative
