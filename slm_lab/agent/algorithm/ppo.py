@@ -67,8 +67,7 @@ class PPO(ActorCritic):
         log_ratio = log_prob - batch.extras["log_prob"]  # [B, T]
         ratio, advantage = torch.exp(log_ratio), batch.extras["advantage"]
         epsilon = self.spec.clip_eps_spec.at(frame)
-        with torch.no_grad():
-            bound = advantage + epsilon * advantage.abs()  # clip(ρ, 1 ± ε) A, where that is the lesser one
+        bound = advantage + epsilon * advantage.abs()  # clip(ρ, 1 ± ε) A wherever that is the lesser one
         loss = -torch.minimum(ratio * advantage, bound)
         with torch.no_grad():
             change = ratio - 1

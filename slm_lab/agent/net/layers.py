@@ -25,7 +25,7 @@ class Layers(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         for layer in self:
-            rows = layer(rows)
+            rows = layer.forward(rows)  # not by __call__, whose hooks no one uses here
         return rows.view(*x.shape[:-1], rows.shape[-1])
 
 

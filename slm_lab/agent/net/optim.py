@@ -35,6 +35,11 @@ class Optim:
             for parameter in parameters:
                 parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            return self._follow(frame)
+
+    def _follow(self, frame: int) -> dict[str, float]:
+        """Go where the gradient shows."""
         total = self._clip()
         if not math.isfinite(total):
             raise LabError(
@@ -57,7 +62,6 @@ class Optim:
         floor = 0.0 if schedule.name == "LinearToZero" else schedule.min_factor
         return lr * max(1.0 - frame / schedule.frame, floor)
 
-    @torch.no_grad()
     def _clip(self) -> float:
         """Shorten the gradient of each part to `clip_grad_val`; the norm that all of them had together."""
         groups = [[p.grad for p in parameters if p.grad is not None] for parameters in self.groups.values()]
@@ -85,9 +89,11 @@ class Optim:
 
 
 class Adam(torch.optim.Adam):
-    """torch's fused Adam, without what `torch.optim` does around the kernel: on a small net that takes longer."""
+    """torch's fused Adam, without what `torch.optim` does around the kernel: on a small net that takes longer.
 
-    @torch.no_grad()
+    To be called under `torch.no_grad`.
+    """
+
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             lists: list[list[Tensor]] = [[], [], [], [], [], []]
