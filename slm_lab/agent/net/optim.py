@@ -97,7 +97,7 @@ class Adam(torch.optim.Adam):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             lists: list[list[Tensor]] = [[], [], [], [], [], []]
-            self._init_group(group, *lists)  # type: ignore[attr-defined]
+            self._init_group(group, *lists)  # type: ignore[no-untyped-call]
             parameters, gradients, means, squares, _, steps = lists
             if not parameters:
                 continue
@@ -126,4 +126,7 @@ def make_optim(parameters: list[nn.Parameter], spec: OptimSpec) -> torch.optim.O
     if spec.name != "RMSprop":
         options["fused"] = True  # one pass over all parameters: a third of the time on small nets
     classes = {"Adam": Adam, "AdamW": Adam, "RMSprop": torch.optim.RMSprop, "SGD": torch.optim.SGD}
-    return classes[spec.name](parameters, lr=spec.lr, weight_decay=spec.weight_decay, **options)
+    optim: torch.optim.Optimizer = classes[spec.name](
+        parameters, lr=spec.lr, weight_decay=spec.weight_decay, **options
+    )
+    return optim
