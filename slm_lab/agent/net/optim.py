@@ -126,7 +126,5 @@ def make_optim(parameters: list[nn.Parameter], spec: OptimSpec) -> torch.optim.O
     if spec.name != "RMSprop":
         options["fused"] = True  # one pass over all parameters: a third of the time on small nets
     classes = {"Adam": Adam, "AdamW": Adam, "RMSprop": torch.optim.RMSprop, "SGD": torch.optim.SGD}
-    optim: torch.optim.Optimizer = classes[spec.name](
-        parameters, lr=spec.lr, weight_decay=spec.weight_decay, **options
-    )
+    optim: torch.optim.Optimizer = classes[spec.name](parameters, lr=spec.lr, weight_decay=spec.weight_decay, **options)
     return optim

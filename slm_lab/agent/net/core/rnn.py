@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from slm_lab.agent.net.core.base import Core, CoreOut, take
 from slm_lab.lib.types import Tree
@@ -94,23 +95,21 @@ class Recurrent(Core):
         B, T, _ = x.shape
         steps = torch.arange(int(length[0]), device=x.device)[:, None]
         running = steps < length  # [longest, S]; the longest segments come first, so those that run are the first ones
-        sizes = running.sum(dim=1).tolist()
         order = (begin + steps)[running]  # [B*T] in the order they run: where each row and step lies in the window
         place = torch.empty_like(order)
         place[order] = torch.arange(B * T, device=x.device)  # and back
-        keep = is_first.flatten()[begin].logical_not()[:, None, None]  # a segment that goes on has its row's carry
-        state = tuple(part.index_select(0, begin // T) * keep for part in state)  # [S, layers, H]
-        x, ends = x.flatten(0, 1).index_select(0, order), []
-        for layer, weights in enumerate(self.rnn.all_weights):
-            now, seen = tuple(part[:, layer] for part in state), []
-            for step in torch.split(x, sizes):
-                now = self._step(step, tuple(part[: len(step)] for part in now), weights)
-                seen.append(now)
-            states = tuple(torch.cat(parts) for parts in zip(*seen, strict=True))  # [B*T, H]
-            ends.append(tuple(part.index_select(0, place.view(B, T)[:, -1]) for part in states))
-            x = states[0]
-        state = tuple(torch.stack(parts, dim=1) for parts in zip(*ends, strict=True))  # [B, layers, H]
-        return x.index_select(0, place).view(B, T, -1), state
+        keep = is_first.flatten()[begin].logical_not()[:, None]  # [S, 1]; a segment that goes on has its row's carry
+        begun = [part.index_select(0, begin // T).transpose(0, 1) * keep for part in state]  # [layers, S, H]
+        packed = PackedSequence(x.flatten(0, 1).index_select(0, order), running.sum(dim=1).cpu())
+        output, new = self.rnn(
+            packed, begun[0].contiguous() if len(begun) == 1 else tuple(part.contiguous() for part in begun)
+        )
+        last = begin.new_empty(B)  # the segment that each row ends with
+        at_end = ((begin + length) % T == 0).nonzero().squeeze(1)
+        last[begin[at_end] // T] = at_end
+        ends = (new,) if len(begun) == 1 else new
+        state = tuple(part.index_select(1, last).transpose(0, 1) for part in ends)  # [B, layers, H]
+        return output.data.index_select(0, place).view(B, T, -1), state
 
     def _step(self, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
         """One step of one layer: x [S, D], state [S, H]."""
