@@ -39,7 +39,7 @@ class Optim:
             return self._follow(frame)
 
     def _follow(self, frame: int) -> dict[str, float]:
-        """Go where the gradient shows."""
+        """Clip the gradient that is there, and step."""
         total = self._clip()
         if not math.isfinite(total):
             raise LabError(

@@ -99,11 +99,10 @@ class Recurrent(Core):
         place = torch.empty_like(order)
         place[order] = torch.arange(B * T, device=x.device)  # and back
         keep = is_first.flatten()[begin].logical_not()[:, None]  # [S, 1]; a segment that goes on has its row's carry
-        begun = [part.index_select(0, begin // T).transpose(0, 1) * keep for part in state]  # [layers, S, H]
+        # [layers, S, H]
+        begun = tuple((part.index_select(0, begin // T).transpose(0, 1) * keep).contiguous() for part in state)
         packed = PackedSequence(x.flatten(0, 1).index_select(0, order), running.sum(dim=1).cpu())
-        output, new = self.rnn(
-            packed, begun[0].contiguous() if len(begun) == 1 else tuple(part.contiguous() for part in begun)
-        )
+        output, new = self.rnn(packed, begun[0] if len(begun) == 1 else begun)
         last = begin.new_empty(B)  # the segment that each row ends with
         at_end = ((begin + length) % T == 0).nonzero().squeeze(1)
         last[begin[at_end] // T] = at_end
