@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from slm_lab.agent.net.core.base import Core, CoreOut, take
 from slm_lab.lib.types import Tree
@@ -31,8 +32,9 @@ CALL_COST = 2
 class Recurrent(Core):
     """A torch recurrent net over [B, T], its state reset wherever `is_first` says.
 
-    There are two ways to the same numbers (to float rounding), and `forward` takes the one that is faster: by stretches
-    where resets are few, as in acting, and by segments where they are scattered, as in replay of short episodes.
+    There are three ways to the same numbers (to float rounding), and `forward` takes the one that is fastest: a single
+    step by its cell, a window by stretches where resets are few, and by segments where they are scattered, as in short
+    episodes.
     """
 
     state_names: tuple[str, ...]
@@ -54,13 +56,25 @@ class Recurrent(Core):
         self, x: Tensor, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
     ) -> CoreOut:
         state = tuple(carry[name] for name in self.state_names)  # [B, layers, H]
+        features, state = (self._one_step if x.shape[1] == 1 else self._window)(x, state, is_first)
+        return CoreOut(take(features, at), dict(zip(self.state_names, state, strict=True)))
+
+    def _one_step(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
+        """Acting: each layer's cell once."""
+        keep = is_first.logical_not()[..., None]  # [B, 1, 1]
+        x, state, after = x[:, 0], tuple(part * keep for part in state), []
+        for layer, weights in enumerate(self.rnn.all_weights):
+            after.append(self._step(x, tuple(part[:, layer] for part in state), weights))
+            x = after[-1][0]
+        return x[:, None], tuple(torch.stack(parts, dim=1) for parts in zip(*after, strict=True))
+
+    def _window(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
+        """Learning: by stretches or by segments."""
         cuts = [0, *[t for t in is_first.any(dim=0).nonzero().flatten().tolist() if t > 0]]
         segments = _segments(is_first) if len(cuts) > 1 else None
         if segments and int(segments[1][0]) <= CALL_COST * len(cuts):
-            features, state = self._by_segments(x, state, is_first, *segments)
-        else:
-            features, state = self._by_stretches(x, state, is_first, cuts)
-        return CoreOut(take(features, at), dict(zip(self.state_names, state, strict=True)))
+            return self._by_segments(x, state, is_first, *segments)
+        return self._by_stretches(x, state, is_first, cuts)
 
     def _by_stretches(self, x: Tensor, state: State, is_first: Tensor, cuts: list[int]) -> tuple[Tensor, State]:
         """One call for each stretch between two resets (of any row); a reset zeroes the rows it marks."""
@@ -81,23 +95,20 @@ class Recurrent(Core):
         B, T, _ = x.shape
         steps = torch.arange(int(length[0]), device=x.device)[:, None]
         running = steps < length  # [longest, S]; the longest segments come first, so those that run are the first ones
-        sizes = running.sum(dim=1).tolist()
         order = (begin + steps)[running]  # [B*T] in the order they run: where each row and step lies in the window
         place = torch.empty_like(order)
         place[order] = torch.arange(B * T, device=x.device)  # and back
-        keep = is_first.flatten()[begin].logical_not()[:, None, None]  # a segment that goes on has its row's carry
-        state = tuple(part.index_select(0, begin // T) * keep for part in state)  # [S, layers, H]
-        x, ends = x.flatten(0, 1).index_select(0, order), []
-        for layer, weights in enumerate(self.rnn.all_weights):
-            now, seen = tuple(part[:, layer] for part in state), []
-            for step in torch.split(x, sizes):
-                now = self._step(step, tuple(part[: len(step)] for part in now), weights)
-                seen.append(now)
-            states = tuple(torch.cat(parts) for parts in zip(*seen, strict=True))  # [B*T, H]
-            ends.append(tuple(part.index_select(0, place.view(B, T)[:, -1]) for part in states))
-            x = states[0]
-        state = tuple(torch.stack(parts, dim=1) for parts in zip(*ends, strict=True))  # [B, layers, H]
-        return x.index_select(0, place).view(B, T, -1), state
+        keep = is_first.flatten()[begin].logical_not()[:, None]  # [S, 1]; a segment that goes on has its row's carry
+        # [layers, S, H]
+        begun = tuple((part.index_select(0, begin // T).transpose(0, 1) * keep).contiguous() for part in state)
+        packed = PackedSequence(x.flatten(0, 1).index_select(0, order), running.sum(dim=1).cpu())
+        output, new = self.rnn(packed, begun[0] if len(begun) == 1 else begun)
+        last = begin.new_empty(B)  # the segment that each row ends with
+        at_end = ((begin + length) % T == 0).nonzero().squeeze(1)
+        last[begin[at_end] // T] = at_end
+        ends = (new,) if len(begun) == 1 else new
+        state = tuple(part.index_select(1, last).transpose(0, 1) for part in ends)  # [B, layers, H]
+        return output.data.index_select(0, place).view(B, T, -1), state
 
     def _step(self, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
         """One step of one layer: x [S, D], state [S, H]."""
