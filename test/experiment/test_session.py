@@ -332,6 +332,7 @@ def test_a_table_reads_back_as_it_was(tmp_path: Path) -> None:
     ]
     write_table(tmp_path / "rows.csv", rows)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "rows.csv"), pd.DataFrame(rows), check_exact=True)
+    assert "nan" not in (tmp_path / "rows.csv").read_text(), "nothing, where no episode has ended"
     write_table(tmp_path / "none.csv", [])
     assert (tmp_path / "none.csv").stat().st_size == 1, "what the reader takes for no table"
 
