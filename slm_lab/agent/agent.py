@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
@@ -30,6 +29,7 @@ class Agent:
     def __init__(self, algorithm: Algorithm, memory: Memory, rng: Rng) -> None:
         self.algorithm, self.memory, self.rng = algorithm, memory, rng
         self.action_space = memory.context.world.action_space
+        self.device = algorithm.net.device
         self.frame = 0
 
     def initial(self, E: int) -> Tree:
@@ -38,12 +38,11 @@ class Agent:
 
     def act(self, step: Step, carry: Tree, explore: bool = True) -> ActOut:
         """Actions [E, *A] for what the worlds show; without `explore` the best ones, without chance."""
-        device = self.algorithm.net.device
-        obs = tree_map(lambda x: torch.as_tensor(x, device=device).unsqueeze(1), step.obs)  # [E, 1, *O]
-        is_first = torch.as_tensor(step.is_first, device=device).unsqueeze(1)
+        obs = tree_map(lambda x: torch.as_tensor(x, device=self.device).unsqueeze(1), step.obs)  # [E, 1, *O]
+        is_first = torch.as_tensor(step.is_first, device=self.device).unsqueeze(1)
         out = self.algorithm.act(obs, is_first, carry, explore, self.frame)
         shape = self.action_space.shape or ()
-        return dataclasses.replace(out, action=out.action.reshape(len(out.action), *shape))
+        return ActOut(out.action.reshape(len(out.action), *shape), out.carry, out.extras)
 
     def update(self, step: Step, carry: Tree, act: ActOut, next_step: Step) -> list[Metrics]:
         """Remember a step (`carry` as before acting) and learn while the memory says so; the metrics of each update."""
@@ -63,10 +62,9 @@ class Agent:
         return self._learn()
 
     def _learn(self) -> list[Metrics]:
-        device = self.algorithm.net.device
         learned: list[Metrics] = []
         while self.memory.to_train:
-            batch = map_batch(lambda leaf: torch.as_tensor(leaf, device=device), self.memory.sample())
+            batch = map_batch(lambda leaf: torch.as_tensor(leaf, device=self.device), self.memory.sample())
             batch = batch.replace(action=self._flat(batch.action))
             metrics, priority = self.algorithm.update(batch, self.frame)
             learned.append(metrics)
@@ -84,10 +82,6 @@ class Agent:
         self.memory.interrupt(make_row(step, carry, act, next_step))
 
     # --- what a session asks, of one learner or of several (multi.py) ---
-
-    @property
-    def device(self) -> torch.device:
-        return self.algorithm.net.device
 
     @property
     def opt_step(self) -> int:

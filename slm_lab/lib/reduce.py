@@ -31,25 +31,30 @@ def reduce_losses(
     every term alike; `scales` multiplies terms by name (1 where not named). A term of another shape is a bug and is
     refused: a silent broadcast of [B] with [B, 1] trains on nonsense.
     """
-    row_weight: Tensor | float = 1.0
     if weight is not None:
-        row_weight = weight[:, None] if weight.dim() == 1 else weight
         assert weight.shape in (mask.shape[:1], mask.shape), (
             f"weight has shape {tuple(weight.shape)}, expected [B] or [B, Q] of {tuple(mask.shape)}"
         )
-    count = mask.sum().clamp(min=1)
+        weight = weight[:, None] if weight.dim() == 1 else weight
+    count = int(mask.sum())
     means = {}
     for name, term in losses.items():
         assert term.shape == mask.shape, (
             f"loss '{name}' has shape {tuple(term.shape)}, expected [B, Q] = {tuple(mask.shape)}"
         )
-        # chosen, not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN
-        means[name] = (torch.where(mask, term, 0.0) * row_weight).sum() / count
-    total = sum((scales or {}).get(name, 1.0) * mean for name, mean in means.items())
-    assert isinstance(total, Tensor), "no loss terms"
+        if weight is not None:
+            term = term * weight
+        if count == mask.numel():
+            means[name] = term.mean()
+        else:  # chosen, not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN
+            means[name] = torch.where(mask, term, 0.0).sum() / max(count, 1)
+    assert means, "no loss terms"
+    total = mask.new_zeros((), dtype=torch.float32)
+    for name, mean in means.items():
+        total = torch.add(total, mean, alpha=(scales or {}).get(name, 1.0))
     return total, means
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of `x` [B, Q] over the valid rows, to show it."""
-    return (x * mask).sum() / mask.sum()
+    return torch.where(mask, x, 0.0).sum() / mask.sum()

@@ -13,9 +13,11 @@ from slm_lab.lib.types import Batch, Tree
 
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Apply `function` to the leaves of `tree` (and of trees of the same shape beside it)."""
-    if isinstance(tree, dict):
-        return {key: tree_map(function, value, *(other[key] for other in others)) for key, value in tree.items()}
-    return function(tree, *others)
+    if not isinstance(tree, dict):
+        return function(tree, *others)
+    if not others:
+        return {key: tree_map(function, value) for key, value in tree.items()}
+    return {key: tree_map(function, value, *(other[key] for other in others)) for key, value in tree.items()}
 
 
 def map_batch(function: Callable[..., Any], batch: Batch) -> Batch:

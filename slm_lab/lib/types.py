@@ -10,6 +10,7 @@ env, and the previous action that a wrapper adds, are then more keys and no spec
 from __future__ import annotations
 
 import dataclasses
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,4 +88,8 @@ class Batch:
 
     def replace(self, **changes: Any) -> Batch:
         """A copy with some fields changed; a batch is never edited in place."""
-        return dataclasses.replace(self, **changes)
+        return Batch(**{**dict(zip(FIELDS, held_by(self), strict=True)), **changes})
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
+held_by = operator.attrgetter(*FIELDS)  # dataclasses.replace looks them up one by one, each time

@@ -93,11 +93,10 @@ def test_entropy_is_a_bonus() -> None:
     a2c = build(A2C, entropy_coef_spec=ScheduleSpec(start_val=0.5))
     prepared, _ = a2c.prepare(batch())
     out = a2c.net(prepared.obs, prepared.carry, prepared.is_first)
-    learned = a2c.losses(prepared, out, 0)
-    terms, shown = learned.terms, learned.shown
-    torch.testing.assert_close(terms["entropy_loss"], -out.heads["policy"].entropy())
-    assert a2c.scales(0)["entropy_loss"] == 0.5
-    assert 0 < shown["entropy"] <= torch.log(torch.tensor(3.0)) + 1e-5
+    terms = a2c.losses(prepared, out, 0).terms
+    torch.testing.assert_close(terms["entropy"], out.heads["policy"].entropy())
+    assert a2c.scales(0)["entropy"] == -0.5
+    assert 0 < terms["entropy"].mean() <= torch.log(torch.tensor(3.0)) + 1e-5
 
 
 def test_minibatches_hold_each_valid_step_once_an_epoch() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from slm_lab.agent.algorithm.ppo import PPO
 from slm_lab.agent.build import build_agent, build_net, pick_device
@@ -17,7 +19,7 @@ from slm_lab.agent.net.core.rnn import GRU
 from slm_lab.agent.net.encode import vectors
 from slm_lab.agent.net.mlp import MLP
 from slm_lab.agent.net.net import Net
-from slm_lab.agent.net.optim import Optim
+from slm_lab.agent.net.optim import Optim, make_optim
 from slm_lab.env.base import World
 from slm_lab.lib.errors import LabError
 from slm_lab.spec.lab_spec import AgentSpec
@@ -148,3 +150,35 @@ def test_equal_seeds_give_equal_nets() -> None:
 
     assert torch.equal(weights(0), weights(0))
     assert not torch.equal(weights(0), weights(1))
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW"])
+def test_adam_is_torchs_own_to_the_bit(name: str) -> None:
+    """Also where a parameter gets no gradient for a step, and after a checkpoint."""
+    torch.manual_seed(0)
+    own = [nn.Parameter(torch.randn(3, 2)), nn.Parameter(torch.randn(4))]
+    others = copy.deepcopy(own)
+    spec = OptimSpec(name=name, lr=0.1, weight_decay=0.1, betas=[0.8, 0.9])
+    optim = make_optim(own, spec)
+    reference = getattr(torch.optim, name)(others, lr=0.1, weight_decay=0.1, betas=(0.8, 0.9), fused=True)
+    for step in range(4):
+        for i, (parameter, other) in enumerate(zip(own, others, strict=True)):
+            parameter.grad = None if step == 1 and i == 0 else torch.randn_like(parameter)
+            other.grad = parameter.grad
+        with torch.no_grad():
+            optim.step()
+        reference.step()
+        saved, optim = copy.deepcopy(optim.state_dict()), make_optim(own, spec)
+        optim.load_state_dict(saved)
+    assert all(torch.equal(a, b) for a, b in zip(own, others, strict=True))
+
+
+def test_a_frozen_head_passes_the_gradient_on_and_keeps_none() -> None:
+    net, _ = net_of(core={"name": "none"})
+    features = {"critic": torch.randn(1, 1, net.out_sizes["critic"], requires_grad=True)}
+    learned = net.read("value", features)
+    net.read("value", features, frozen=True).sum().backward()
+    assert features["critic"].grad is not None and features["critic"].grad.any()
+    assert all(p.grad is None and p.requires_grad for p in net.heads["value"].parameters())
+    learned.sum().backward()  # what was read before learns all the same
+    assert all(p.grad is not None for p in net.heads["value"].parameters())

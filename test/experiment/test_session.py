@@ -261,7 +261,7 @@ def test_a_parameter_that_cannot_learn_is_reported(tmp_path: Path, monkeypatch: 
     session = Session(spec, start(tmp_path / "a", spec), 0, lambda progress: None, check=True)
     session.run()
     assert session.check_report() == []
-    monkeypatch.setattr(PPO, "scales", lambda self, frame: {"value_loss": 0.0, "entropy_loss": 0.0})
+    monkeypatch.setattr(PPO, "scales", lambda self, frame: {"value_loss": 0.0, "entropy": 0.0})
     session = Session(spec, start(tmp_path / "b", spec), 0, lambda progress: None, check=True)
     session.run()
     report = session.check_report()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -114,7 +115,9 @@ class Algorithm:
             out = self.net(minibatch.obs, minibatch.carry, minibatch.is_first, action=minibatch.action, at=minibatch.at)
             found = self.losses(minibatch, out, frame)
             beside = self._learned_beside(minibatch, out, found)
-            loss, metrics = _joined([replace(found, terms=found.terms | out.losses), *beside], minibatch, scales, frame)
+            if out.losses:
+                found = replace(found, terms=found.terms | out.losses)
+            loss, metrics = _joined([found, *beside], minibatch, scales, frame)
             shown.append(metrics | self.optim.step(loss, frame))
             if found.td_error is not None and batch.weight is not None:
                 priority = _priority(found.td_error.detach(), minibatch.mask)
@@ -130,7 +133,7 @@ class Algorithm:
 
     def _learned_beside(self, batch: Batch, out: NetOut, found: Losses) -> list[Losses]:
         """What the auxiliaries make of a minibatch; the algorithm's TD error is in its extras, where it has one."""
-        if found.td_error is not None:
+        if found.td_error is not None and self.auxiliaries:
             batch = batch.replace(extras={**batch.extras, "td_error": found.td_error.detach()})
         return [auxiliary.losses(batch, out, self.net) for auxiliary in self.auxiliaries]
 
@@ -147,7 +150,6 @@ class Algorithm:
             metrics |= shown
         return batch, metrics
 
-    @torch.no_grad()
     def _warmed(self, batch: Batch) -> Batch:
         """The batch without its burn-in, which brings the old carry up to date (no gradient goes through it)."""
         n = batch.burn_in
@@ -156,7 +158,8 @@ class Algorithm:
         carry = batch.carry
         if not self.net.stateless:
             first = {key: x[:, :n] for key, x in batch.obs.items()}
-            carry = self.net(first, carry, batch.is_first[:, :n], heads=()).carry
+            with torch.no_grad():
+                carry = self.net(first, carry, batch.is_first[:, :n], heads=()).carry
         whole = {"weight": batch.weight, "index": batch.index, "burn_in": 0, "carry": carry}  # these have no T
         held = batch.replace(carry={}, weight=None, index=None)
         return map_batch(lambda x: x[:, n:], held).replace(**whole)
@@ -174,14 +177,16 @@ class Algorithm:
 
 def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> tuple[Tensor, Metrics]:
     """The sum of what an algorithm and its auxiliaries make of a minibatch, each over its own rows, and its metrics."""
-    total, metrics = torch.zeros((), device=batch.mask.device), dict[str, Tensor]()
+    totals, metrics = list[Tensor](), dict[str, Tensor]()
     for found in losses:
         if found.terms:
             mask, weight = (batch.mask, batch.weight) if found.mask is None else (found.mask, found.weight)
             loss, means = reduce_losses(found.terms, mask, weight, scales)
-            total, metrics = total + loss, metrics | means
+            totals.append(loss)
+            metrics |= means
         metrics |= found.shown
-    shown = {name: float(value.detach()) for name, value in {"loss": total, **metrics}.items()}
+    total = functools.reduce(torch.add, totals)
+    shown = _numbers({"loss": total, **metrics})
     if not math.isfinite(shown["loss"]):
         bad = [name for found in losses for name in found.terms if not math.isfinite(shown[name])]
         raise LabError(
@@ -189,6 +194,13 @@ def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> 
             "Try a smaller lr, clip_grad_val, or env.normalize_obs and env.normalize_reward."
         )
     return total, shown
+
+
+@torch.no_grad()
+def _numbers(scalars: dict[str, Tensor]) -> Metrics:
+    """Scalars as numbers, all in one transfer."""
+    device = scalars["loss"].device
+    return dict(zip(scalars, torch.stack([value.to(device) for value in scalars.values()]).tolist(), strict=True))
 
 
 def _mean(rows: list[Metrics]) -> Metrics:

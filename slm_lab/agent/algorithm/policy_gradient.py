@@ -18,7 +18,7 @@ from slm_lab.agent.net.distribution import Distribution
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.agent.net.policy_head import ActionPd, PolicyHead, fitting_pds
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.reduce import Losses, Metrics, masked_mean
+from slm_lab.lib.reduce import Losses, Metrics
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import PositiveInt, ScheduleSpec, Unit
@@ -93,10 +93,8 @@ class PolicyGradient(Algorithm):
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         policy = out.heads["policy"]
-        entropy = policy.entropy()  # [B, T]
         policy_loss, shown = self.policy_loss(policy.log_prob(batch.action), batch, frame)
-        shown["entropy"] = masked_mean(entropy, batch.mask)
-        terms = {"policy_loss": policy_loss, "entropy_loss": -entropy}
+        terms = {"policy_loss": policy_loss, "entropy": policy.entropy()}
         if self.spec.log_barrier_coef:
             terms["barrier_loss"] = policy.barrier()
         return Losses(terms, shown)
@@ -109,7 +107,7 @@ class PolicyGradient(Algorithm):
         entropy = self.spec.entropy_coef_spec
         return {
             "policy_loss": self.spec.policy_loss_coef,
-            "entropy_loss": entropy.at(frame) if entropy else 0.0,
+            "entropy": -entropy.at(frame) if entropy else 0.0,  # a bonus
             "barrier_loss": self.spec.log_barrier_coef,
         }
 
@@ -117,12 +115,10 @@ class PolicyGradient(Algorithm):
         """Scheduled values worth showing."""
         explore_var = self.spec.explore_var_spec
         shown = {"explore_var": explore_var.at(frame)} if explore_var else {}
-        return {"entropy_coef": self.scales(frame)["entropy_loss"], **shown}
+        return {"entropy_coef": -self.scales(frame)["entropy"], **shown}
 
     def update(self, batch: Batch, frame: int) -> Learned:
-        metrics = super().update(batch, frame).metrics
-        metrics.pop("entropy_loss", None)  # shown as entropy
-        return Learned(metrics | self.watched(frame))
+        return Learned(super().update(batch, frame).metrics | self.watched(frame))
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from slm_lab.agent.algorithm.a2c import ActorCritic, ActorCriticSpec
-from slm_lab.lib.reduce import Metrics
+from slm_lab.lib.reduce import Metrics, masked_mean
 from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt, ScheduleSpec
@@ -59,18 +59,20 @@ class PPO(ActorCritic):
         count = len(batch.reward)
         for _ in range(self.spec.training_epoch):
             order = torch.randperm(count, generator=self.rng.torch).to(batch.reward.device)
-            for index in torch.split(order, per_minibatch):
-                yield self.read(map_batch(lambda x, index=index: x[index], batch))
+            parts = map_batch(lambda x, order=order: torch.split(x[order], per_minibatch), batch)
+            for i in range(-(-count // per_minibatch)):
+                yield self.read(map_batch(lambda x, i=i: x[i], parts))
 
     def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
         log_ratio = log_prob - batch.extras["log_prob"]  # [B, T]
         ratio, advantage = torch.exp(log_ratio), batch.extras["advantage"]
         epsilon = self.spec.clip_eps_spec.at(frame)
-        loss = -torch.minimum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
+        bound = advantage + epsilon * advantage.abs()  # clip(ρ, 1 ± ε) A wherever that is the lesser one
+        loss = -torch.minimum(ratio * advantage, bound)
         with torch.no_grad():
-            change = (ratio - 1)[batch.mask]
-            kl = (change - log_ratio[batch.mask]).mean()  # the k3 estimator: unbiased and never negative
-            return loss, {"clip_fraction": (change.abs() > epsilon).float().mean(), "approx_kl": kl}
+            change = ratio - 1
+            kl = masked_mean(change - log_ratio, batch.mask)  # the k3 estimator: unbiased and never negative
+            return loss, {"clip_fraction": masked_mean(change.abs() > epsilon, batch.mask), "approx_kl": kl}
 
     def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
         loss = super().value_loss(value, batch, frame)

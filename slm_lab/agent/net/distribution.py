@@ -39,8 +39,8 @@ class Categorical:
         self.log_probs = F.log_softmax(logits, dim=-1)  # [..., A]
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        gumbel = -torch.log(-torch.log(uniform_noise(self.log_probs, generator)))
-        return (self.log_probs + gumbel).argmax(dim=-1)  # [...], the Gumbel-max trick
+        gumbel = uniform_noise(self.log_probs, generator).log_().neg_().log_()  # minus the noise
+        return (self.log_probs - gumbel).argmax(dim=-1)  # [...], the Gumbel-max trick
 
     def mode(self) -> Tensor:
         return self.log_probs.argmax(dim=-1)  # [...]

@@ -43,4 +43,5 @@ def vector(space: spaces.Space, x: Tensor) -> Tensor:
 
 def vectors(obs_space: ObsSpace, obs: Tree) -> Tensor:
     """All keys of an observation side by side, [..., D], in the order of the space."""
-    return torch.cat([vector(space, obs[key]) for key, space in obs_space.items()], dim=-1)
+    found = [vector(space, obs[key]) for key, space in obs_space.items()]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=-1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 Activation = Literal["relu", "tanh", "selu", "elu", "gelu", "silu", "sigmoid", "leakyrelu"]
 InitFn = Literal["orthogonal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_"]
@@ -19,12 +19,22 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 GAINS = {"relu": math.sqrt(2), "tanh": 5 / 3, "leakyrelu": math.sqrt(2), "selu": 0.75}  # others 1, as torch.nn.init
 
 
-def mlp(sizes: Sequence[int], activation: Activation) -> nn.Sequential:
+class Layers(nn.Sequential):
+    """Layers over the last dimension of [..., D]: all rows side by side, so that each layer is one plain product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        for layer in self:
+            rows = layer.forward(rows)  # not by __call__, whose hooks no one uses here
+        return rows.view(*x.shape[:-1], rows.shape[-1])
+
+
+def mlp(sizes: Sequence[int], activation: Activation) -> Layers:
     """Linear layers `sizes[0] → … → sizes[-1]`, the activation after each."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers)
+    return Layers(*layers)
 
 
 def init_weights(module: nn.Module, init_fn: InitFn | None, activation: Activation) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from slm_lab.agent.net.base import Encoder
 from slm_lab.agent.net.core.base import Core, CoreOut
@@ -126,7 +125,14 @@ class Net(nn.Module):
         inputs = (x, action) if head in self.takes_action else (x,)
         if not frozen:
             return module(*inputs)
-        return functional_call(module, {name: p.detach() for name, p in module.named_parameters()}, inputs)
+        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        try:
+            for parameter in learned:
+                parameter.requires_grad_(False)
+            return module(*inputs)
+        finally:
+            for parameter in learned:
+                parameter.requires_grad_(True)
 
     def parameters_by_part(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of each part with its heads: what one optimiser trains and one clip bounds."""

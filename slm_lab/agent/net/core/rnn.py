@@ -31,8 +31,9 @@ CALL_COST = 2
 class Recurrent(Core):
     """A torch recurrent net over [B, T], its state reset wherever `is_first` says.
 
-    There are two ways to the same numbers (to float rounding), and `forward` takes the one that is faster: by stretches
-    where resets are few, as in acting, and by segments where they are scattered, as in replay of short episodes.
+    There are three ways to the same numbers (to float rounding), and `forward` takes the one that is fastest: a single
+    step by its cell, a window by stretches where resets are few, and by segments where they are scattered, as in short
+    episodes.
     """
 
     state_names: tuple[str, ...]
@@ -54,13 +55,25 @@ class Recurrent(Core):
         self, x: Tensor, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
     ) -> CoreOut:
         state = tuple(carry[name] for name in self.state_names)  # [B, layers, H]
+        features, state = (self._one_step if x.shape[1] == 1 else self._window)(x, state, is_first)
+        return CoreOut(take(features, at), dict(zip(self.state_names, state, strict=True)))
+
+    def _one_step(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
+        """Acting: each layer's cell once."""
+        keep = is_first.logical_not()[..., None]  # [B, 1, 1]
+        x, state, after = x[:, 0], tuple(part * keep for part in state), []
+        for layer, weights in enumerate(self.rnn.all_weights):
+            after.append(self._step(x, tuple(part[:, layer] for part in state), weights))
+            x = after[-1][0]
+        return x[:, None], tuple(torch.stack(parts, dim=1) for parts in zip(*after, strict=True))
+
+    def _window(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
+        """Learning: by stretches or by segments."""
         cuts = [0, *[t for t in is_first.any(dim=0).nonzero().flatten().tolist() if t > 0]]
         segments = _segments(is_first) if len(cuts) > 1 else None
         if segments and int(segments[1][0]) <= CALL_COST * len(cuts):
-            features, state = self._by_segments(x, state, is_first, *segments)
-        else:
-            features, state = self._by_stretches(x, state, is_first, cuts)
-        return CoreOut(take(features, at), dict(zip(self.state_names, state, strict=True)))
+            return self._by_segments(x, state, is_first, *segments)
+        return self._by_stretches(x, state, is_first, cuts)
 
     def _by_stretches(self, x: Tensor, state: State, is_first: Tensor, cuts: list[int]) -> tuple[Tensor, State]:
         """One call for each stretch between two resets (of any row); a reset zeroes the rows it marks."""
