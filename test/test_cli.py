@@ -525,7 +525,7 @@ def test_help_and_list_import_nothing_heavy_and_are_instant(words: list[str]) ->
 
 def test_training_imports_nothing_that_it_does_not_need(lab: Lab) -> None:
     """Each of these takes longer to import than a thousand steps take to play."""
-    unneeded = "pandas plotly ray optuna matplotlib"
+    unneeded = "pandas plotly ray optuna matplotlib torch._dynamo"
     program = (
         "import os, sys; from slm_lab.cli import main; from slm_lab.experiment.session import Session\n"
         "def finish(self):\n"
