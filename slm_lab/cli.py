@@ -229,16 +229,17 @@ def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) ->
     from slm_lab.experiment.run_dir import RunDir
 
     run = RunDir.find(args.data, name, which, mode="train" if mode == "train" else None)
-    console = _console()
-    from slm_lab.experiment import control, enjoy
-    from slm_lab.experiment.search.ledger import best_run
-
     if mode == "enjoy":
-        enjoy.enjoy(best_run(run), console)
+        from slm_lab.experiment import enjoy
+        from slm_lab.experiment.search.ledger import best_run
+
+        enjoy.enjoy(best_run(run), _console())
     elif run.mode() == "search":
         raise LabError(f"{run.path} is a search. Go on with: {run.command('search')}")
     else:
-        control.resume(run, args.data, console)
+        from slm_lab.experiment import control
+
+        control.resume(run, args.data, _console())
 
 
 def _raw(words: list[str]) -> tuple[str, dict[str, Any]]:

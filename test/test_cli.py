@@ -532,6 +532,20 @@ def test_help_and_list_import_nothing_heavy_and_are_instant(words: list[str]) ->
     assert fastest <= 0.3
 
 
+def test_training_imports_nothing_that_it_does_not_need(lab: Lab) -> None:
+    """Each of these takes longer to import than a thousand steps take to play."""
+    unneeded = "pandas plotly ray optuna matplotlib torch._dynamo"
+    program = (
+        "import os, sys; from slm_lab.cli import main; from slm_lab.experiment.session import Session\n"
+        "def finish(self):\n"
+        f"    print(self.agent.opt_step > 0, sorted(set({unneeded.split()}) & set(sys.modules)), flush=True); os._exit(0)\n"
+        "Session.finish = finish; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, "ok.json", "train"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.stdout.splitlines()[-1] == "True []", done.stderr
+
+
 def test_a_reader_that_stops_reading_is_no_error(lab: Lab) -> None:
     process = subprocess.Popen(command("show", "ok.json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout

@@ -47,12 +47,12 @@ class ActionUnits:
             raise EnvError(f"an action of one world has shape {action.shape[1:]}, {self.space.shape} was expected")
         if isinstance(self.world, spaces.Box):
             return self._stretch(action)
-        if action.dtype.kind not in "iub" or (action < 0).any() or (action >= self._size).any():
+        if action.dtype.kind not in "iub" or np.count_nonzero((action < 0) | (action >= self._size)):
             raise EnvError(f"the actions {action.tolist()} aren't all whole numbers from 0 to {self._size - 1}")
         return np.asarray(action + self._start, dtype=self.world.dtype)
 
     def _stretch(self, action: np.ndarray) -> np.ndarray:
-        if not np.isfinite(action).all():
+        if np.count_nonzero(np.isfinite(action)) < action.size:
             raise EnvError(f"the policy gave the actions {action.tolist()}: not all finite")
         share = (action.astype(np.float64) + 1.0) / 2.0
         # In this form -1 and 1 give low and high exactly; what lies beyond them, if by rounding only, is clipped.

@@ -12,36 +12,23 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from slm_lab.env import snapshot
 from slm_lab.env.action import ActionUnits
-from slm_lab.env.base import EnvError, Space, VecEnv, check_finite, first_step, leaf_arrays, leaf_spaces, own
+from slm_lab.env.base import (
+    EnvError,
+    Space,
+    VecEnv,
+    check_finite,
+    first_step,
+    leaf_arrays,
+    leaf_spaces,
+    own,
+    stacked_leaves,
+)
 from slm_lab.env.goals import gym_goals
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Step, Tree
 
 Vector = VectorEnv[Any, Any, Any]
 Shown = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]  # obs leaves, reward, terminated, truncated
-
-
-class _Named(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Says which world raised, at which step of its episode: the vector around it can't."""
-
-    def __init__(self, env: gymnasium.Env[Any, Any], name: str, world: int) -> None:
-        super().__init__(env)
-        self.name, self.world, self.number = name, world, 0
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self.number = 0
-        try:
-            return self.env.reset(seed=seed, options=options)
-        except Exception as error:
-            raise _raised(f"{self.name}: world {self.world}", "in reset", error) from error
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        self.number += 1
-        try:
-            return self.env.step(action)
-        except Exception as error:
-            where = f"at step {self.number} of its episode, with action {action!r}"
-            raise _raised(f"{self.name}: world {self.world}", where, error) from error
 
 
 def _raised(who: str, where: str, error: Exception) -> EnvError:
@@ -107,13 +94,65 @@ class GymVec(VecEnv):
     def _restore(self, worlds: list[Any]) -> None: ...
 
 
+class SyncVec(GymVec):
+    """Scalar envs in this process, stepped one after the other."""
+
+    def __init__(self, name: str, worlds: list[gymnasium.Env[Any, Any]]) -> None:
+        super().__init__(name, len(worlds), worlds[0].observation_space, worlds[0].action_space)
+        self._worlds, self._numbers = worlds, [0] * len(worlds)  # steps of each one's episode
+        self.goals, self.max_length = gym_goals(name, self.obs_space, worlds[0]), _max_length(worlds[0])
+
+    def _reset(self, seed: int) -> dict[str, np.ndarray]:
+        return stacked_leaves(self._space, [self._begin(world, seed + world) for world in range(self.num_envs)])
+
+    def _begin(self, world: int, seed: int | None = None) -> Any:
+        """A new episode's first observation."""
+        self._numbers[world] = 0
+        try:
+            return self._worlds[world].reset(seed=seed)[0]
+        except Exception as error:
+            raise _raised(f"{self.name}: world {world}", "in reset", error) from error
+
+    def _step(self, action: np.ndarray) -> Shown:
+        obs, reward = [], np.zeros(self.num_envs)
+        terminated, truncated = np.zeros(self.num_envs, dtype=bool), np.zeros(self.num_envs, dtype=bool)
+        for world, ended in enumerate(self._ended.tolist()):
+            if ended:
+                obs.append(self._begin(world))
+                continue
+            self._numbers[world] += 1
+            try:
+                shown, reward[world], terminated[world], truncated[world], _ = self._worlds[world].step(action[world])
+            except Exception as error:
+                where = f"at step {self._numbers[world]} of its episode, with action {action[world]!r}"
+                raise _raised(f"{self.name}: world {world}", where, error) from error
+            obs.append(shown)
+        return stacked_leaves(self._space, obs), reward, terminated, truncated
+
+    def _capture(self) -> list[Any]:
+        each = zip(self._worlds, self._numbers, strict=True)
+        return [{"world": snapshot.capture(world), "number": number} for world, number in each]
+
+    def _restore(self, worlds: list[Any]) -> None:
+        for world, saved in zip(self._worlds, worlds, strict=True):
+            snapshot.restore(world, saved["world"])
+        self._numbers = [int(saved["number"]) for saved in worlds]
+
+    def render(self) -> list[Any]:
+        return [world.render() for world in self._worlds]
+
+    def close(self) -> None:
+        for world in self._worlds:
+            world.close()
+
+
 class NextStepVec(GymVec):
-    """One vector of Gymnasium's with NEXT_STEP autoreset, which is ours as well."""
+    """An env's own vector with NEXT_STEP autoreset, which is ours as well."""
 
     def __init__(self, name: str, vector: Vector) -> None:
         super().__init__(name, vector.num_envs, vector.single_observation_space, vector.single_action_space)
-        self._vector, self.goals = vector, gym_goals(name, self.obs_space, _worlds(vector)[0])
-        self.max_length = _max_length(_worlds(vector)[0])
+        self._vector = vector
+        self.goals, self.max_length = gym_goals(name, self.obs_space, vector), _max_length(vector)
 
     def _reset(self, seed: int) -> dict[str, np.ndarray]:
         return leaf_arrays(self._space, self._vector.reset(seed=seed)[0], self.num_envs)
@@ -123,14 +162,10 @@ class NextStepVec(GymVec):
         return leaf_arrays(self._space, obs, self.num_envs), reward, terminated, truncated
 
     def _capture(self) -> list[Any]:
-        return [snapshot.capture(env) for env in _worlds(self._vector)]
+        return [snapshot.capture(self._vector)]
 
     def _restore(self, worlds: list[Any]) -> None:
-        vector = self._vector
-        for env, saved in zip(_worlds(vector), worlds, strict=True):
-            snapshot.restore(env, saved)
-        if isinstance(vector, SyncVectorEnv):
-            vector._autoreset_envs = self._ended.copy()  # private, and the only state it keeps between steps
+        snapshot.restore(self._vector, worlds[0])
 
     def render(self) -> list[Any]:
         return list(self._vector.render() or ())
@@ -150,8 +185,8 @@ class PausedVec(GymVec):
         super().__init__(name, len(vectors), vectors[0].single_observation_space, vectors[0].single_action_space)
         self._vectors = vectors
         self._same_step = vectors[0].metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
-        self.goals = gym_goals(name, self.obs_space, _worlds(vectors[0])[0])
-        self.max_length = _max_length(_worlds(vectors[0])[0])
+        world = vectors[0].envs[0] if isinstance(vectors[0], SyncVectorEnv) else vectors[0]
+        self.goals, self.max_length = gym_goals(name, self.obs_space, world), _max_length(world)
         self._begun: list[Any] = [None] * len(vectors)  # SAME_STEP: the next episode's first obs, waiting to be shown
 
     def _reset(self, seed: int) -> dict[str, np.ndarray]:
@@ -200,11 +235,6 @@ class PausedVec(GymVec):
             vector.close()
 
 
-def _worlds(vector: Vector) -> list[Any]:
-    """The worlds that a vector steps one by one; one that doesn't is a world by itself."""
-    return list(vector.envs) if isinstance(vector, SyncVectorEnv) else [vector]
-
-
 def _max_length(world: Any) -> int | None:
     """Gymnasium's time limit, where there is one."""
     limit: int | None = getattr(world.spec, "max_episode_steps", None)
@@ -221,17 +251,20 @@ def _joined(worlds: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def sync_vec(name: str, make: Callable[[], gymnasium.Env[Any, Any]], num_envs: int) -> GymVec:
-    """`num_envs` scalar envs in one process, stepped one after the other."""
-    makers = [lambda world=world: _Named(make(), name, world) for world in range(num_envs)]
-    return NextStepVec(name, SyncVectorEnv(makers, copy=False, autoreset_mode=AutoresetMode.NEXT_STEP))
+    """`num_envs` scalar envs. Raises `EnvError` where they aren't alike."""
+    worlds = [make() for _ in range(num_envs)]
+    spaces = [(world.observation_space, world.action_space) for world in worlds]
+    if any(other != spaces[0] for other in spaces):
+        raise EnvError(f"{name}: two worlds of one constructor have different spaces; the same were expected")
+    return SyncVec(name, worlds)
 
 
 def native_vec(name: str, make: Callable[[int], Vector], num_envs: int) -> GymVec:
     """An env's own vector, whatever its autoreset mode. Raises `EnvError` where it doesn't tell its mode."""
     vector = make(num_envs)
     mode = vector.metadata.get("autoreset_mode")
-    if mode == AutoresetMode.NEXT_STEP:
-        return NextStepVec(name, vector)
+    if mode == AutoresetMode.NEXT_STEP:  # Gymnasium's loop over scalar envs is ours, which can be saved
+        return SyncVec(name, list(vector.envs)) if type(vector) is SyncVectorEnv else NextStepVec(name, vector)
     vector.close()
     if mode not in (AutoresetMode.SAME_STEP, AutoresetMode.DISABLED):
         raise EnvError(

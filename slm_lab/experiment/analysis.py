@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import pandas as pd
 
 from slm_lab.experiment.metrics import Metrics, clean, session_metrics, trial_metrics
 from slm_lab.lib.errors import LabError
-from slm_lab.lib.files import write_atomic
+from slm_lab.lib.files import write_json, write_text
 
 __all__ = ["Run", "analyze_session", "analyze_trial", "list_trials", "load_run", "session_metrics", "trial_metrics"]
 
@@ -92,30 +90,6 @@ def analyze_trial(run_dir: str | Path, trial: int = 0) -> Metrics:
     table = pd.DataFrame([*rows, {"session": "mean", **metrics["scalar"]}])
     write_text(info / f"{run.stem()}_trial_metrics.csv", table.to_csv(index=False))
     return metrics
-
-
-def plural(number: int, thing: str) -> str:
-    """'1 session', '4 sessions'."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write strict JSON (NaN and ±inf become null), atomically."""
-    write_text(path, json.dumps(_finite(data), allow_nan=False, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; its folder too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def _damaged(path: Path, error: Exception) -> LabError:

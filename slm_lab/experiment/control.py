@@ -1,4 +1,8 @@
-"""What the modes train and dev and the command plot do."""
+"""What the modes train and dev and the command plot do.
+
+What draws is imported when there is something to draw: pandas and plotly take half a second, and the first frame would
+wait for them.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,11 @@ from typing import Any
 from rich.console import Console
 
 from slm_lab import __version__
-from slm_lab.experiment.analysis import analyze_session, analyze_trial, plural
 from slm_lab.experiment.display import Display, say
 from slm_lab.experiment.evaluate import random_return
-from slm_lab.experiment.index import write_index
-from slm_lab.experiment.plot import draw_run, multi_trial_graph
-from slm_lab.experiment.report import write_report
 from slm_lab.experiment.run_dir import RunDir, unwritable
-from slm_lab.experiment.summary import print_check, print_end, print_result, warn_untrained
 from slm_lab.experiment.trial import run_alone, run_sessions
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.log import log_to, note
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.validate import resolve
@@ -56,6 +55,8 @@ def dev(spec: LabSpec, data: Path, console: Console) -> RunDir:
 
 def replot(run: RunDir, data: Path, console: Console) -> None:
     """Draw a run's graphs and report again."""
+    from slm_lab.experiment.summary import finish
+
     spec = run.stored_spec()
     problem = finish(run, _baseline(spec, data), console)
     if problem:
@@ -64,6 +65,8 @@ def replot(run: RunDir, data: Path, console: Console) -> None:
 
 def compare(runs: list[RunDir], data: Path, console: Console) -> None:
     """Several runs in one graph, `data/graph/{env}_multi_trial_graph_...`: mean and band of each, a line a run."""
+    from slm_lab.experiment.plot import multi_trial_graph
+
     specs = [run.read_spec() for run in runs]
     names = [spec["name"] for spec in specs]
     labels = names if len(set(names)) == len(names) else [run.path.name for run in runs]
@@ -91,6 +94,8 @@ def _run_trial(spec: LabSpec, run: RunDir, baseline: float | None, console: Cons
                 else:
                     progress, found = run_alone(spec, run, d.update, check)
                     last = [progress]
+            from slm_lab.experiment.summary import finish, print_check, print_end, warn_untrained
+
             problem = finish(run, baseline, console, spec.meta.png)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"Nothing saved is lost. Go on with: {run.command('train')}") from None
@@ -100,30 +105,6 @@ def _run_trial(spec: LabSpec, run: RunDir, baseline: float | None, console: Cons
             warn_untrained(run, spec)
         print_end(last, run, console, problem)
     return run
-
-
-def finish(run: RunDir, baseline: float | None, console: Console, png: bool = True) -> LabError | None:
-    """Metrics, graphs and report from what the sessions have saved; the error if they can't be written.
-
-    A picture that fails is a warning.
-    """
-    try:
-        for session in range(run.read_spec()["meta"]["max_session"]):
-            if run.session_file(session, "session_df_train.csv").exists():
-                analyze_session(run.path, 0, session, baseline)
-        scalar = analyze_trial(run.path).get("scalar", {})
-        print_result(run, scalar, baseline, console)
-        if console.is_terminal:
-            say(console, "drawing graphs ...")
-        draw_run(run.path, png=png)
-        page = write_report(run.path)
-        write_index(run.path.parent)
-    except OSError as error:
-        return LabError(f"{unwritable(run.path, error)} Then draw the graphs with: {run.command('plot')}")
-    except LabError as error:
-        return error
-    say(console, f"report   {page}\ngraphs   {run.graph}")
-    return None
 
 
 def _so_far(run: RunDir) -> str:

@@ -16,13 +16,12 @@ from slm_lab.agent.agent import Agent
 from slm_lab.agent.build import build_agents
 from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.vec import VecEnv, make_env
-from slm_lab.experiment.analysis import plural
 from slm_lab.experiment.display import say
 from slm_lab.experiment.evaluate import Played, play
 from slm_lab.experiment.plot import draw_enjoyed
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.xray import Xray, sentences
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.rng import world_seed
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.parts import TASK

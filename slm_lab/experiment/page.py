@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from slm_lab.experiment.analysis import write_text
+from slm_lab.lib.files import write_text
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #646a73; --line: #dfe2e6; --card: #f6f7f9; --page: #fff;

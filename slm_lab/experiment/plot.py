@@ -14,11 +14,12 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from slm_lab.experiment import figure as draw
-from slm_lab.experiment.analysis import Run, list_trials, load_run, plural
+from slm_lab.experiment.analysis import Run, list_trials, load_run
 from slm_lab.experiment.figure import DASHES, PALETTE, add_band, line, new_figure, new_grid
 from slm_lab.experiment.metrics import BASE_COLUMNS, Array, align, mean_std, session_metrics
 from slm_lab.experiment.png import write_pngs
 from slm_lab.experiment.xray_plot import xray_builders
+from slm_lab.lib.errors import plural
 
 logger = logging.getLogger("slm_lab")
 

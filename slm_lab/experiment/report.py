@@ -11,12 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from slm_lab.experiment.analysis import Run, load_run, plural
+from slm_lab.experiment.analysis import Run, load_run
 from slm_lab.experiment.metrics import BASE_COLUMNS, session_metrics
 from slm_lab.experiment.page import cards as page_cards
 from slm_lab.experiment.page import details, duration, graphs, number, section, table, write_page
 from slm_lab.experiment.xray import load_figures, percent, sentences
 from slm_lab.experiment.xray_plot import CAPTIONS
+from slm_lab.lib.errors import plural
 
 Scalars = dict[str, float]
 METRICS = {  # in the order of the tables: name -> what it is

@@ -29,7 +29,7 @@ from slm_lab.experiment.xray import Xray
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.rng import world_seed
-from slm_lab.lib.tree import to_torch
+from slm_lab.lib.tree import to_torch, tree_copy
 from slm_lab.lib.types import Step, Tree
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Session:
         if spec.meta.rigorous_eval:
             self.eval_env = make_env(spec.env, num_envs=min(spec.env.num_envs, spec.meta.rigorous_eval), gamma=gamma)
         self.best = (False, -math.inf)  # is it a mean over enough episodes, and the mean
+        self.best_state: Tree | None = None  # the agent it was measured of, until the next checkpoint
         every = {name: getattr(spec.meta, f"{name}_frequency") for name in ("log", "eval", "checkpoint")}
         self.every: dict[str, int] = every  # frames between
         self.due = dict(every)  # frame at which the next one is owed
@@ -222,7 +223,11 @@ class Session:
         self._keep_best(float(row["total_reward"]))
 
     def _keep_best(self, score: float, sure: bool = True) -> None:
-        """Save the agent if it is the best so far; one lucky episode (not `sure`) never stands against a full mean."""
+        """Keep the agent if it is the best so far; one lucky episode (not `sure`) never stands against a full mean.
+
+        It is written with the next checkpoint: a run that is killed before finds it again, and while returns rise there
+        would be a file to write at every row of the table.
+        """
         if (sure, score) > self.best:
             self.best = (sure, score)
             state = {
@@ -232,9 +237,12 @@ class Session:
                 "frame": self.frame,
                 "fingerprint": self.fingerprint,
             }
-            checkpoint.save(self.run_dir.model, f"session{self.index}_best", state, self.frame)
+            self.best_state = tree_copy(state)  # it learns on meanwhile
 
     def _save(self) -> None:
+        if self.best_state is not None:
+            checkpoint.save(self.run_dir.model, f"session{self.index}_best", self.best_state, self.best_state["frame"])
+            self.best_state = None
         checkpoint.save(self.run_dir.model, f"session{self.index}", self.state_dict(), self.frame)
         self._write_tables()
 

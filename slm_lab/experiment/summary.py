@@ -1,4 +1,4 @@
-"""What is said at the end of a run: how good it is, what failed, how to go on."""
+"""The end of a run: metrics, graphs and report; how good it is, what failed, how to go on."""
 
 from __future__ import annotations
 
@@ -8,15 +8,42 @@ from typing import Any
 
 from rich.console import Console
 
-from slm_lab.experiment.analysis import load_run
+from slm_lab.experiment.analysis import analyze_session, analyze_trial, load_run
 from slm_lab.experiment.display import say
-from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.index import write_index
+from slm_lab.experiment.plot import draw_run
+from slm_lab.experiment.report import write_report
+from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.session import Progress
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.log import note
 from slm_lab.spec.lab_spec import LabSpec
 
 logger = logging.getLogger("slm_lab")
+
+
+def finish(run: RunDir, baseline: float | None, console: Console, png: bool = True) -> LabError | None:
+    """Metrics, graphs and report from what the sessions have saved; the error if they can't be written.
+
+    A picture that fails is a warning.
+    """
+    try:
+        for session in range(run.read_spec()["meta"]["max_session"]):
+            if run.session_file(session, "session_df_train.csv").exists():
+                analyze_session(run.path, 0, session, baseline)
+        scalar = analyze_trial(run.path).get("scalar", {})
+        print_result(run, scalar, baseline, console)
+        if console.is_terminal:
+            say(console, "drawing graphs ...")
+        draw_run(run.path, png=png)
+        page = write_report(run.path)
+        write_index(run.path.parent)
+    except OSError as error:
+        return LabError(f"{unwritable(run.path, error)} Then draw the graphs with: {run.command('plot')}")
+    except LabError as error:
+        return error
+    say(console, f"report   {page}\ngraphs   {run.graph}")
+    return None
 
 
 def print_result(run: RunDir, scalar: dict[str, Any], baseline: float | None, console: Console) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.reduce import Metrics
@@ -23,9 +23,10 @@ def count_step(total: np.ndarray, length: np.ndarray, step: Step) -> tuple[np.nd
 
     From rewards as the world gave them; a row that begins an episode counts for none.
     """
-    played = ~step.is_first
-    total = np.where(played, total + step.raw_reward, 0.0)
-    return total, np.where(played, length + 1, 0), (step.terminated | step.truncated) & played
+    total, length, ended = total + step.raw_reward, length + 1, step.terminated | step.truncated
+    if np.count_nonzero(step.is_first):
+        total[step.is_first], length[step.is_first], ended[step.is_first] = 0.0, 0, False
+    return total, length, ended
 
 
 class Tracker:
@@ -52,7 +53,7 @@ class Tracker:
     def update(self, step: Step, metrics: list[Metrics]) -> None:
         """Take in what the worlds showed after a step, and what was learned from it."""
         self.running_return, self.running_length, ended = count_step(self.running_return, self.running_length, step)
-        if ended.any():
+        if np.count_nonzero(ended):
             self.last_return[ended], self.last_length[ended] = self.running_return[ended], self.running_length[ended]
             self.returns.extend(self.running_return[ended].tolist())
             self.epi += int(ended.sum())
@@ -107,5 +108,12 @@ def _mean(x: np.ndarray) -> float:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as CSV, whole or not at all; numbers in full precision."""
-    write_atomic(path, lambda file: pd.DataFrame(rows).to_csv(file, index=False))
+    """Rows as CSV, whole or not at all; numbers in full precision, nothing where a row has no number."""
+
+    def write(file: Path) -> None:
+        with open(file, "w", newline="", encoding="utf-8") as stream:
+            table = csv.DictWriter(stream, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+            table.writeheader()
+            table.writerows({name: value for name, value in row.items() if value == value} for row in rows)  # no NaN
+
+    write_atomic(path, write)

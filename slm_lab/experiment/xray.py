@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from slm_lab.experiment.analysis import plural, write_json
-from slm_lab.lib.errors import LabError
-from slm_lab.lib.files import write_atomic
+from slm_lab.lib.errors import LabError, plural
+from slm_lab.lib.files import write_atomic, write_json
 from slm_lab.lib.types import ActOut, Step, Tree
 
 if TYPE_CHECKING:  # drawing needs neither torch nor a world

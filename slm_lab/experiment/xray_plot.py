@@ -11,9 +11,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from slm_lab.experiment import figure as draw
-from slm_lab.experiment.analysis import Run, plural
+from slm_lab.experiment.analysis import Run
 from slm_lab.experiment.figure import GREY, PALETTE
 from slm_lab.experiment.xray import EARLIER, Episode, load_episodes, load_figures
+from slm_lab.lib.errors import plural
 
 BLUE, ORANGE, RED = PALETTE[5], PALETTE[4], PALETTE[1]
 CAPTIONS = {  # of each picture, for one who hasn't read the code

@@ -11,6 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 
+def plural(number: int, thing: str) -> str:
+    """'1 session', '4 sessions'."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 class LabError(Exception):
     """Something the user gave or the machine refused: says what, where, what was expected and what to do."""
 
@@ -36,8 +41,7 @@ class SpecError(LabError):
     def __init__(self, problems: Iterable[Problem], title: str = "the spec can't be run") -> None:
         self.problems = list(problems)
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        count = len(self.problems)
-        super().__init__(f"{title}: {count} problem{'s' if count != 1 else ''}\n{lines}")
+        super().__init__(f"{title}: {plural(len(self.problems), 'problem')}\n{lines}")
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:

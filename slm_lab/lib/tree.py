@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from slm_lab.lib.types import Batch, Tree
 
 
@@ -23,6 +25,17 @@ def map_batch(function: Callable[..., Any], batch: Batch) -> Batch:
     fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     held = {name: value for name, value in fields.items() if value is not None and name != "burn_in"}
     return batch.replace(**tree_map(function, held))
+
+
+def tree_copy(tree: Any) -> Any:
+    """A copy that shares no array or tensor with `tree`, in which there may be lists and tuples."""
+    if isinstance(tree, dict):
+        return {key: tree_copy(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(tree_copy(value) for value in tree)
+    if isinstance(tree, np.ndarray):
+        return tree.copy()
+    return tree.clone() if hasattr(tree, "clone") else tree  # a tensor
 
 
 def tree_leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

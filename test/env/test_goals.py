@@ -59,7 +59,7 @@ def test_goals_are_asked_together_where_the_env_can(build, kind, calls):
     env = build("test/Reach-v0", 2, kind=kind)
     some = np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
     env.goals.reward(some, some)  # the first time it finds out
-    world = env._vector.envs[0].unwrapped
+    world = env._worlds[0].unwrapped
     world.asked = 0
     env.goals.reward(some, some)
     assert world.asked == calls

@@ -21,11 +21,12 @@ from slm_lab.agent.memory.rows import Rows
 from slm_lab.cli import main
 from slm_lab.env.adapter import GymVec
 from slm_lab.env.dataset import Dataset, write_dataset
-from slm_lab.experiment.control import finish, replot, resume
+from slm_lab.experiment.control import replot, resume
 from slm_lab.experiment.enjoy import enjoy
 from slm_lab.experiment.export import export
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Session
+from slm_lab.experiment.summary import finish
 from slm_lab.experiment.tracker import WALL
 from slm_lab.lib.errors import LabError, SpecError
 from slm_lab.lib.types import Tree

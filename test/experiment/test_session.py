@@ -21,7 +21,7 @@ from small_specs import ROOT, make_spec, raw_spec
 from slm_lab.agent import checkpoint
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Progress, Session
-from slm_lab.experiment.tracker import WALL, Tracker
+from slm_lab.experiment.tracker import WALL, Tracker, write_table
 from slm_lab.experiment.trial import run_sessions
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Step
@@ -308,6 +308,35 @@ def test_one_torch_thread_a_session_unless_the_spec_says_otherwise(tmp_path: Pat
         torch.set_num_threads(1)
 
 
+def test_the_best_agent_is_saved_as_it_was_when_it_was_best(tmp_path: Path) -> None:
+    spec = make_spec()
+    run = start(tmp_path, spec)
+    session = Session(spec, run, 0, lambda progress: None)
+    session._begin()
+    then = {name: p.detach().clone() for name, p in session.agent.named_parameters()}
+    session._keep_best(1.0)
+    while session.agent.opt_step == 0:
+        session._advance()
+    session._save()
+    best = checkpoint.load(run.model, "session0_best")
+    assert best is not None
+    assert best["frame"] == 0
+    assert all(torch.equal(p, then[name]) for name, p in best["algorithm"]["net"].items() if name in then)
+    assert not all(torch.equal(p, then[name]) for name, p in session.agent.named_parameters())
+
+
+def test_a_table_reads_back_as_it_was(tmp_path: Path) -> None:
+    rows = [
+        {"frame": 1, "loss": 0.1 + 0.2, "total_reward": float("nan")},
+        {"frame": 10**9, "entropy": 1e-30, "total_reward": -3.0},
+    ]
+    write_table(tmp_path / "rows.csv", rows)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "rows.csv"), pd.DataFrame(rows), check_exact=True)
+    assert "nan" not in (tmp_path / "rows.csv").read_text(), "nothing, where no episode has ended"
+    write_table(tmp_path / "none.csv", [])
+    assert (tmp_path / "none.csv").stat().st_size == 1, "what the reader takes for no table"
+
+
 def test_one_lucky_episode_is_not_the_best_for_ever(tmp_path: Path) -> None:
     spec = make_spec()
     run = start(tmp_path, spec)
@@ -321,6 +350,7 @@ def test_one_lucky_episode_is_not_the_best_for_ever(tmp_path: Path) -> None:
         (0.6, True, 0.6),
     ]:
         session._keep_best(score, sure)
+        session._save()
         best = checkpoint.load(run.model, "session0_best")
         assert best is not None
         assert best["score"] == kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -93,6 +94,11 @@ class Adam(torch.optim.Adam):
 
     To be called under `torch.no_grad`.
     """
+
+    # torch keeps these out of torch.compile, and to do so imports the compiler: 1.2 s before the first frame
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:

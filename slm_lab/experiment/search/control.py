@@ -14,7 +14,6 @@ from typing import Any
 from rich.console import Console
 
 from slm_lab import __version__
-from slm_lab.experiment.analysis import plural
 from slm_lab.experiment.display import say
 from slm_lab.experiment.index import write_index
 from slm_lab.experiment.run_dir import RunDir, unwritable
@@ -22,7 +21,7 @@ from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import OPEN, Ledger
 from slm_lab.experiment.search.redraw import Redraw
 from slm_lab.experiment.search.results import BEST_SPEC, TABLE, prune, write_results
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.log import log_to, note
 from slm_lab.spec.explain import show
 from slm_lab.spec.lab_spec import LabSpec

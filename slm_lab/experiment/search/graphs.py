@@ -12,12 +12,13 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 from slm_lab.experiment import figure as draw
-from slm_lab.experiment.analysis import load_run, plural
+from slm_lab.experiment.analysis import load_run
 from slm_lab.experiment.figure import GREY, PALETTE, line, new_figure, new_grid
 from slm_lab.experiment.plot import RETURN_MA, Builder, mean_return, write_figures
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.search.ledger import Ledger, Trial
 from slm_lab.experiment.search.study import importances
+from slm_lab.lib.errors import plural
 from slm_lab.spec.lab_spec import MetaSpec
 from slm_lab.spec.space import Variable, encode, label, labels
 

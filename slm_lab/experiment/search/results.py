@@ -8,9 +8,9 @@ import shutil
 
 import pandas as pd
 
-from slm_lab.experiment.analysis import write_text
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.search.ledger import ENDED, Ledger, Trial
+from slm_lab.lib.files import write_text
 from slm_lab.spec.lab_spec import MetaSpec
 from slm_lab.spec.space import Variable, encode
 
