@@ -66,7 +66,9 @@ class Agent:
         device = self.algorithm.net.device
         learned: list[Metrics] = []
         while self.memory.to_train:
-            batch = map_batch(lambda leaf: torch.as_tensor(leaf, device=device), self.memory.sample())
+            batch = map_batch(torch.from_numpy, self.memory.sample())
+            if device.type != "cpu":
+                batch = map_batch(lambda leaf: leaf.to(device), batch)
             batch = batch.replace(action=self._flat(batch.action))
             metrics, priority = self.algorithm.update(batch, self.frame)
             learned.append(metrics)

@@ -8,6 +8,8 @@ from typing import Any
 
 from slm_lab.lib.types import Batch, Tree
 
+ARRAYS = [field.name for field in dataclasses.fields(Batch) if field.name != "burn_in"]  # in order, it comes after them
+
 
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Apply `function` to the leaves of `tree` (and of trees of the same shape beside it)."""
@@ -18,9 +20,8 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 def map_batch(function: Callable[..., Any], batch: Batch) -> Batch:
     """Apply `function` to every array of a batch: all its fields, so that none stays behind."""
-    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    held = {name: value for name, value in fields.items() if value is not None and name != "burn_in"}
-    return batch.replace(**tree_map(function, held))
+    held = (getattr(batch, name) for name in ARRAYS)
+    return Batch(*(None if value is None else tree_map(function, value) for value in held), burn_in=batch.burn_in)
 
 
 def tree_leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -104,12 +104,9 @@ class PrioritizedReplay(Replay):
             self.priorities.enter(self.index(np.full_like(env, rows.count - 1), env))
 
     def draw(self, count: int) -> Drawn:
-        t, env = self.newest_rows(min(self.newest, count))
-        index = self.index(t, env)
-        index = np.concatenate([index, self.priorities.draw(count - len(index), self.rng)])
-        slot, env = np.divmod(index, len(self.worlds))
-        newest = self.rows.count - 1
-        return Drawn(newest - (newest - slot) % self.rows.slots, env, self.priorities.weight(index, self.gate.frame))
+        newest = self.newest_rows(min(self.newest, count))
+        index = np.concatenate([newest, self.priorities.draw(count - len(newest), self.rng)])
+        return Drawn(index, self.priorities.weight(index, self.gate.frame))
 
     def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
         self.priorities.feedback(index, priority)
