@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from slm_lab.lib.types import Batch, Tree
 
-ARRAYS = [field.name for field in dataclasses.fields(Batch) if field.name != "burn_in"]  # in order, it comes after them
+arrays_of = operator.attrgetter(*(field.name for field in dataclasses.fields(Batch) if field.name != "burn_in"))
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -20,8 +21,8 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 def map_batch(function: Callable[..., Any], batch: Batch) -> Batch:
     """Apply `function` to every array of a batch: all its fields, so that none stays behind."""
-    held = (getattr(batch, name) for name in ARRAYS)
-    return Batch(*(None if value is None else tree_map(function, value) for value in held), burn_in=batch.burn_in)
+    found: list[Any] = [None if value is None else tree_map(function, value) for value in arrays_of(batch)]
+    return Batch(*[*found, batch.burn_in])  # the last field
 
 
 def tree_leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

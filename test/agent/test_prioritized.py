@@ -47,7 +47,7 @@ def chances(errors: dict[tuple[int, int], float], alpha: float) -> dict[tuple[in
 
 
 def pairs(memory: Any, drawn: Any) -> list[tuple[int, int]]:
-    return list(zip(*(x.tolist() for x in memory.where(drawn.index)), strict=True))
+    return list(zip(*(x.tolist() for x in memory.where(drawn.at)), strict=True))
 
 
 def enter_weight(memory: Any, t: int, env: int) -> float:
@@ -157,7 +157,7 @@ def test_beta_rises_with_frames_and_nothing_else() -> None:
         memory.feedback(memory.index(t, env), 1.0 + np.arange(len(t)))
         for _ in range(3):
             drawn = memory.draw(4)
-            p = memory.priorities.table.leaf[drawn.index]
+            p = memory.priorities.table.leaf[drawn.at]
             beta = min(0.4 + 0.6 * frames / 100, 1.0)
             np.testing.assert_allclose(drawn.weight, (p.min() / p) ** beta, rtol=1e-5)
     assert frames > 100
@@ -179,7 +179,7 @@ def test_the_newest_row_gets_its_own_priority() -> None:
     errors = set_priorities(memory, lives)
     newest = max(errors)[0]
     drawn = memory.draw(4)
-    batch, t = memory.batch(drawn), memory.where(drawn.index)[0]
+    batch, t = memory.batch(drawn), memory.where(drawn.at)[0]
     assert t[0] == newest
     memory.feedback(batch.index, np.array([50.0, 1.0, 1.0, 1.0]))
     again = [row for row, _ in errors if row in t[1:] and row != newest]
@@ -211,7 +211,7 @@ def test_only_held_rows_that_were_played_have_a_weight(E: int, max_size: int, st
             drawn = memory.draw(5)
             assert set(pairs(memory, drawn)) <= set(known)
             error = rng.exponential(size=5)
-            memory.feedback(drawn.index, error)
+            memory.feedback(drawn.at, error)
             for key in pairs(memory, drawn):
                 choices = [e + EPSILON for k, e in zip(pairs(memory, drawn), error, strict=True) if k == key]
                 known[key] = enter_weight(memory, *key)
@@ -227,7 +227,9 @@ def test_rows_that_taught_nothing_come_back_now_and_then() -> None:
     memory, lives = filled(alpha=0.6, batch_size=32)
     t, env = held(memory, lives)
     memory.feedback(memory.index(t, env), np.zeros(len(t)))
-    assert {key for _ in range(50) for key in pairs(memory, memory.draw(32))} == set(zip(t.tolist(), env.tolist(), strict=True))
+    assert {key for _ in range(50) for key in pairs(memory, memory.draw(32))} == set(
+        zip(t.tolist(), env.tolist(), strict=True)
+    )
 
 
 def test_the_blind_cliffwalk_takes_five_times_fewer_updates() -> None:

@@ -56,7 +56,7 @@ def teaching(memory: Any, lives: Lives) -> set[tuple[int, int]]:
 
 
 def pairs(memory: Any, drawn: Any) -> list[tuple[int, int]]:
-    return list(zip(*(x.tolist() for x in memory.where(drawn.index)), strict=True))
+    return list(zip(*(x.tolist() for x in memory.where(drawn.at)), strict=True))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -175,7 +175,7 @@ def test_n_steps_end_with_episode_and_window(n: int) -> None:
         batch = memory.batch(drawn)
         assert (batch.after is None) == (n == 1)
         for b, i in np.argwhere(batch.mask).tolist():
-            t, e = (int(x[b]) for x in memory.where(drawn.index))
+            t, e = (int(x[b]) for x in memory.where(drawn.at))
             total, m, terminated, truncated = n_steps(lives.lived[e], t + i, n, gamma, end=t + 8)
             assert batch.reward[b, i] == pytest.approx(total, rel=1e-6)
             assert batch.discount[b, i] == np.float32(gamma**m)
@@ -233,10 +233,12 @@ def test_new_windows_enter_at_the_largest_and_old_ones_go(every: int) -> None:
         if known:
             drawn = memory.draw(3)
             error = rng.exponential(size=3)
-            memory.feedback(drawn.index, error)
+            memory.feedback(drawn.at, error)
             known = {key: weight_of(memory, *key) for key in now}
             changed = dict(zip(pairs(memory, drawn), error + EPSILON, strict=True))
-            assert all(known[key] == pytest.approx(changed[key]) for key in changed if pairs(memory, drawn).count(key) == 1)
+            assert all(
+                known[key] == pytest.approx(changed[key]) for key in changed if pairs(memory, drawn).count(key) == 1
+            )
 
 
 # --- what a net sees ---

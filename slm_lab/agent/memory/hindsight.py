@@ -81,8 +81,8 @@ class HindsightReplay(Replay):
 
     def batch(self, drawn: Drawn) -> Batch:
         batch = super().batch(drawn)
-        which = np.flatnonzero(self.rng.random(len(drawn.index)) < self.chance)
-        return self._relabelled(batch, which, *self.where(drawn.index[which])) if which.size else batch
+        which = np.flatnonzero(self.rng.random(len(drawn.at)) < self.chance)
+        return self._relabelled(batch, which, *self.where(drawn.at[which])) if which.size else batch
 
     def _relabelled(self, batch: Batch, which: np.ndarray, t: np.ndarray, env: np.ndarray) -> Batch:
         """The batch with new goals for its windows `which` [R], whose rows are `t` [R] of worlds `env` [R]."""

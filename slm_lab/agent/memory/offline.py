@@ -58,8 +58,9 @@ def read_rows(data: Dataset) -> Rows:
     rows = Rows(data.rows, data.world.stacks, data.world.action_space, extras=False)
     columns = data.columns()
     obs = {key: columns.pop(f"obs.{key}") for key in data.world.obs_space}
-    steps = np.zeros(columns["is_first"].shape, record({name: column[0] for name, column in columns.items()}))
-    steps["is_first"] = columns.pop("is_first")
+    is_first = columns.pop("is_first")
+    steps = np.zeros(is_first.shape, record(is_first[0], {name: column[0] for name, column in columns.items()}))
+    steps["is_first"] = is_first
     for name, column in columns.items():
         steps[name][data.lead : -1] = column  # of what was done there are no more rows
     rows.hold(obs, steps, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ class ReplaySpec(SpecModel):
 class Drawn(NamedTuple):
     """Which windows go into a batch: where they lie in the memory, as one number each (see `where`), their weights."""
 
-    index: np.ndarray  # [B]
+    at: np.ndarray  # [B]
     weight: np.ndarray | None = None  # [B] float32
 
 
@@ -95,20 +95,29 @@ class Replay(Memory):
 
     def draw(self, count: int) -> Drawn:
         """`count` rows, the newest ones first."""
+        return Drawn(self.with_newest(count, self.uniform))
+
+    def with_newest(self, count: int, others: Callable[[int], np.ndarray]) -> np.ndarray:
+        """`count` rows: the newest ones, then as many as are missing by `others`."""
         if not self.newest:
-            return Drawn(self.uniform(count))
+            return others(count)
         newest = self.newest_rows(min(self.newest, count))
-        return Drawn(np.concatenate([newest, self.uniform(count - len(newest))]))
+        return np.concatenate([newest, others(count - len(newest))])
 
     def uniform(self, count: int) -> np.ndarray:
-        """Rows that were played, each as likely as any other: drawn from all that are held, a few too many."""
-        rows, E = self.rows, self.rows.E
-        found = np.zeros(0, np.int64)
+        """Rows that were played, each as likely as any other."""
+        found = self._some(count)
         while len(found) < count:
-            bits = self.rng.bit_generator.random_raw(count + count // 8 + 1)  # 64 each: what `%` favours is 1 in 2^40
-            at = ((bits % (rows.size * E)).view(np.int64) + rows.first * E) % (rows.slots * E)
-            found = np.concatenate([found, at[rows.played(at)]])
+            found = np.concatenate([found, self._some(count)])
         return found[:count]
+
+    def _some(self, count: int) -> np.ndarray:
+        """A few more than `count` of all rows that are held, without those among them that no one played."""
+        rows, E = self.rows, self.rows.E
+        bits = self.rng.bit_generator.random_raw(count + count // 8 + 1)  # 64 each, so `%` is uniform to rows / 2^64
+        at = ((bits % (rows.size * E)).view(np.int64) + rows.first * E) % (rows.slots * E)
+        kept: np.ndarray = at[rows.played(at)]
+        return kept
 
     def newest_rows(self, count: int) -> np.ndarray:
         """The `count` rows played last (fewer if there are fewer); those of one step in an order by chance."""
@@ -123,12 +132,12 @@ class Replay(Memory):
 
     def batch(self, drawn: Drawn) -> Batch:
         """The rows as windows [B, T = 1] whose observation after is n steps later."""
-        at = drawn.index[:, None]  # [B, 1]
-        fields = {"weight": drawn.weight, "index": drawn.index}
+        at = drawn.at[:, None]  # [B, 1]
+        fields = {"weight": drawn.weight, "index": drawn.at}
         if self.spec.n_step == 1:
             discount = np.full(at.shape, self.context.gamma, np.float32)
-            return window(self.rows, np.concatenate([at, at + self.rows.E], axis=1), {}, discount=discount, **fields)
-        t, env = (x[:, None] for x in self.where(drawn.index))
+            return window(self.rows, at + self.rows.pair, {}, discount=discount, **fields)
+        t, env = (x[:, None] for x in self.where(drawn.at))
         reward, discount, after = n_step_sums(self.rows, t, env, self.spec.n_step, self.context.gamma)
         last = self.rows.done(self.index(after - 1, env))
         fields |= {"reward": reward, "discount": discount, "mask": np.ones(at.shape, bool)}

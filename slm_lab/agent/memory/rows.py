@@ -13,7 +13,7 @@ from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Batch, Row, Tree
 
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]  # zeros of a shape and dtype, in RAM or on disk
-DONE = ("reward", "terminated", "truncated")  # what an action caused
+DONE = ("action", "reward", "terminated", "truncated")  # and what it caused
 
 
 class Rows:
@@ -70,9 +70,11 @@ class Rows:
             self._write_seen(0, row.obs, row.is_first)
             self._write_before(row.obs)
         self._write_seen((self.count + 1) % self.slots, row.next_obs, row.next_is_first)
-        tree_map(
-            lambda store, leaf: store.__setitem__(self.count % self.slots, leaf), self.data["done"], self._done(row)
-        )
+        slot, done = self.count % self.slots, self.data["done"]
+        for name in DONE:
+            done[name][slot] = getattr(row, name)
+        if self.extras:
+            tree_map(lambda store, leaf: store.__setitem__(slot, leaf), done["extras"], row.extras)
         self.count += 1
 
     def drop(self, until: int) -> None:
@@ -119,8 +121,8 @@ class Rows:
         """`obs` and `is_first` of the rows at [B, T+1]; `mask` and what was done of all but the last column [B, T]."""
         steps = self.items["steps"].take(at)
         is_first = steps["is_first"]
-        seen = {"obs": self.obs(at), "is_first": is_first, "mask": ~is_first[:, 1:]}
-        return seen | self._done_of(steps[:, :-1], at[:, :-1])
+        done = self._done_of(steps[:, :-1], at[:, :-1])
+        return {"obs": self.obs(at), "is_first": is_first, "mask": ~is_first[:, 1:], **done}
 
     def _done_of(self, steps: np.ndarray, at: np.ndarray) -> Tree:
         found: Tree = {name: steps[name] for name in DONE}
@@ -160,14 +162,11 @@ class Rows:
         end = leaf.shape[axis] - back * size
         return leaf[(slice(None),) * axis + (slice(end - size, end),)]
 
-    def _done(self, row: Row) -> Tree:
-        kept = {"action": row.action, **{name: getattr(row, name) for name in DONE}}
-        return {**kept, "extras": row.extras} if self.extras else kept
-
     def _allocate(self, row: Row) -> None:
         frames = {key: self._frame(key, leaf) for key, leaf in row.obs.items()}
         self.action_dtype = row.action.dtype
-        done = self._done(row) | {"action": row.action.astype(self.small or row.action.dtype)}
+        done = {name: getattr(row, name) for name in DONE} | ({"extras": row.extras} if self.extras else {})
+        done["action"] = row.action.astype(self.small or row.action.dtype)
         self._make({"obs": frames, "is_first": row.is_first, "done": done})
 
     def _make(self, row: Tree) -> None:
@@ -176,13 +175,13 @@ class Rows:
         def empty(leaf: Any) -> np.ndarray:
             return self.allocate((self.slots, *np.shape(leaf)), np.asarray(leaf).dtype)
 
-        fields = {"is_first": row["is_first"], **{name: row["done"][name] for name in ("action", *DONE)}}
-        steps = self.allocate((self.slots, len(row["is_first"])), record(fields))
+        steps = self.allocate((self.slots, len(row["is_first"])), record(row["is_first"], row["done"]))
         self.hold(tree_map(empty, row["obs"]), steps, tree_map(empty, row["done"].get("extras", {})))
 
     def hold(self, obs: Tree, steps: np.ndarray, extras: Tree) -> None:
         """Let these arrays [slots, E, ...] be the ring; `steps` has records of all that isn't in the others."""
         self.E = steps.shape[1]
+        self.pair = np.array([0, self.E])  # from a row to itself and the one after it
         self.items: Tree = tree_map(Items, {"obs": obs, "steps": steps, "extras": extras})
         fields = {name: np.asarray(steps[name]) for name in steps.dtype.names or ()}
         is_first = fields.pop("is_first")
@@ -244,10 +243,11 @@ class Items:
         return np.ndarray((*at.shape, *self.shape), self.dtype, self.items.take(at, mode="wrap"))
 
 
-def record(row: Tree) -> np.dtype[Any]:
-    """One item of these fields [E, ...] of one world, aligned: torch takes no other views of them."""
-    fields = sorted(row, key=lambda name: -row[name].dtype.alignment)  # so that little or nothing lies between them
-    return np.dtype([(name, row[name].dtype, row[name].shape[1:]) for name in fields], align=True)
+def record(is_first: np.ndarray, done: Tree) -> np.dtype[Any]:
+    """What one world's part of these leaves [E, ...] takes, extras aside. Aligned: torch takes no other views of it."""
+    fields = {"is_first": is_first, **{name: done[name] for name in DONE}}
+    order = sorted(fields, key=lambda name: -fields[name].dtype.alignment)  # so that next to nothing lies between them
+    return np.dtype([(name, fields[name].dtype, fields[name].shape[1:]) for name in order], align=True)
 
 
 def window(rows: Rows, at: np.ndarray, carry: Tree, **fields: Any) -> Batch:

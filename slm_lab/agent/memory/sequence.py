@@ -119,7 +119,7 @@ class SequenceReplay(Replay):
         return self.index(t, env)
 
     def batch(self, drawn: Drawn) -> Batch:
-        begin, world = self.where(drawn.index)
+        begin, world = self.where(drawn.at)
         t, env = begin[:, None] + np.arange(self.length + 1), world[:, None]  # [B, T+1], [B, 1]
         carry = tree_map(lambda store: store[begin // self.every % self.places, world], self.carry)
         batch = window(self.rows, self.rows.place(t, env), carry)
@@ -135,7 +135,7 @@ class SequenceReplay(Replay):
             last = self.rows.done(self.rows.place(following - 1, env))
             ends = {name: last[name] for name in ("terminated", "truncated")}
             batch = batch.replace(reward=reward, after=following - t[:, :1] - 1, **ends)
-        return batch.replace(discount=discount, weight=drawn.weight, index=drawn.index)
+        return batch.replace(discount=discount, weight=drawn.weight, index=drawn.at)
 
     def index(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
         """Where windows lie, as one number each: place of their carry · E + world."""
