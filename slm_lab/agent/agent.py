@@ -64,7 +64,9 @@ class Agent:
     def _learn(self) -> list[Metrics]:
         learned: list[Metrics] = []
         while self.memory.to_train:
-            batch = map_batch(lambda leaf: torch.as_tensor(leaf, device=self.device), self.memory.sample())
+            batch = map_batch(torch.from_numpy, self.memory.sample())
+            if self.device.type != "cpu":
+                batch = map_batch(lambda leaf: leaf.to(self.device), batch)
             batch = batch.replace(action=self._flat(batch.action))
             metrics, priority = self.algorithm.update(batch, self.frame)
             learned.append(metrics)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from slm_lab.lib.types import Batch, Tree
+
+arrays_of = operator.attrgetter(*(field.name for field in dataclasses.fields(Batch) if field.name != "burn_in"))
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -22,9 +25,8 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 def map_batch(function: Callable[..., Any], batch: Batch) -> Batch:
     """Apply `function` to every array of a batch: all its fields, so that none stays behind."""
-    fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    held = {name: value for name, value in fields.items() if value is not None and name != "burn_in"}
-    return batch.replace(**tree_map(function, held))
+    found: list[Any] = [None if value is None else tree_map(function, value) for value in arrays_of(batch)]
+    return Batch(*[*found, batch.burn_in])  # the last field
 
 
 def tree_copy(tree: Any) -> Any:

@@ -216,8 +216,8 @@ def test_in_new_worlds_no_episode_of_the_old_ones_goes_on() -> None:
     agent.interrupt(step, carry, env.reset(1))
     for learner in agent.learners.values():
         rows, E = learner.memory.rows, np.arange(3)
-        assert rows.done(rows.count - 2 + 0 * E, E)["truncated"].all()
-        assert not rows.played(rows.count - 1 + 0 * E, E).any()
+        assert rows.done(rows.place(rows.count - 2, E))["truncated"].all()
+        assert not rows.played(rows.place(rows.count - 1, E)).any()
 
 
 def test_a_session_dropped_and_resumed_gives_the_same_numbers(tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_the_frames_before_the_first_row_are_saved_with_it() -> None:
             rows.append(all_rows[-1])
     back = Rows(1, STACKED.stacks, STACKED.action_space)
     back.load_state_dict(tree_map(copy.deepcopy, rows.state_dict()))
-    np.testing.assert_array_equal(back.obs(np.array(0), np.arange(3))["obs"], all_rows[4].obs["obs"])
+    np.testing.assert_array_equal(back.obs(back.place(np.array(0), np.arange(3)))["obs"], all_rows[4].obs["obs"])
 
 
 # ---- windows for a DataLoader ----------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ def chances(errors: dict[tuple[int, int], float], alpha: float) -> dict[tuple[in
     return {key: power / sum(powers.values()) for key, power in powers.items()}
 
 
-def pairs(drawn: Any) -> list[tuple[int, int]]:
-    return list(zip(drawn.t.tolist(), drawn.env.tolist(), strict=True))
+def pairs(memory: Any, drawn: Any) -> list[tuple[int, int]]:
+    return list(zip(*(x.tolist() for x in memory.where(drawn.at)), strict=True))
 
 
 def enter_weight(memory: Any, t: int, env: int) -> float:
@@ -62,7 +62,7 @@ def test_rows_are_drawn_as_often_as_they_should(alpha: float, batch_size: int) -
     expected = chances(set_priorities(memory, lives), alpha)
     counts = dict.fromkeys(expected, 0)
     for _ in range(6000 // batch_size):
-        for key in pairs(memory.draw(batch_size)):
+        for key in pairs(memory, memory.draw(batch_size)):
             counts[key] += 1
     n = sum(counts.values())
     often = [key for key in expected if expected[key] * n >= 5]
@@ -81,7 +81,7 @@ def test_weights_are_those_of_the_formula(alpha: float, beta: float) -> None:
     memory, lives = filled(alpha=alpha, beta=beta, beta_end=beta)
     chance = chances(set_priorities(memory, lives), alpha)
     drawn = memory.draw(20)
-    raw = np.array([(len(chance) * chance[key]) ** -beta for key in pairs(drawn)])
+    raw = np.array([(len(chance) * chance[key]) ** -beta for key in pairs(memory, drawn)])
     np.testing.assert_allclose(drawn.weight, raw / raw.max(), rtol=1e-6)
     assert drawn.weight.dtype == np.float32
     batch = memory.batch(drawn)
@@ -157,7 +157,7 @@ def test_beta_rises_with_frames_and_nothing_else() -> None:
         memory.feedback(memory.index(t, env), 1.0 + np.arange(len(t)))
         for _ in range(3):
             drawn = memory.draw(4)
-            p = memory.priorities.table.leaf[memory.index(drawn.t, drawn.env)]
+            p = memory.priorities.table.leaf[drawn.at]
             beta = min(0.4 + 0.6 * frames / 100, 1.0)
             np.testing.assert_allclose(drawn.weight, (p.min() / p) ** beta, rtol=1e-5)
     assert frames > 100
@@ -179,16 +179,16 @@ def test_the_newest_row_gets_its_own_priority() -> None:
     errors = set_priorities(memory, lives)
     newest = max(errors)[0]
     drawn = memory.draw(4)
-    batch = memory.batch(drawn)
-    assert drawn.t[0] == newest
+    batch, t = memory.batch(drawn), memory.where(drawn.at)[0]
+    assert t[0] == newest
     memory.feedback(batch.index, np.array([50.0, 1.0, 1.0, 1.0]))
-    again = [t for t, _ in errors if t in drawn.t[1:] and t != newest]
+    again = [row for row, _ in errors if row in t[1:] and row != newest]
     # drawn once more beside being the newest, the last word counts: then it is one of the two
-    assert enter_weight(memory, newest, 0) == pytest.approx(50 + EPSILON) or newest in drawn.t[1:]
-    for t in again:
-        assert enter_weight(memory, t, 0) == pytest.approx(1 + EPSILON)
-    for t in {t for t, _ in errors} - set(drawn.t.tolist()):
-        assert enter_weight(memory, t, 0) == pytest.approx(errors[t, 0] + EPSILON), "others keep theirs"
+    assert enter_weight(memory, newest, 0) == pytest.approx(50 + EPSILON) or newest in t[1:]
+    for row in again:
+        assert enter_weight(memory, row, 0) == pytest.approx(1 + EPSILON)
+    for row in {row for row, _ in errors} - set(t.tolist()):
+        assert enter_weight(memory, row, 0) == pytest.approx(errors[row, 0] + EPSILON), "others keep theirs"
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -207,13 +207,13 @@ def test_only_held_rows_that_were_played_have_a_weight(E: int, max_size: int, st
         known |= {(t, e): max(live, default=1.0) for e in np.flatnonzero(row.mask).tolist()}
         memory.update(row)
         known = {key: weight for key, weight in known.items() if key[0] >= memory.rows.first}
-        if memory.to_train:
+        if known:
             drawn = memory.draw(5)
-            assert set(pairs(drawn)) <= set(known)
+            assert set(pairs(memory, drawn)) <= set(known)
             error = rng.exponential(size=5)
-            memory.feedback(memory.index(drawn.t, drawn.env), error)
-            for key in pairs(drawn):
-                choices = [e + EPSILON for k, e in zip(pairs(drawn), error, strict=True) if k == key]
+            memory.feedback(drawn.at, error)
+            for key in pairs(memory, drawn):
+                choices = [e + EPSILON for k, e in zip(pairs(memory, drawn), error, strict=True) if k == key]
                 known[key] = enter_weight(memory, *key)
                 assert min(abs(known[key] - c) for c in choices) < 1e-9
     leaf = memory.priorities.table.leaf.copy()
@@ -227,7 +227,9 @@ def test_rows_that_taught_nothing_come_back_now_and_then() -> None:
     memory, lives = filled(alpha=0.6, batch_size=32)
     t, env = held(memory, lives)
     memory.feedback(memory.index(t, env), np.zeros(len(t)))
-    assert {key for _ in range(50) for key in pairs(memory.draw(32))} == set(zip(t.tolist(), env.tolist(), strict=True))
+    assert {key for _ in range(50) for key in pairs(memory, memory.draw(32))} == set(
+        zip(t.tolist(), env.tolist(), strict=True)
+    )
 
 
 def test_the_blind_cliffwalk_takes_five_times_fewer_updates() -> None:

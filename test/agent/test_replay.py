@@ -222,7 +222,7 @@ def test_n_steps_are_those_of_a_plain_loop(cls: Any, E: int, n: int) -> None:
         drawn = memory.draw(200)
         batch = memory.batch(drawn)
         assert batch.mask.all()
-        for b, (t, e) in enumerate(zip(drawn.t, drawn.env, strict=True)):
+        for b, (t, e) in enumerate(zip(*memory.where(drawn.at), strict=True)):
             life = lives.lived[e]
             total, m, terminated, truncated = n_steps(life, t, n, gamma, end=step + 1)
             assert batch.reward[b, 0] == pytest.approx(total, rel=1e-6)
@@ -292,12 +292,13 @@ def test_the_newest_rows_are_in_every_batch(cls: Any, keys: dict[str, Any], k: i
         if not played:
             continue
         drawn = memory.draw(8)
-        assert len(drawn.t) == 8
-        assert drawn.t[:k].tolist()[: len(played)] == played[:k]
-        newest = list(zip(drawn.t[: len(played)][:k].tolist(), drawn.env[: len(played)][:k].tolist(), strict=True))
+        t, env = memory.where(drawn.at)
+        assert len(t) == 8
+        assert t[:k].tolist()[: len(played)] == played[:k]
+        newest = list(zip(t[: len(played)][:k].tolist(), env[: len(played)][:k].tolist(), strict=True))
         assert len(set(newest)) == len(newest)
         assert all(lives.lived[e][t] for t, e in newest)
-    rest = np.concatenate([memory.draw(8).t[k:] for _ in range(0 if k == 8 else 2000)] or [[]])
+    rest = np.concatenate([memory.where(memory.draw(8).at)[0][k:] for _ in range(0 if k == 8 else 2000)] or [[]])
     counts = [np.sum(rest == t) / sum(life[t] is not None for life in lives.lived) for t in set(played)]
     assert k == 8 or stats.chisquare(counts).pvalue > 0.001
 
@@ -306,7 +307,7 @@ def test_of_one_step_the_newest_row_is_any_worlds() -> None:
     lives, memory = Lives(4, longest=100), replay(CER, 4, batch_size=1)
     for _ in range(2):
         memory.update(lives.row())
-    counts = np.bincount([memory.draw(1).env[0] for _ in range(2000)], minlength=4)
+    counts = np.bincount([memory.where(memory.draw(1).at)[1][0] for _ in range(2000)], minlength=4)
     assert stats.chisquare(counts).pvalue > 0.001
 
 

@@ -55,8 +55,8 @@ def teaching(memory: Any, lives: Lives) -> set[tuple[int, int]]:
     return {(t, e) for t, e in windows(memory) if any(lives.lived[e][t + spec.burn_in : t + spec.sequence_length])}
 
 
-def pairs(drawn: Any) -> list[tuple[int, int]]:
-    return list(zip(drawn.t.tolist(), drawn.env.tolist(), strict=True))
+def pairs(memory: Any, drawn: Any) -> list[tuple[int, int]]:
+    return list(zip(*(x.tolist() for x in memory.where(drawn.at)), strict=True))
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -90,9 +90,9 @@ def test_windows_hold_consecutive_rows_from_a_stored_carry(
     expected = windows(memory) if prioritized else teaching(memory, lives)
     if not expected:
         return
-    assert set(pairs(memory.draw(400))) == expected
+    assert set(pairs(memory, memory.draw(400))) == expected
     keys = sorted(expected)
-    batch = memory.batch(Drawn(*np.array(keys).T))
+    batch = memory.batch(Drawn(memory.index(*np.array(keys).T)))
     assert batch.burn_in == burn_in
     assert batch.mask.shape == (len(keys), length)
     for b, (t, e) in enumerate(keys):
@@ -119,7 +119,7 @@ def test_windows_are_drawn_uniformly() -> None:
     expected = teaching(memory, lives)
     assert expected < windows(memory), "some have nothing to learn from"
     counts = dict.fromkeys(expected, 0)
-    for key in pairs(memory.draw(5000)):
+    for key in pairs(memory, memory.draw(5000)):
         counts[key] += 1
     assert stats.chisquare(list(counts.values())).pvalue > 0.001
 
@@ -175,7 +175,7 @@ def test_n_steps_end_with_episode_and_window(n: int) -> None:
         batch = memory.batch(drawn)
         assert (batch.after is None) == (n == 1)
         for b, i in np.argwhere(batch.mask).tolist():
-            t, e = int(drawn.t[b]), int(drawn.env[b])
+            t, e = (int(x[b]) for x in memory.where(drawn.at))
             total, m, terminated, truncated = n_steps(lives.lived[e], t + i, n, gamma, end=t + 8)
             assert batch.reward[b, i] == pytest.approx(total, rel=1e-6)
             assert batch.discount[b, i] == np.float32(gamma**m)
@@ -205,11 +205,11 @@ def test_windows_are_drawn_in_proportion(alpha: float) -> None:
     drawn = [memory.draw(20) for _ in range(1000)]
     counts = dict.fromkeys(keys, 0)
     for one in drawn:
-        for key in pairs(one):
+        for key in pairs(memory, one):
             counts[key] += 1
     assert stats.chisquare(list(counts.values()), 20_000 * chance).pvalue > 0.001
     of = dict(zip(keys, chance, strict=True))
-    raw = np.array([(len(keys) * of[key]) ** -0.7 for key in pairs(drawn[0])])
+    raw = np.array([(len(keys) * of[key]) ** -0.7 for key in pairs(memory, drawn[0])])
     np.testing.assert_allclose(memory.batch(drawn[0]).weight, raw / raw.max(), rtol=1e-5)
 
 
@@ -233,10 +233,12 @@ def test_new_windows_enter_at_the_largest_and_old_ones_go(every: int) -> None:
         if known:
             drawn = memory.draw(3)
             error = rng.exponential(size=3)
-            memory.feedback(memory.index(drawn.t, drawn.env), error)
+            memory.feedback(drawn.at, error)
             known = {key: weight_of(memory, *key) for key in now}
-            changed = dict(zip(pairs(drawn), error + EPSILON, strict=True))
-            assert all(known[key] == pytest.approx(changed[key]) for key in changed if pairs(drawn).count(key) == 1)
+            changed = dict(zip(pairs(memory, drawn), error + EPSILON, strict=True))
+            assert all(
+                known[key] == pytest.approx(changed[key]) for key in changed if pairs(memory, drawn).count(key) == 1
+            )
 
 
 # --- what a net sees ---

@@ -87,11 +87,11 @@ def test_both_formats_hold_the_same(player: RunDir, file: Path) -> None:
 def test_episodes_are_as_many_as_asked_for_and_whole(player: RunDir, explore: bool) -> None:
     data = Dataset(export(player, QUIET, episodes=6, explore=explore))
     rows, E = read_rows(data), data.world.num_envs
-    t, env = np.arange(data.rows)[:, None], np.arange(E)
-    done, played = rows.done(t, env), rows.played(t, env)
+    at = rows.place(np.arange(data.rows)[:, None], np.arange(E))
+    done, played = rows.done(at), rows.played(at)
     ends = (done["terminated"] | done["truncated"])[played]
     assert ends.sum() == 6
-    begins = rows.is_first(t, env)[played]
+    begins = rows.is_first(at)[played]
     assert begins.sum() == 6, "every row played belongs to one of them"
     twice = Dataset(export(player, QUIET, episodes=6, explore=explore))
     assert same(data, twice), "the same ones each time"

@@ -214,9 +214,9 @@ def test_a_replay_survives_worlds_that_cannot_be_saved(tmp_path: Path) -> None:
     rows, worlds = session.agent.memory.rows, np.arange(2)  # type: ignore[union-attr]
     last = np.full(2, 74)
     assert rows.size == 76
-    assert rows.done(last, worlds)["truncated"].all()
-    np.testing.assert_array_equal(rows.obs(last + 1, worlds)["obs"], seen)
-    assert not rows.played(last + 1, worlds).any(), "the row between two worlds was played by nobody"
+    assert rows.done(rows.place(last, worlds))["truncated"].all()
+    np.testing.assert_array_equal(rows.obs(rows.place(last + 1, worlds))["obs"], seen)
+    assert not rows.played(rows.place(last + 1, worlds)).any(), "the row between two worlds was played by nobody"
     assert session.run().status == "done"
 
 

@@ -81,8 +81,8 @@ class HindsightReplay(Replay):
 
     def batch(self, drawn: Drawn) -> Batch:
         batch = super().batch(drawn)
-        which = np.flatnonzero(self.rng.random(len(drawn.t)) < self.chance)
-        return self._relabelled(batch, which, drawn.t[which], drawn.env[which]) if which.size else batch
+        which = np.flatnonzero(self.rng.random(len(drawn.at)) < self.chance)
+        return self._relabelled(batch, which, *self.where(drawn.at[which])) if which.size else batch
 
     def _relabelled(self, batch: Batch, which: np.ndarray, t: np.ndarray, env: np.ndarray) -> Batch:
         """The batch with new goals for its windows `which` [R], whose rows are `t` [R] of worlds `env` [R]."""
@@ -90,12 +90,12 @@ class HindsightReplay(Replay):
         over = self.over[episode % self.rows.slots, env]
         goal = self._achieved(self._chosen(t, env, episode, over), env)  # [R, *G]
         reward, discount, terminated, after = self._outcome(t, env, over, goal)
-        last = self.rows.done(after - 1, env)
+        last = self.rows.done(self.index(after - 1, env))
         truncated = (last["terminated"] | last["truncated"]) & ~terminated
         outcome = {"reward": reward, "discount": discount, "terminated": terminated, "truncated": truncated}
 
         obs = {key: x.copy() for key, x in batch.obs.items()}
-        for key, x in self.rows.obs(after, env).items():
+        for key, x in self.rows.obs(self.index(after, env)).items():
             obs[key][which, 1] = x
         obs[DESIRED][which] = goal[:, None]
         fields = {name: getattr(batch, name).copy() for name in outcome}

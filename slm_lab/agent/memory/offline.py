@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from slm_lab.agent.memory.rows import Rows, window
+from slm_lab.agent.memory.rows import Rows, record, window
 from slm_lab.env.base import World
 from slm_lab.env.dataset import OFFLINE, Dataset, write_dataset
 from slm_lab.lib.columns import Columns, Facts
@@ -58,10 +58,12 @@ def read_rows(data: Dataset) -> Rows:
     rows = Rows(data.rows, data.world.stacks, data.world.action_space, extras=False)
     columns = data.columns()
     obs = {key: columns.pop(f"obs.{key}") for key in data.world.obs_space}
-    is_first = np.array(columns.pop("is_first"))
-    room = (data.lead, 1)  # what was done has no rows for them
-    done = {name: np.pad(column, [room] + [(0, 0)] * (column.ndim - 1)) for name, column in columns.items()}
-    rows.data = {"obs": obs, "is_first": is_first, "done": done}
+    is_first = columns.pop("is_first")
+    steps = np.zeros(is_first.shape, record(is_first[0], {name: column[0] for name, column in columns.items()}))
+    steps["is_first"] = is_first
+    for name, column in columns.items():
+        steps[name][data.lead : -1] = column  # of what was done there are no more rows
+    rows.hold(obs, steps, {})
     rows.first, rows.count, rows.action_dtype = data.lead, data.lead + data.rows, data.action_dtype
     return rows
 
@@ -71,7 +73,8 @@ def lived(data: Dataset, carry: Tree) -> Iterator[Row]:
     rows, env = read_rows(data), np.arange(data.world.num_envs)[None]
     for begin in range(rows.first, rows.count, AT_ONCE):
         t = np.arange(begin, min(begin + AT_ONCE, rows.count) + 1)[:, None]
-        obs, is_first, done = rows.obs(t, env), rows.is_first(t, env), rows.done(t[:-1], env)
+        at = rows.place(t, env)
+        obs, is_first, done = rows.obs(at), rows.is_first(at), rows.done(at[:-1])
         for i in range(len(t) - 1):
             now, after = ({key: x[j] for key, x in obs.items()} for j in (i, i + 1))
             ends = {name: done[name][i] for name in ("action", "reward", "terminated", "truncated")}
@@ -143,7 +146,7 @@ class ExperienceDataset(IterableDataset[Tree]):
     def _windows(self, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """First row, world and number of rows of each window [N], world by world."""
         t = np.arange(rows.first, rows.count)[:, None]
-        played = rows.played(t, np.arange(rows.data["is_first"].shape[1])).T  # [E, T]
+        played = rows.played(rows.place(t, np.arange(rows.E))).T  # [E, T]
         edges = np.diff(np.pad(played, [(0, 0), (1, 1)]).astype(np.int8), axis=1)
         env, begin = np.nonzero(edges == 1)  # an episode's rows are together, an unplayed one is between two of them
         size = np.nonzero(edges == -1)[1] - begin
@@ -157,7 +160,7 @@ class ExperienceDataset(IterableDataset[Tree]):
 def _padded(rows: Rows, t: int, env: int, size: int, length: int) -> Tree:
     """The window of `size` rows from row `t` of world `env`, made `length` long."""
     steps = t + np.minimum(np.arange(length + 1), size)
-    batch = window(rows, steps[None], np.array([[env]]), {})
+    batch = window(rows, rows.place(steps[None], np.array([[env]])), {})
     mask = np.arange(length) < size
     found: Tree = {"obs": {key: torch.from_numpy(x[0]) for key, x in batch.obs.items()}}
     found |= {"is_first": torch.from_numpy(batch.is_first[0]), "mask": torch.from_numpy(mask)}

@@ -49,7 +49,7 @@ class OnPolicyBatchReplay(Memory):
     def sample(self) -> Batch:
         t = self.rows.first + np.arange(self.rows.size + 1)[None, :]  # [1, T+1]
         env = np.arange(self.context.world.num_envs)[:, None]  # [B = E, 1]
-        batch = window(self.rows, t, env, self.carry)
+        batch = window(self.rows, self.rows.place(t, env), self.carry)
         self.reset()
         return batch
 
@@ -118,7 +118,8 @@ class OnPolicyReplay(Memory):
         env, end = episodes["env"][:, None], episodes["end"][:, None]  # [B, 1]
         T = int((episodes["end"] - episodes["begin"]).max())
         t = episodes["begin"][:, None] + np.arange(T + 1)  # [B, T+1]
-        batch = window(self.rows, np.minimum(t, end), env, carry)  # past an end: the last observation, under the mask
+        at = self.rows.place(np.minimum(t, end), env)  # past an end: the last observation, under the mask
+        batch = window(self.rows, at, carry)
         lived = t[:, :-1] < end
         flags = {name: getattr(batch, name) & lived for name in ("terminated", "truncated", "mask")}
         self._forget()

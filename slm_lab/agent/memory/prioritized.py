@@ -50,8 +50,8 @@ class Priorities:
 
     def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
         """What has left since it was drawn (batches may be drawn ahead) stays out."""
-        held = self.table.leaf[index] > 0
-        self.table.set(index[held], (priority[held].astype(np.float64) + self.spec.epsilon) ** self.spec.alpha)
+        held = self.table.leaf.take(index) > 0
+        self.table.set(index, held * (priority.astype(np.float64) + self.spec.epsilon) ** self.spec.alpha)
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` indices, one from each equal share of the whole."""
@@ -60,7 +60,7 @@ class Priorities:
     def weight(self, index: np.ndarray, frame: int) -> np.ndarray:
         """Importance weights [B] float32, the largest 1 (what is common to all, as N and the sum, cancels out)."""
         beta = scheduled("linear_decay", self.spec.beta, self.spec.beta_end, 0, self.beta_end_frame, frame)
-        chance = self.table.leaf[index]
+        chance = self.table.leaf.take(index)
         weight: np.ndarray = ((chance.min() / chance) ** beta).astype(np.float32)
         return weight
 
@@ -104,12 +104,8 @@ class PrioritizedReplay(Replay):
             self.priorities.enter(self.index(np.full_like(env, rows.count - 1), env))
 
     def draw(self, count: int) -> Drawn:
-        t, env = self.newest_rows(min(self.newest, count))
-        index = self.index(t, env)
-        index = np.concatenate([index, self.priorities.draw(count - len(index), self.rng)])
-        slot, env = np.divmod(index, len(self.worlds))
-        newest = self.rows.count - 1
-        return Drawn(newest - (newest - slot) % self.rows.slots, env, self.priorities.weight(index, self.gate.frame))
+        index = self.with_newest(count, lambda others: self.priorities.draw(others, self.rng))
+        return Drawn(index, self.priorities.weight(index, self.gate.frame))
 
     def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
         self.priorities.feedback(index, priority)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,10 +31,9 @@ class ReplaySpec(SpecModel):
 
 
 class Drawn(NamedTuple):
-    """Which windows go into a batch: row number and world of each one's first row, its weight."""
+    """Which windows go into a batch: where they lie in the memory, as one number each (see `where`), their weights."""
 
-    t: np.ndarray  # [B]
-    env: np.ndarray  # [B]
+    at: np.ndarray  # [B]
     weight: np.ndarray | None = None  # [B] float32
 
 
@@ -96,51 +95,64 @@ class Replay(Memory):
 
     def draw(self, count: int) -> Drawn:
         """`count` rows, the newest ones first."""
-        t, env = self.newest_rows(min(self.newest, count))
-        drawn_t, drawn_env = self.uniform(count - len(t))
-        return Drawn(np.concatenate([t, drawn_t]), np.concatenate([env, drawn_env]))
+        return Drawn(self.with_newest(count, self.uniform))
 
-    def uniform(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows that were played, each as likely as any other: drawn from all, those never played drawn again."""
-        rows, E = self.rows, self.context.world.num_envs
-        flat = self.rng.integers(rows.first * E, rows.count * E, count)
-        t, env = flat // E, flat % E
-        while (again := np.flatnonzero(~rows.played(t, env))).size:
-            flat = self.rng.integers(rows.first * E, rows.count * E, again.size)
-            t[again], env[again] = flat // E, flat % E
-        return t, env
+    def with_newest(self, count: int, others: Callable[[int], np.ndarray]) -> np.ndarray:
+        """`count` rows: the newest ones, then as many as are missing by `others`."""
+        if not self.newest:
+            return others(count)
+        newest = self.newest_rows(min(self.newest, count))
+        return np.concatenate([newest, others(count - len(newest))])
 
-    def newest_rows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def uniform(self, count: int) -> np.ndarray:
+        """Rows that were played, each as likely as any other."""
+        found = self._some(count)
+        while len(found) < count:
+            found = np.concatenate([found, self._some(count)])
+        return found[:count]
+
+    def _some(self, count: int) -> np.ndarray:
+        """A few more than `count` of all rows that are held, without those among them that no one played."""
+        rows, E = self.rows, self.rows.E
+        bits = self.rng.bit_generator.random_raw(count + count // 8 + 1)  # 64 each, so `%` is uniform to rows / 2^64
+        at = ((bits % (rows.size * E)).view(np.int64) + rows.first * E) % (rows.slots * E)
+        kept: np.ndarray = at[rows.played(at)]
+        return kept
+
+    def newest_rows(self, count: int) -> np.ndarray:
         """The `count` rows played last (fewer if there are fewer); those of one step in an order by chance."""
-        found_t: list[int] = []
-        found_env: list[int] = []
-        t, E = self.rows.count - 1, self.context.world.num_envs
-        while len(found_t) < count and t >= self.rows.first:
-            env = np.flatnonzero(self.rows.played(np.array(t), np.arange(E)))
-            env = self.rng.permutation(env)[: count - len(found_t)] if E > 1 else env
-            found_t += [t] * len(env)
-            found_env += env.tolist()
+        found: list[int] = []
+        t, env = self.rows.count - 1, np.arange(self.rows.E)
+        while len(found) < count and t >= self.rows.first:
+            at = self.index(np.array(t), env)
+            at = at[self.rows.played(at)]
+            found += (self.rng.permutation(at) if len(env) > 1 else at)[: count - len(found)].tolist()
             t -= 1
-        return np.array(found_t, np.int64), np.array(found_env, np.int64)
+        return np.array(found, np.int64)
 
     def batch(self, drawn: Drawn) -> Batch:
         """The rows as windows [B, T = 1] whose observation after is n steps later."""
-        t, env = drawn.t[:, None], drawn.env[:, None]  # [B, 1]
+        at = drawn.at[:, None]  # [B, 1]
+        fields = {"weight": drawn.weight, "index": drawn.at}
         if self.spec.n_step == 1:
-            batch = window(self.rows, t + np.arange(2), env, {})
-            discount = np.full(batch.reward.shape, self.context.gamma, np.float32)
-        else:
-            reward, discount, after = n_step_sums(self.rows, t, env, self.spec.n_step, self.context.gamma)
-            batch = window(self.rows, np.concatenate([t, after], axis=1), env, {})
-            last = self.rows.done(after - 1, env)
-            ends = {name: last[name] for name in ("terminated", "truncated")}
-            batch = batch.replace(reward=reward, mask=np.ones_like(batch.mask), **ends)
-        return batch.replace(discount=discount, weight=drawn.weight, index=self.index(drawn.t, drawn.env))
+            discount = np.full(at.shape, self.context.gamma, np.float32)
+            return window(self.rows, at + self.rows.pair, {}, discount=discount, **fields)
+        t, env = (x[:, None] for x in self.where(drawn.at))
+        reward, discount, after = n_step_sums(self.rows, t, env, self.spec.n_step, self.context.gamma)
+        last = self.rows.done(self.index(after - 1, env))
+        fields |= {"reward": reward, "discount": discount, "mask": np.ones(at.shape, bool)}
+        fields |= {name: last[name] for name in ("terminated", "truncated")}
+        return window(self.rows, np.concatenate([at, self.index(after, env)], axis=1), {}, **fields)
 
     def index(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
-        """Where windows lie, as one number each: slot · E + world."""
-        where: np.ndarray = t % self.rows.slots * self.context.world.num_envs + env
-        return where
+        """Where windows lie, as one number each: the place of their first row."""
+        return self.rows.place(t, env)
+
+    def where(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Row number and world of the first row of the windows at `index`."""
+        slot, env = np.divmod(index, self.rows.E)
+        newest = self.rows.count - 1
+        return newest - (newest - slot) % self.rows.slots, env
 
     def reset(self) -> None:
         self.rows.reset()
@@ -199,9 +211,10 @@ def n_step_sums(
     steps = t[..., None] + np.arange(n)  # [B, T, n]
     held = steps < (rows.count if end is None else end)
     known = np.minimum(steps, rows.count - 1)
-    done = rows.done(known, env[..., None])
+    at = rows.place(known, env[..., None])
+    done = rows.done(at)
     ended = (done["terminated"] | done["truncated"]) & held
-    ended[..., :-1] |= ~rows.played(known[..., 1:], env[..., None])
+    ended[..., :-1] |= ~rows.played(at[..., 1:])
     reward, discount, m = discounted(done["reward"], ended, held, gamma)
     return reward, discount, t + m
 

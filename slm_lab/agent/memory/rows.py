@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Batch, Row, Tree
 
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], np.ndarray]  # zeros of a shape and dtype, in RAM or on disk
-DONE = ("reward", "terminated", "truncated")  # what an action caused
+DONE = ("action", "reward", "terminated", "truncated")  # and what it caused
 
 
 class Rows:
@@ -26,7 +27,12 @@ class Rows:
     Stacked observations (`stacks`) are stored as single frames and stacked again when read. For that the frames before
     the oldest row are kept too, `count - 1` slots more; before row 0, which may be amid an episode, they are its own.
 
-    Discrete actions are kept in the smallest integer type that holds them and come back in their own.
+    Discrete actions are kept in the smallest integer type that holds them and come back in their own. They lie beside
+    their row's reward and flags, as fields of one record, so that a draw reads one place in RAM for all of these;
+    `data` shows each field as an array.
+
+    Rows are read by their places in the ring, slot · E + world, a whole array of them at a time. Places wrap: the row
+    after is at + E wherever `at` is, and the one before at − E.
     """
 
     def __init__(
@@ -64,9 +70,11 @@ class Rows:
             self._write_seen(0, row.obs, row.is_first)
             self._write_before(row.obs)
         self._write_seen((self.count + 1) % self.slots, row.next_obs, row.next_is_first)
-        tree_map(
-            lambda store, leaf: store.__setitem__(self.count % self.slots, leaf), self.data["done"], self._done(row)
-        )
+        slot, done = self.count % self.slots, self.data["done"]
+        for name in DONE:
+            done[name][slot] = getattr(row, name)
+        if self.extras:
+            tree_map(lambda store, leaf: store.__setitem__(slot, leaf), done["extras"], row.extras)
         self.count += 1
 
     def drop(self, until: int) -> None:
@@ -82,39 +90,54 @@ class Rows:
         truncated, terminated = self.data["done"]["truncated"], self.data["done"]["terminated"]
         truncated[slot] |= played & ~terminated[slot]
 
-    # --- reading: t and env are whole arrays of row numbers and worlds that broadcast with each other ---
+    # --- reading: `at` [...] are places; what is found is an array of its own ---
 
-    def is_first(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
-        flags: np.ndarray = self.data["is_first"][t % self.slots, env]
+    def place(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
+        """Where rows `t` of worlds `env` lie; they broadcast with each other."""
+        where: np.ndarray = t % self.slots * self.E + env
+        return where
+
+    def is_first(self, at: np.ndarray) -> np.ndarray:
+        flags: np.ndarray = self.items["steps"].take(at)["is_first"]
         return flags
 
-    def played(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
-        """Whether the action of row t was taken (False: the worlds began anew)."""
-        return ~self.is_first(t + 1, env)
+    def played(self, at: np.ndarray) -> np.ndarray:
+        """Whether the action of the row was taken (False: the worlds began anew)."""
+        return ~self.is_first(at + self.E)
 
-    def obs(self, t: np.ndarray, env: np.ndarray) -> Tree:
+    def obs(self, at: np.ndarray) -> Tree:
         """{key: [..., *O]}, stacked again where frames are."""
         found = {}
-        for key, store in self.data["obs"].items():
+        for key, items in self.items["obs"].items():
             stack = self.stacks.get(key)
-            found[key] = store[t % self.slots, env] if stack is None else self._stacked(store, stack, t, env)
+            found[key] = items.take(at) if stack is None else self._stacked(items, stack, at)
         return found
 
-    def done(self, t: np.ndarray, env: np.ndarray) -> Tree:
+    def done(self, at: np.ndarray) -> Tree:
         """`action`, `reward`, `terminated`, `truncated` (and `extras`, if kept), each [..., *]."""
-        slot = t % self.slots
-        found: Tree = tree_map(lambda store: store[slot, env], self.data["done"])
-        found["action"] = found["action"].astype(self.action_dtype, copy=False)
+        return self._done_of(self.items["steps"].take(at), at)
+
+    def window(self, at: np.ndarray) -> Tree:
+        """`obs` and `is_first` of the rows at [B, T+1]; `mask` and what was done of all but the last column [B, T]."""
+        steps = self.items["steps"].take(at)
+        is_first = steps["is_first"]
+        done = self._done_of(steps[:, :-1], at[:, :-1])
+        return {"obs": self.obs(at), "is_first": is_first, "mask": ~is_first[:, 1:], **done}
+
+    def _done_of(self, steps: np.ndarray, at: np.ndarray) -> Tree:
+        found: Tree = {name: steps[name] for name in DONE}
+        found["action"] = steps["action"].astype(self.action_dtype, copy=False)
+        if self.extras:
+            found["extras"] = tree_map(lambda items: items.take(at), self.items["extras"])
         return found
 
-    def _stacked(self, store: np.ndarray, stack: Stack, t: np.ndarray, env: np.ndarray) -> np.ndarray:
-        """The last frames up to row t joined, oldest first; an episode's first one repeated before it."""
-        rows = [np.broadcast_to(t, np.broadcast_shapes(np.shape(t), np.shape(env)))]
+    def _stacked(self, items: Items, stack: Stack, at: np.ndarray) -> np.ndarray:
+        """The last frames up to the row joined, oldest first; an episode's first one repeated before it."""
+        places = [at]
         for _ in range(stack.count - 1):
-            rows.append(np.where(self.is_first(rows[-1], env), rows[-1], rows[-1] - 1))
-        frames = [store[row % self.slots, env] for row in reversed(rows)]
-        lead = rows[0].ndim
-        return np.concatenate(frames, axis=stack.axis + lead if stack.axis >= 0 else stack.axis)
+            places.append(places[-1] - self.E * ~self.is_first(places[-1]))
+        frames = [items.take(place) for place in reversed(places)]
+        return np.concatenate(frames, axis=stack.axis + at.ndim if stack.axis >= 0 else stack.axis)
 
     # --- writing ---
 
@@ -139,31 +162,39 @@ class Rows:
         end = leaf.shape[axis] - back * size
         return leaf[(slice(None),) * axis + (slice(end - size, end),)]
 
-    def _done(self, row: Row) -> Tree:
-        kept = {"action": row.action, **{name: getattr(row, name) for name in DONE}}
-        return {**kept, "extras": row.extras} if self.extras else kept
-
     def _allocate(self, row: Row) -> None:
+        frames = {key: self._frame(key, leaf) for key, leaf in row.obs.items()}
+        self.action_dtype = row.action.dtype
+        done = {name: getattr(row, name) for name in DONE} | ({"extras": row.extras} if self.extras else {})
+        done["action"] = row.action.astype(self.small or row.action.dtype)
+        self._make({"obs": frames, "is_first": row.is_first, "done": done})
+
+    def _make(self, row: Tree) -> None:
+        """Room for rows with the dtypes and shapes [E, ...] of this one."""
+
         def empty(leaf: Any) -> np.ndarray:
             return self.allocate((self.slots, *np.shape(leaf)), np.asarray(leaf).dtype)
 
-        frames = {key: self._frame(key, leaf) for key, leaf in row.obs.items()}
-        self.action_dtype = row.action.dtype
-        done = self._done(row) | {"action": row.action.astype(self.small or row.action.dtype)}
-        self.data = {"obs": tree_map(empty, frames), "is_first": empty(row.is_first), "done": tree_map(empty, done)}
+        steps = self.allocate((self.slots, len(row["is_first"])), record(row["is_first"], row["done"]))
+        self.hold(tree_map(empty, row["obs"]), steps, tree_map(empty, row["done"].get("extras", {})))
+
+    def hold(self, obs: Tree, steps: np.ndarray, extras: Tree) -> None:
+        """Let these arrays [slots, E, ...] be the ring; `steps` has records of all that isn't in the others."""
+        self.E = steps.shape[1]
+        self.pair = np.array([0, self.E])  # from a row to itself and the one after it
+        self.items: Tree = tree_map(Items, {"obs": obs, "steps": steps, "extras": extras})
+        fields = {name: np.asarray(steps[name]) for name in steps.dtype.names or ()}
+        is_first = fields.pop("is_first")
+        done = {**fields, "extras": extras} if self.extras else fields
+        self.data = {"obs": obs, "is_first": is_first, "done": done}
 
     def _grow(self) -> None:
         """Twice the room; what is held moves to its new slots."""
         t = np.arange(self.first - self.margin, self.count + 1)
-        old, self.capacity = self.slots, 2 * self.capacity
+        old, slots, self.capacity = self.data, self.slots, 2 * self.capacity
         self.slots = self.capacity + 1 + self.margin
-
-        def moved(store: np.ndarray) -> np.ndarray:
-            new = self.allocate((self.slots, *store.shape[1:]), store.dtype)
-            new[t % self.slots] = store[t % old]
-            return new
-
-        self.data = tree_map(moved, self.data)
+        self._make(tree_map(lambda store: store[0], old))
+        tree_map(lambda store, before: store.__setitem__(t % self.slots, before[t % slots]), self.data, old)
 
     # --- saving ---
 
@@ -179,7 +210,10 @@ class Rows:
         self.count, self.first, self.capacity = int(state["count"]), int(state["first"]), int(state["capacity"])
         self.action_dtype = None if state["action_dtype"] is None else np.dtype(state["action_dtype"])
         self.slots = self.capacity + 1 + self.margin
-        self.data = tree_map(lambda leaf: self.placed(leaf, self.slots), state["data"])
+        self.data = {}
+        if state["data"]:
+            self._make(tree_map(lambda leaf: leaf[0], state["data"]))
+            tree_map(lambda store, leaf: store.__setitem__(slice(len(leaf)), leaf), self.data, state["data"])
         for key, frames in state["before"].items():
             self.data["obs"][key][self.slots - self.margin :] = frames
 
@@ -196,9 +230,26 @@ def small_dtype(space: Space | None) -> np.dtype[Any] | None:
     return None if most is None else np.min_scalar_type(int(np.max(most)) - 1)
 
 
-def window(rows: Rows, t: np.ndarray, env: np.ndarray, carry: Tree, **fields: Any) -> Batch:
-    """The batch of rows `t` [B, T+1] (the last column gives the last observation only) of worlds `env` [B, 1]."""
-    is_first = rows.is_first(t, env)
-    done = rows.done(t[:, :-1], env)
-    done.setdefault("extras", {})
-    return Batch(rows.obs(t, env), is_first, mask=~is_first[:, 1:], carry=carry, **done, **fields)
+class Items:
+    """A store [slots, E, ...] as slots · E opaque items: taken as bytes, they may begin anywhere in a file."""
+
+    def __init__(self, store: np.ndarray) -> None:
+        self.shape, self.dtype = store.shape[2:], store.dtype
+        size = store.dtype.itemsize * math.prod(self.shape)
+        self.items: np.ndarray = np.ndarray(math.prod(store.shape[:2]), f"V{size}", store)
+
+    def take(self, at: np.ndarray) -> np.ndarray:
+        """What lies at places [...], as an array [..., *] of its own."""
+        return np.ndarray((*at.shape, *self.shape), self.dtype, self.items.take(at, mode="wrap"))
+
+
+def record(is_first: np.ndarray, done: Tree) -> np.dtype[Any]:
+    """What one world's part of these leaves [E, ...] takes, extras aside. Aligned: torch takes no other views of it."""
+    fields = {"is_first": is_first, **{name: done[name] for name in DONE}}
+    order = sorted(fields, key=lambda name: -fields[name].dtype.alignment)  # so that next to nothing lies between them
+    return np.dtype([(name, fields[name].dtype, fields[name].shape[1:]) for name in order], align=True)
+
+
+def window(rows: Rows, at: np.ndarray, carry: Tree, **fields: Any) -> Batch:
+    """The batch of the rows at places `at` [B, T+1] (the last column gives the last observation only)."""
+    return Batch(**{"extras": {}, "carry": carry, **rows.window(at), **fields})

@@ -100,14 +100,11 @@ class SequenceReplay(Replay):
 
     def draw(self, count: int) -> Drawn:
         if not self.spec.prioritized:
-            return Drawn(*self._uniform_windows(count))
+            return Drawn(self._uniform_windows(count))
         index = self.priorities.draw(count, self.rng)
-        place, env = np.divmod(index, len(self.worlds))
-        last = (self.rows.count - self.length) // self.every
-        k = last - (last - place) % self.places
-        return Drawn(k * self.every, env, self.priorities.weight(index, self.gate.frame))
+        return Drawn(index, self.priorities.weight(index, self.gate.frame))
 
-    def _uniform_windows(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def _uniform_windows(self, count: int) -> np.ndarray:
         """Windows with something to learn from, each as likely as any other (where there are none, masked ones)."""
         first, last = -(-self.rows.first // self.every), (self.rows.count - self.length) // self.every
         t, env = np.zeros(count, np.int64), np.zeros(count, np.int64)
@@ -116,34 +113,39 @@ class SequenceReplay(Replay):
             t[again] = self.rng.integers(first, last + 1, again.size) * self.every
             env[again] = self.rng.integers(0, len(self.worlds), again.size)
             learned = t[again, None] + np.arange(self.spec.burn_in, self.length)
-            again = again[~self.rows.played(learned, env[again, None]).any(axis=1)]
+            again = again[~self.rows.played(self.rows.place(learned, env[again, None])).any(axis=1)]
             if not again.size:
                 break
-        return t, env
+        return self.index(t, env)
 
     def batch(self, drawn: Drawn) -> Batch:
-        t, env = drawn.t[:, None] + np.arange(self.length + 1), drawn.env[:, None]  # [B, T+1], [B, 1]
-        place = drawn.t // self.every % self.places
-        carry = tree_map(lambda store: store[place, drawn.env], self.carry)
-        batch = window(self.rows, t, env, carry)
+        begin, world = self.where(drawn.at)
+        t, env = begin[:, None] + np.arange(self.length + 1), world[:, None]  # [B, T+1], [B, 1]
+        carry = tree_map(lambda store: store[begin // self.every % self.places, world], self.carry)
+        batch = window(self.rows, self.rows.place(t, env), carry)
         mask = batch.mask.copy()
         mask[:, : self.spec.burn_in] = False
         batch = batch.replace(mask=mask, burn_in=self.spec.burn_in)
         discount = np.full(batch.reward.shape, self.context.gamma, np.float32)
         if self.spec.n_step > 1:
-            end = drawn.t[:, None, None] + self.length
+            end = begin[:, None, None] + self.length
             reward, discount, following = n_step_sums(
                 self.rows, t[:, :-1], env, self.spec.n_step, self.context.gamma, end
             )
-            last = self.rows.done(following - 1, env)
+            last = self.rows.done(self.rows.place(following - 1, env))
             ends = {name: last[name] for name in ("terminated", "truncated")}
             batch = batch.replace(reward=reward, after=following - t[:, :1] - 1, **ends)
-        return batch.replace(discount=discount, weight=drawn.weight, index=self.index(drawn.t, drawn.env))
+        return batch.replace(discount=discount, weight=drawn.weight, index=drawn.at)
 
     def index(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
         """Where windows lie, as one number each: place of their carry · E + world."""
         where: np.ndarray = t // self.every % self.places * len(self.worlds) + env
         return where
+
+    def where(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        place, env = np.divmod(index, len(self.worlds))
+        last = (self.rows.count - self.length) // self.every
+        return (last - (last - place) % self.places) * self.every, env
 
     def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
         if self.spec.prioritized:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import psutil
 
-from slm_lab.agent.memory.rows import Allocate, small_dtype
+from slm_lab.agent.memory.rows import Allocate, record, small_dtype
 from slm_lab.lib.errors import LabError, Problem
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def forecast(spec: LabSpec, world: World, beside: int = 0) -> int:
         count = world.stacks[key].count if key in world.stacks else 1
         row += math.prod(space.shape or ()) * np.dtype(space.dtype).itemsize // count
     action = small_dtype(world.action_space) or np.dtype(world.action_space.dtype)
-    row += math.prod(world.action_space.shape or ()) * action.itemsize
-    row += 4 + 3  # reward; terminated, truncated, is_first
+    no = np.zeros(1, bool)
+    done = {"action": np.zeros((1, *(world.action_space.shape or ())), action), "reward": np.zeros(1, np.float32)}
+    row += record(no, {**done, "terminated": no, "truncated": no}).itemsize
     return int(row * spec.agent.memory.max_size)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 
 import numpy as np
 
 FAN = 32  # leaves in a row, rows in a group
+RUNNING = np.triu(np.ones((FAN, FAN)))  # `weights @ RUNNING` are running sums; of rows this short sooner than by cumsum
 
 
 class SumTable:
@@ -26,11 +27,11 @@ class SumTable:
         """Weights at `index` [N], 0 or more; of an index given twice one value counts."""
         self.leaf[index] = value
         rows = index // FAN
-        leaves = self.leaf.reshape(-1, FAN)[rows]  # [N, FAN]
-        self.row[rows], self.row_max[rows] = leaves.sum(axis=1), leaves.max(axis=1)
+        leaves = _children(self.leaf, rows)
+        self.row[rows], self.row_max[rows] = _folded(leaves, np.add), _folded(leaves, np.maximum)
         groups = rows // FAN
-        self.group[groups] = self.row.reshape(-1, FAN)[groups].sum(axis=1)
-        self.group_max[groups] = self.row_max.reshape(-1, FAN)[groups].max(axis=1)
+        self.group[groups] = _folded(_children(self.row, groups), np.add)
+        self.group_max[groups] = _folded(_children(self.row_max, groups), np.maximum)
 
     def max(self) -> float:
         """The largest weight now; 0 if there is none."""
@@ -38,34 +39,48 @@ class SumTable:
 
     def draw(self, share: np.ndarray) -> np.ndarray:
         """The index [B] at each `share` [B] of the total, in [0, 1). At least one weight must be above 0."""
-        top = np.cumsum(self.group)
-        rest = np.minimum(share * top[-1], np.nextafter(top[-1], 0.0))
-        group = np.minimum(np.searchsorted(top, rest, side="right"), len(top) - 1)
-        rest -= top[group] - self.group[group]
-        row = group * FAN + _step(self.row.reshape(-1, FAN)[group], rest)
-        index: np.ndarray = row * FAN + _step(self.leaf.reshape(-1, FAN)[row], rest)
-        return index
+        top = self.group.cumsum()
+        total = float(top[-1])
+        rest = np.minimum(share * total, math.nextafter(total, 0.0))
+        group = top.searchsorted(rest, side="right")
+        rest -= top.take(group) - self.group.take(group)
+        row = _step(self.row, group, rest)
+        return _step(self.leaf, row, rest)
 
     def load(self, leaf: np.ndarray) -> None:
         """All weights at once."""
         self.leaf[: len(leaf)] = leaf
-        self.row[:], self.row_max[:] = _folded(self.leaf, np.sum), _folded(self.leaf, np.max)
-        self.group[:], self.group_max[:] = _folded(self.row, np.sum), _folded(self.row_max, np.max)
+        self.row[:], self.row_max[:] = _folded(self.leaf, np.add), _folded(self.leaf, np.maximum)
+        self.group[:], self.group_max[:] = _folded(self.row, np.add), _folded(self.row_max, np.maximum)
 
 
-def _step(weights: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """Which of `weights` [B, FAN] holds `rest` [B], which is lessened in place by those before it.
+def _children(weights: np.ndarray, parent: np.ndarray) -> np.ndarray:
+    """The weights [N, FAN] below each parent [N]."""
+    return weights.reshape(-1, FAN).take(parent, axis=0)
+
+
+def _folded(weights: np.ndarray, by: np.ufunc) -> np.ndarray:
+    """The sum or maximum of each FAN of them [..., FAN], the same to the last bit however many there are."""
+    folded: np.ndarray = by.reduceat(weights.reshape(-1), np.arange(0, weights.size, FAN))
+    return folded
+
+
+def _step(weights: np.ndarray, parent: np.ndarray, rest: np.ndarray) -> np.ndarray:
+    """Which weight below each `parent` [B] holds `rest` [B], which is lessened in place by those before it.
 
     Rounding may carry `rest` to the end of the row or onto a weight of 0: the last one above 0 is meant then.
     """
-    below = np.cumsum(weights, axis=1)
-    lines = np.arange(len(weights))
-    found: np.ndarray = np.minimum((below <= rest[:, None]).sum(axis=1), FAN - 1)
-    empty = np.flatnonzero(weights[lines, found] == 0)
-    found[empty] = FAN - 1 - (weights[empty, ::-1] > 0).argmax(axis=1)
-    rest -= below[lines, found] - weights[lines, found]
-    return found
-
-
-def _folded(values: np.ndarray, by: Callable[..., np.ndarray]) -> np.ndarray:
-    return by(values.reshape(-1, FAN), axis=1)
+    children = _children(weights, parent)  # [B, FAN]
+    below = children.dot(RUNNING)
+    beyond = below > rest[:, None]
+    beyond[:, -1] = True
+    line = np.arange(0, below.size, FAN)
+    found = line + beyond.argmax(axis=1)
+    held = children.take(found)
+    if np.count_nonzero(held) < held.size:
+        empty = np.flatnonzero(held == 0)
+        found[empty] = line[empty] + FAN - 1 - (children[empty, ::-1] > 0).argmax(axis=1)
+        held = children.take(found)
+    rest -= below.take(found) - held
+    index: np.ndarray = found + (parent * FAN - line)
+    return index
