@@ -313,6 +313,9 @@ def many_worlds(count: int, share: float) -> Sample:
     return ours(raw, 2_048, 16_384, share)
 
 
+LAST = 64  # steps
+
+
 def long_episodes(delay: int, share: float) -> Sample:
     """Milliseconds in which StrategicMemory acts in 64 worlds; the median of the last steps of an episode."""
     file = "specs/strategic/memory_task.json"
@@ -327,10 +330,9 @@ def long_episodes(delay: int, share: float) -> Sample:
         return out
 
     agent.act = timed  # type: ignore[method-assign]
-    while len(seconds) < 192 or learner.agent.opt_step == 0:  # an update follows the episodes' ends
+    while len(seconds) < LAST or learner.agent.opt_step == 0:  # an update follows the episodes' ends
         learner.advance(FOREVER)
-    last = min(delay, 128)
-    return Sample(1e3 * float(np.median(seconds[-last:])))
+    return Sample(1e3 * float(np.median(seconds[-LAST:])))
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def test_a_small_turn_of_ours_counts_its_work() -> None:
 
 def test_a_profile_names_where_the_time_goes(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pyinstrument")
-    assert profile.main(["specs/benchmark/cartpole.json", "ppo_cartpole", "--frames", "1000"]) == 0
+    assert profile.main(["specs/benchmark/cartpole.json", "ppo_cartpole", "--frames", "600"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("ppo_cartpole: ") and "PPO.update" in said
     assert profile.main(["specs/benchmark/cartpole.json", "ppo_cartpool"]) == 2
