@@ -262,10 +262,10 @@ def page(samples: Sequence[Sampled], known: dict[str, Workload]) -> str:
     lines = [HEAD, *_table(COLUMNS, [row(one) for one in races])]
     lines += ["", f"![Times the best peer]({PICTURE.name})", "", "## What each is, and what was done in a turn", ""]
     lines += [f"- **{one.workload.name}**: {'. '.join(filter(None, about(one)))}." for one in races]
-    lines += ["", "## As the work grows", "", "Ours alone.", ""] if growths else []
+    lines += ["", "## As the work grows", "", "Ours alone."] if growths else []
     for one in growths:
-        lines += [*growth(one), ""]
-    return "\n".join([*lines, f"Versions of the peers: {', '.join(versions(found)) or 'none there'}.", ""])
+        lines += ["", *growth(one)]
+    return "\n".join([*lines, "", f"Versions of the peers: {', '.join(versions(found)) or 'none there'}.", ""])
 
 
 def row(found: Found) -> tuple[str, ...]:
@@ -310,7 +310,9 @@ def growth(found: Found) -> list[str]:
 def graph(found: Sequence[Found]) -> go.Figure:
     """A bar for each workload that has a peer, as long as ours is times better; a line across where the target is."""
     shown = [(one, ratio) for one in reversed(found) if not one.workload.axis and (ratio := one.ratio) is not None]
-    figure = new_figure("Times the fastest peer", "medians; whiskers: least and largest of the turns", "", "times")
+    figure = new_figure(
+        "Times the fastest peer", "medians, least and largest of the turns; dotted: target; orange: missed", "", "times"
+    )
     names = [one.workload.name for one, _ in shown]
     for at, (one, ratio) in enumerate(shown):
         low, high = ratio.middle - min(ratio.values), max(ratio.values) - ratio.middle
@@ -322,7 +324,10 @@ def graph(found: Sequence[Found]) -> go.Figure:
             x = one.workload.ratio
             figure.add_shape(type="line", x0=x, x1=x, y0=at - 0.45, y1=at + 0.45, line={"color": INK, "dash": "dot"})
     figure.add_shape(type="line", x0=1, x1=1, y0=-0.5, y1=len(shown) - 0.5, line={"color": INK, "width": 1})
-    return figure.update_layout(height=150 + 30 * len(shown)).update_yaxes(showgrid=False, automargin=True)
+    height = 170 + 30 * len(shown)
+    most = max((max(1.0, one.workload.ratio or 0.0, *ratio.values) for one, ratio in shown), default=1.0)
+    figure.update_layout(height=height, title={"y": 1 - 22 / height}).update_xaxes(range=[0, 1.03 * most])
+    return figure.update_yaxes(showgrid=False)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
