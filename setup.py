@@ -9,6 +9,9 @@ version = next(line.split('"')[1] for line in source if "__version__" in line)
 
 TEST = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "scipy", "ruff", "mypy", "pandas-stubs"]
 TEST += ["types-PyYAML", "types-psutil", "h5py"]
+# peers of the benchmarks, and the profiler. Not Tianshou 2.0.1: it asks for pandas < 3 and would turn ours back.
+BENCH = ["stable-baselines3==2.9.2", "sb3-contrib==2.9.2", "pyinstrument==5.1.3"]
+BENCH += ["cpprb==11.0.0; python_version < '3.13'"]  # it has wheels up to 3.12; later ones would need a compiler
 
 setup(
     name="slm_lab",
@@ -43,7 +46,7 @@ setup(
         "box2d": ["gymnasium[box2d]"],
         "multiagent": ["pettingzoo>=1.24"],
         "hdf5": ["h5py>=3.10"],
-        "bench": ["stable-baselines3==2.9.2", "sb3-contrib==2.9.2"],  # the peers of `bench memory_task`
+        "bench": BENCH,
     },
     entry_points={"console_scripts": ["slm-lab=slm_lab.cli:main"]},
 )

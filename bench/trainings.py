@@ -1,0 +1,399 @@
+"""Workloads of the speed benchmark: trainings beside Stable-Baselines3's and its contrib package's, starts, whole runs.
+
+All sides have the same env, net, batch sizes and number of gradient steps, which are counted. Ours is a spec, as a user
+would write it, run by the bare loop of `LabLearner`. A training is timed after a warm-up.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+import slm_lab.env.tasks  # noqa: F401  registers our tasks with Gymnasium
+from bench.race import LabLearner
+from bench.turn import Sample, Side, Workload
+from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.spec.load import apply_overrides, load_file, pick
+from slm_lab.spec.validate import resolve
+
+ROOT = Path(__file__).parents[1]
+SB3, CONTRIB, TIANSHOU = "stable_baselines3", "sb3_contrib", "tianshou"
+FOREVER = 10**9  # frames
+
+Spec = dict[str, Any]
+
+
+# ---- sides -----------------------------------------------------------------------------------------------------------
+
+
+def ours(raw: Spec, warm: int, frames: int, share: float, per: str = "frames") -> Sample:
+    """Frames (or updates) a CPU second of a spec, over `frames` frames that follow `warm` ones."""
+    learner = LabLearner(resolve(raw, "speed"), 0)
+    until(learner, warm)
+    frame, updates = learner.frame, learner.agent.opt_step
+    began = time.process_time()
+    until(learner, frame + round(frames * share))
+    seconds = time.process_time() - began
+    work = {"frames": learner.frame - frame, "updates": learner.agent.opt_step - updates}
+    return Sample(work[per] / seconds, work)
+
+
+def until(learner: LabLearner, frame: int) -> None:
+    while learner.frame < frame:
+        learner.advance(FOREVER)
+
+
+def peer(make: Callable[[], Any], optim: str, warm: int, frames: int, share: float, per: str = "frames") -> Sample:
+    """The same of a Stable-Baselines3 model; gradient steps are counted of its optimiser at the path `optim`."""
+    model = make()
+    model.learn(warm, log_interval=FOREVER)
+    updates = 0
+
+    def count(*_: Any) -> None:
+        nonlocal updates
+        updates += 1
+
+    holder: Any = model
+    for name in optim.split("."):
+        holder = getattr(holder, name)
+    holder.register_step_post_hook(count)
+    frame, began = model.num_timesteps, time.process_time()
+    model.learn(round(frames * share), log_interval=FOREVER, reset_num_timesteps=False)
+    seconds = time.process_time() - began
+    work = {"frames": model.num_timesteps - frame, "updates": updates}
+    return Sample(work[per] / seconds, work)
+
+
+def worlds(name: str, count: int, **arguments: Any) -> Any:
+    """Stable-Baselines3's vector for light envs, without its Monitor: it costs, and ours keeps no statistics here."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    return DummyVecEnv([lambda: gymnasium.make(name, **arguments) for _ in range(count)])
+
+
+# ---- PPO -------------------------------------------------------------------------------------------------------------
+
+
+def ppo_spec(num_envs: int = 4, **algorithm: Any) -> Spec:
+    learns = {"name": "PPO", "gamma": 0.98, "lam": 0.95, "time_horizon": 256, "minibatch_size": 128}
+    return {
+        "agent": {
+            "name": "PPO",
+            "algorithm": {**learns, "training_epoch": 15, **algorithm},
+            "memory": {"name": "OnPolicyBatchReplay"},
+            "net": {"name": "MLP", "hid_layers": [64, 64], "optim_spec": {"name": "Adam", "lr": 3e-4}},
+        },
+        "env": {"name": "CartPole-v1", "num_envs": num_envs, "max_frame": FOREVER},
+    }
+
+
+def ppo_sb3() -> Any:
+    from stable_baselines3 import PPO
+
+    rollout = {"n_steps": 256, "batch_size": 128, "n_epochs": 15}
+    return PPO("MlpPolicy", worlds("CartPole-v1", 4), gamma=0.98, **rollout, device="cpu", seed=0)
+
+
+def recurrent_spec(shared: bool) -> Spec:
+    """Rollouts of two episodes, each a row longer in our worlds: 32 frames of 32 worlds, minibatches of 128 frames."""
+    learns = {"name": "PPO", "lam": 0.95, "time_horizon": 34, "minibatch_size": 4 * 34, "training_epoch": 10}
+    net = {"name": "MLP", "shared": shared, "hid_layers": [], "head_hid_layers": [64, 64]}
+    return {
+        "agent": {
+            "name": "PPO with LSTM",
+            "algorithm": learns,
+            "memory": {"name": "OnPolicyBatchReplay"},
+            "net": {**net, "core": {"name": "LSTM", "hidden_size": 256}, "optim_spec": {"name": "Adam", "lr": 3e-4}},
+        },
+        "env": {"name": "MemoryTask", "delay": 16, "difficulty": 1, "num_envs": 32, "max_frame": FOREVER},
+    }
+
+
+def recurrent_sb3(shared: bool) -> Any:
+    """RecurrentPPO's own net: an LSTM of 256 (one each, or one for both) and 64 x 64 after it."""
+    from sb3_contrib import RecurrentPPO
+
+    env = worlds("slm_lab/MemoryTask-v0", 32, delay=16, difficulty=1)
+    net = {"shared_lstm": True, "enable_critic_lstm": False} if shared else {}
+    rollout = {"n_steps": 32, "batch_size": 128, "n_epochs": 10}
+    return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=net, **rollout, device="cpu", seed=0)
+
+
+# ---- off-policy ------------------------------------------------------------------------------------------------------
+
+WARM_UP = 1_000  # frames before the first update
+
+
+def dqn_spec(prioritized: bool = False) -> Spec:
+    """One update a frame, of a batch of 32; the target is copied every 500 frames."""
+    learns = {"name": "DoubleDQN" if prioritized else "DQN", "training_frequency": 1, "update_frequency": 500}
+    explores = {"name": "linear_decay", "start_val": 1.0, "end_val": 0.05, "start_step": 0, "end_step": 5_000}
+    net = {"name": "MLP", "hid_layers": [64, 64], "hid_layers_activation": "relu", "init_fn": None}
+    # as the peers have it: SB3 clips, Tianshou doesn't, and only its squared loss takes the weights of its memory
+    loss, clip = ("MSELoss", None) if prioritized else ("SmoothL1Loss", 10.0)
+    net |= {"critic_init_std": None, "clip_grad_val": clip, "loss_spec": {"name": loss}}
+    return {
+        "agent": {
+            "name": "DQN",
+            "algorithm": {**learns, "training_start_step": WARM_UP, "explore_var_spec": explores},
+            "memory": {"name": "PrioritizedReplay" if prioritized else "Replay", "max_size": 100_000, "batch_size": 32},
+            "net": {**net, "optim_spec": {"name": "Adam", "lr": 1e-3}},
+        },
+        "env": {"name": "CartPole-v1", "num_envs": 1, "max_frame": FOREVER},
+    }
+
+
+def dqn_sb3() -> Any:
+    from stable_baselines3 import DQN
+
+    keys: dict[str, Any] = {"learning_starts": WARM_UP, "buffer_size": 100_000, "batch_size": 32, "train_freq": 1}
+    keys |= {"gradient_steps": 1, "target_update_interval": 500, "policy_kwargs": {"net_arch": [64, 64]}}
+    return DQN("MlpPolicy", worlds("CartPole-v1", 1), learning_rate=1e-3, **keys, device="cpu", seed=0)
+
+
+class TianshouDDQN:
+    """Tianshou's Double DQN with prioritized replay, with the face of a Stable-Baselines3 model.
+
+    It plays ten frames at a time and then learns ten times: as its calls are costly, it is faster so than one by one.
+    """
+
+    AT_ONCE = 10
+
+    def __init__(self) -> None:
+        from tianshou.algorithm.modelfree.dqn import DQN, DiscreteQLearningPolicy
+        from tianshou.algorithm.optim import AdamOptimizerFactory
+        from tianshou.data import Collector, PrioritizedVectorReplayBuffer
+        from tianshou.env import DummyVectorEnv
+        from tianshou.utils.net.common import Net
+
+        env = gymnasium.make("CartPole-v1")
+        net = Net(state_shape=env.observation_space.shape, action_shape=env.action_space.n, hidden_sizes=[64, 64])
+        policy = DiscreteQLearningPolicy(model=net, action_space=env.action_space, eps_training=0.3)
+        optim = AdamOptimizerFactory(lr=1e-3)
+        self.algorithm = DQN(policy=policy, optim=optim, target_update_freq=500, is_double=True)
+        buffer = PrioritizedVectorReplayBuffer(100_000, 1, alpha=0.6, beta=0.4)
+        worlds = DummyVectorEnv([lambda: gymnasium.make("CartPole-v1")])
+        self.collector, self.num_timesteps = Collector(policy, worlds, buffer, exploration_noise=True), 0
+        self.optimizer = self.algorithm.optim._optim
+
+    def learn(self, frames: int, **_: Any) -> None:
+        from tianshou.utils.torch_utils import policy_within_training_step
+
+        if not self.num_timesteps:
+            self.collector.reset()
+            self.num_timesteps = self.collector.collect(n_step=WARM_UP, random=True).n_collected_steps
+            frames -= WARM_UP
+        with policy_within_training_step(self.algorithm.policy):
+            for _turn in range(frames // self.AT_ONCE):
+                self.num_timesteps += self.collector.collect(n_step=self.AT_ONCE).n_collected_steps
+                for _update in range(self.AT_ONCE):
+                    self.algorithm.update(self.collector.buffer, 32)
+
+
+def sac_spec() -> Spec:
+    """256 x 256 for the actor and each critic, which take observation and action together."""
+    net = {"name": "MLP", "hid_layers": [], "head_hid_layers": [256, 256], "hid_layers_activation": "relu"}
+    net |= {"init_fn": None, "actor_init_std": None, "critic_init_std": None, "clip_grad_val": None}
+    return {
+        "agent": {
+            "name": "SAC",
+            "algorithm": {"name": "SAC", "training_frequency": 1, "training_start_step": WARM_UP},
+            "memory": {"name": "Replay", "max_size": 100_000, "batch_size": 256},
+            "net": {**net, "optim_spec": {"name": "Adam", "lr": 3e-4}},
+        },
+        "env": {"name": "Pendulum-v1", "num_envs": 1, "max_frame": FOREVER},
+    }
+
+
+def sac_sb3() -> Any:
+    from stable_baselines3 import SAC
+
+    keys: dict[str, Any] = {"learning_starts": WARM_UP, "buffer_size": 100_000, "batch_size": 256, "train_freq": 1}
+    return SAC("MlpPolicy", worlds("Pendulum-v1", 1), gradient_steps=1, **keys, device="cpu", seed=0)
+
+
+# ---- starting, and a whole run ---------------------------------------------------------------------------------------
+
+
+def show_help(share: float) -> Sample:
+    """Wall seconds of `run_lab.py --help`."""
+    command = [sys.executable, "run_lab.py", "--help"]
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - began)
+    return Sample(statistics.median(seconds))
+
+
+FIRST = 100  # frames
+SCRIPT = f"""
+from stable_baselines3 import PPO
+model = PPO("MlpPolicy", "CartPole-v1", n_steps={FIRST}, batch_size=50, n_epochs=4, device="cpu").learn({FIRST})
+print(model.num_timesteps, flush=True)
+"""
+
+
+def start_ours(share: float) -> Sample:
+    """Wall seconds from the start of `run_lab.py SPEC train` until the table of the first frames is written."""
+    spec = ppo_spec(1, time_horizon=FIRST, minibatch_size=50, training_epoch=4)
+    spec["env"]["max_frame"] = FIRST
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "start.json"
+        file.write_text(json.dumps({"start": spec}))
+        began = time.perf_counter()
+        command = [sys.executable, "run_lab.py", str(file), "train", "--data", folder]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            while not any(Path(folder).glob("*/info/*session_df_train.csv")):
+                if process.poll() is not None:
+                    raise RuntimeError(f"it ended with exit code {process.returncode}")
+                time.sleep(0.005)
+            seconds = time.perf_counter() - began
+            process.terminate()
+    return Sample(seconds, {"frames": FIRST})
+
+
+def start_sb3(share: float) -> Sample:
+    """The same of a script, until it has learned and says so."""
+    began = time.perf_counter()
+    with subprocess.Popen([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        frames = int(process.stdout.readline())
+        return Sample(time.perf_counter() - began, {"frames": frames})
+
+
+def whole_spec(share: float) -> LabSpec:
+    """PPO's spec for CartPole, one session of it."""
+    file = "specs/benchmark/cartpole.json"
+    name, raw = pick(load_file(ROOT / file), "ppo_cartpole", file)
+    frames = round(raw["env"]["max_frame"] * share)
+    return resolve(apply_overrides(raw, ["meta.max_session=1", f"env.max_frame={frames}"]), name)
+
+
+def whole_run(share: float) -> Sample:
+    """Wall seconds of a run as `train` makes it: with logs, TensorBoard, checkpoints, graphs and report."""
+    from rich.console import Console
+
+    from slm_lab.experiment import control
+
+    spec = whole_spec(share)
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "said").open("w") as said:
+        began = time.perf_counter()
+        control.train(spec, Path(folder), Console(file=said))
+        return Sample(time.perf_counter() - began, {"frames": spec.env.max_frame})
+
+
+def bare_run(share: float) -> Sample:
+    """Wall seconds of the same training as a bare loop."""
+    spec = whole_spec(share)
+    began = time.perf_counter()
+    learner = LabLearner(spec, spec.meta.seed)
+    while learner.frame < spec.env.max_frame:
+        learner.advance(spec.env.max_frame)
+    return Sample(time.perf_counter() - began, {"frames": learner.frame})
+
+
+# ---- ours alone ------------------------------------------------------------------------------------------------------
+
+
+def many_worlds(count: int, share: float) -> Sample:
+    """PPO with ever more worlds: updates of 2,048 rows, however many worlds they come from."""
+    raw = ppo_spec(count, time_horizon=2_048 // count, training_epoch=4)
+    return ours(raw, 2_048, 16_384, share)
+
+
+LAST = 64  # steps
+
+
+def long_episodes(delay: int, share: float) -> Sample:
+    """Milliseconds in which StrategicMemory acts in 64 worlds; the median of the last steps of an episode."""
+    file = "specs/strategic/memory_task.json"
+    name, raw = pick(load_file(ROOT / file), None, file)
+    learner = LabLearner(resolve(apply_overrides(raw, [f"env.delay={delay}"]), name), 0)
+    agent, act, seconds = learner.agent, learner.agent.act, []
+
+    def timed(*arguments: Any) -> Any:
+        began = time.process_time()
+        out = act(*arguments)
+        seconds.append(time.process_time() - began)
+        return out
+
+    agent.act = timed  # type: ignore[method-assign]
+    while len(seconds) < LAST or learner.agent.opt_step == 0:  # an update follows the episodes' ends
+        learner.advance(FOREVER)
+    return Sample(1e3 * float(np.median(seconds[-LAST:])))
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def training(
+    name: str, what: str, ratio: float, spec: Spec, peers: Mapping[str, tuple[str, Callable[[], Any], str]],
+    warm: int, frames: int, per: str = "frames", note: str = "",
+) -> Workload:  # fmt: skip
+    """`peers`: name -> package, model, where its optimiser is."""
+    sides = {"ours": Side(partial(ours, spec, warm, frames, per=per))}
+    for who, (package, make, optim) in peers.items():
+        sides[who] = Side(partial(peer, make, optim, warm, frames, per=per), package)
+    return Workload(name, what, f"{per}/s", sides, ratio, note=note)
+
+
+POLICY = "policy.optimizer"
+
+WORKLOADS = [
+    training(
+        "ppo", "PPO, CartPole-v1: 4 worlds, horizon 256, minibatch 128, 15 epochs, 64x64 tanh each", 2.5,
+        ppo_spec(), {"SB3": (SB3, ppo_sb3, POLICY)}, 2_048, 20_480,
+    ),
+    training(
+        "dqn", "DQN, CartPole-v1: batch 32, an update a frame, 64x64 relu", 1.8,
+        dqn_spec(), {"SB3": (SB3, dqn_sb3, POLICY)}, 1_500, 5_000,
+    ),
+    training(
+        "ddqn_per", "Double DQN with prioritized replay, else as dqn", 3.0,
+        dqn_spec(prioritized=True), {"Tianshou": (TIANSHOU, TianshouDDQN, "optimizer")}, 1_500, 3_000,
+        note="SLM-Lab can't be installed beside ours: absent; 311 frames/s of it were measured once, elsewhere",
+    ),
+    training(
+        "sac", "SAC, Pendulum-v1: batch 256, an update a frame, 256x256 relu", 1.4,
+        sac_spec(), {"SB3": (SB3, sac_sb3, "critic.optimizer")}, 1_200, 500, "updates",
+    ),
+    training(
+        "lstm_ppo", "recurrent PPO, MemoryTask 16: 32 worlds, LSTM 256 and 64x64 for actor and critic each", 4.0,
+        recurrent_spec(shared=False), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=False), POLICY)}, 1_024, 4_096,
+    ),
+    training(
+        "lstm_ppo_shared", "the same with one LSTM for both", 4.0,
+        recurrent_spec(shared=True), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=True), POLICY)}, 1_024, 6_144,
+    ),
+    Workload("help", "`python run_lab.py --help`", "s", {"ours": Side(show_help)}, most=0.3, less=True),
+    Workload(
+        "start", f"from the start of the process to {FIRST} frames of CartPole-v1 trained on", "s",
+        {"ours": Side(start_ours), "SB3": Side(start_sb3, SB3)}, most=2.8, less=True,
+        note="ours as a run with all its files, SB3 as a script of four lines",
+    ),
+    Workload(
+        "full_run", "ppo_cartpole, one session, with logs, TensorBoard, checkpoints and graphs; beside it a bare loop",
+        "s", {"ours": Side(whole_run), "bare loop": Side(bare_run)}, ratio=0.95, less=True,
+    ),
+    Workload(
+        "worlds", "PPO, 64x64, 4 epochs, 2,048 rows an update", "frames/s",
+        {str(count): Side(partial(many_worlds, count)) for count in (1, 4, 16, 64, 256)}, axis="worlds",
+    ),
+    Workload(
+        "delays", "StrategicMemory acts in 64 worlds", "ms",
+        {str(delay): Side(partial(long_episodes, delay)) for delay in (16, 64, 256, 1024, 4096)},
+        axis="delay", less=True,
+    ),
+]  # fmt: skip
