@@ -2,10 +2,10 @@
 
 python -m bench.strategic [ROW ...] [--seeds N] [--jobs N] [--page]
 
-Each session trains until two greedy evaluations in a row reach the row's bar (or its frames are spent). Then it is
-judged: return, is the cue kept, is it attended to; and once more after 20 further updates. Every judgement has 200
-episodes of its own. Sessions are kept in docs/benchmarks/strategic.jsonl, the table of them in strategic.md; a row
-named on the command line is run anew, the others keep their last sessions. `--page` runs none and writes the table.
+Each session trains until three greedy evaluations in a row reach the row's bar (or its frames are spent). Then its
+memory is looked into: is the cue kept, is it attended to; all of it once more after 20 further updates. Every judgement
+has 200 episodes of its own. Sessions are kept in docs/benchmarks/strategic.jsonl, the table of them in strategic.md; a
+row named on the command line is run anew, the others keep their last sessions. `--page` runs none, it writes the table.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def session(row: Row, seed: int) -> Found:
     spec = resolve(apply_overrides(raw, [*row.changes, f"env.max_frame={row.max_frame}"]), name)
     learner, seconds = LabLearner(spec, seed), 0.0
     curve: list[tuple[int, float]] = []
-    while learner.frame < row.max_frame and not (len(curve) > 1 and min(score for _, score in curve[-2:]) >= row.bar):
+    while learner.frame < row.max_frame and not stays(row, curve):
         began = time.process_time()
         due = learner.frame + row.every
         while learner.frame < min(due, row.max_frame):
@@ -124,7 +124,7 @@ def session(row: Row, seed: int) -> Found:
         seconds += time.process_time() - began
         curve.append((learner.frame, judge(learner, seed, len(curve))))
     found: Found = {"row": row.name, "seed": seed, "curve": curve, "seconds": round(seconds, 1), "commit": commit()}
-    found["then"] = {"score": judge(learner, seed, SOLVED), **recall(learner, seed, SOLVED)}
+    found["then"] = {"score": curve[-1][1], **recall(learner, seed, SOLVED)}
     frame = learner.frame
     for _ in range(MORE):
         learner.advance(10**12)
@@ -133,6 +133,11 @@ def session(row: Row, seed: int) -> Found:
     if row.far:
         found["far"] = {delay: judge(learner, seed, LATER, delay) for delay in FAR}
     return found
+
+
+def stays(row: Row, curve: Sequence[tuple[int, float]]) -> bool:
+    """Three evaluations in a row at the bar."""
+    return len(curve) > 2 and min(score for _, score in curve[-3:]) >= row.bar
 
 
 def worlds(learner: LabLearner, delay: int | None = None) -> VecEnv:
@@ -192,11 +197,11 @@ def commit() -> str:
 HEAD = f"""# StrategicMemory, measured
 
 Written by `python -m bench.strategic`. One setting of hyper-parameters for every row (specs/strategic), seeds 0 to n-1,
-none left out; CPU seconds of training on one core, beside other work. A session trains until two evaluations in a row
-reach the bar, or its frames are spent. *Return*: {EPISODES} fresh greedy episodes, worst seed (class-balanced in
-MemoryTask). *Frames*, *CPU s*: median (worst) to the end of training; a seed that never reached the bar counts as
-endless. *Kept*, *attended*: the cue at the paid decisions, mean of the worst class of answer, worst seed. *Later*:
-after {MORE} further updates.
+none left out; CPU seconds of training on one core, beside other work. A session trains until three evaluations in a row
+reach the bar, or its frames are spent. *Return*: of the last one, worst seed; each has {EPISODES} fresh greedy episodes
+(class-balanced in MemoryTask). *Frames*, *CPU s*: median (worst) to the end of training; a seed that never reached the
+bar counts as endless. *Kept*, *attended*: the cue at the paid decisions, mean of the worst class of answer, worst seed.
+*Later*: after {MORE} further updates.
 
 *Reached*: whether all holds that the row claims, and if not, what doesn't: on each of its seeds a return of the bar,
 within its frames, and its seconds where it has some; in MemoryTask also that in every run the cue is kept ({KEPT}) and
@@ -229,10 +234,10 @@ def line(row: Row, found: list[Found]) -> str:
     cells = [
         row.name,
         f"**no**: {', '.join(lacks)}" if lacks else "yes" if row.claims else "–",
-        f"{sum(solved(row, x) for x in found)}/{len(found)}",
+        f"{sum(stays(row, x['curve']) for x in found)}/{len(found)}",
         f"{worst(found, 'then', 'score'):.2f}",
-        spread([x["curve"][-1][0] if solved(row, x) else math.inf for x in found], ",.0f"),
-        spread([x["seconds"] if solved(row, x) else math.inf for x in found], ".1f"),
+        spread([x["curve"][-1][0] if stays(row, x["curve"]) else math.inf for x in found], ",.0f"),
+        spread([x["seconds"] if stays(row, x["curve"]) else math.inf for x in found], ".1f"),
         *(", ".join(f"{worst(found, when, key):.2f}" for key in keys) for when, keys in SHOWN),
         ("mixed: " if len(commits) > 1 else "") + ", ".join(commits),
     ]
@@ -248,12 +253,6 @@ def spread(values: list[float], form: str) -> str:
     return f"{middle} ({most})" if middle != "–" else middle
 
 
-def solved(row: Row, x: Found) -> bool:
-    """Two evaluations in a row at the bar, and the fresh one after them."""
-    last = [score for _, score in x["curve"][-2:]]
-    return len(last) == 2 and min(*last, x["then"]["score"]) >= row.bar
-
-
 def missed(row: Row, found: list[Found]) -> list[str]:
     """What of the row's claim these sessions don't show."""
     held = {f"{len(found)} of {row.seeds} seeds": len(found) == row.seeds}
@@ -261,7 +260,7 @@ def missed(row: Row, found: list[Found]) -> list[str]:
         held[f"above {row.most}"] = max(x["then"]["score"] for x in found) <= row.most
     if row.most is not None or not row.claims:
         return [what for what, holds in held.items() if not holds]
-    held["return"] = all(solved(row, x) for x in found)
+    held["return"] = all(stays(row, x["curve"]) for x in found)
     held["seconds"] = row.seconds is None or all(x["seconds"] <= row.seconds for x in found)
     for when, said in (("then", ""), ("later", " later")) if row.recalls else ():
         held[f"kept{said}"] = worst(found, when, "kept") >= KEPT

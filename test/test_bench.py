@@ -266,7 +266,7 @@ CONTROL = strategic.Row("task, without", "no file", 10, 100, seeds=2, most=0.3)
 def found(row: strategic.Row, seed: int, score: float = 1.0, **changes: Any) -> dict[str, Any]:
     """A session that reached the bar, and in all else."""
     then = {"score": score, "kept": 1.0, "seen": 0.9}
-    curve = [[50, 0.0], [75, score], [100, score]]
+    curve = [[25, 0.0], [50, score], [75, score], [100, score]]
     whole = {"row": row.name, "seed": seed, "curve": curve, "seconds": 20.0, "commit": "abc", "then": then}
     return whole | {"later": {**then, "score": 1.0, "frames": 9}} | changes
 
@@ -276,8 +276,7 @@ def found(row: strategic.Row, seed: int, score: float = 1.0, **changes: Any) -> 
     [
         (CLAIM, {}, []),
         (CLAIM, {"score": 0.98}, ["return"]),
-        (CLAIM, {"then": {"score": 0.98, "kept": 1.0, "seen": 0.9}}, ["return"]),
-        (CLAIM, {"curve": [[75, 0.5], [100, 1.0]]}, ["return"]),
+        (CLAIM, {"curve": [[50, 0.5], [75, 1.0], [100, 1.0]]}, ["return"]),
         (CLAIM, {"seconds": 27.0}, ["seconds"]),
         (replace(CLAIM, seconds=None), {"seconds": 27.0}, []),
         (CLAIM, {"then": {"score": 1.0, "kept": 0.98, "seen": 0.79}}, ["kept", "attended"]),

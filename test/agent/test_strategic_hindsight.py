@@ -14,7 +14,7 @@ from worlds import OBS_SPACES, Worlds
 
 from slm_lab.agent.agent import Agent
 from slm_lab.agent.memory.strategic.core import Entries
-from slm_lab.agent.memory.strategic.hindsight import _mean_actor_critic, _use, surprising
+from slm_lab.agent.memory.strategic.hindsight import EVEN, _mean_actor_critic, _use, surprising
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.lib.tree import map_batch, tree_map
 from slm_lab.lib.types import Batch
@@ -105,15 +105,14 @@ def test_the_critic_of_actions_that_cannot_be_counted_knows_nothing_else_either(
     assert float(before.detach().abs().max()) > 1e-3 and read.requires_grad
 
 
-def toy(agent: Agent, attention: Tensor, **data: Tensor) -> Any:
-    """What hindsight teaches of one window, its attention [M, N] given; each query is at the last step."""
-    hindsight, (M, N) = hindsight_of(agent), attention.shape
+def toy(agent: Agent, use: Tensor, **data: Tensor) -> Any:
+    """What hindsight teaches of one window, the use [M, N] of its entries given; each query is at the last step."""
+    hindsight, (M, N) = hindsight_of(agent), use.shape
     seen = torch.zeros(1, M, int(hindsight.critic[0].in_features), requires_grad=True)  # type: ignore[arg-type]
-    logits = attention.log()[None, :, None]
-    core: Any = SimpleNamespace(match_all=lambda *_: logits, recall_all=lambda *_: seen, slots=N)
+    core: Any = SimpleNamespace(match_all=lambda *_: torch.zeros(1, M, 1, N), recall_all=lambda *_: seen, slots=N)
     nothing = torch.zeros(1, M)
     notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
-             "error": nothing, "policy": torch.full((1, M, 3), 1 / 3)}  # fmt: skip
+             "error": nothing, "policy": torch.full((1, M, 3), 1 / 3), "use": use[None]}  # fmt: skip
     data |= {name: torch.zeros(1, N, 1, 1) for name in ("key", "value")} | {"count": torch.arange(N)[None]}
     entries = Entries(data, 0, torch.full((1, N, 2), -1), torch.arange(N)[None])
     return hindsight._teach(notes, entries, core)[0]
@@ -126,10 +125,9 @@ def use(own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], off: float = 0
     """[N] of a critic that is linear and too high by `off`, for logits [N] and values [N, d]."""
     (logits, value), (logits2, value2) = own, other
     read = torch.cat([torch.zeros(3), logits.softmax(dim=0) @ value])[None, None].requires_grad_()  # [h; m]
-    one = torch.ones(1, 1, dtype=torch.bool)
     pair = ((x[None, None, None], v[None, :, None]) for x, v in ((logits, value), (logits2, value2)))
     judged = read[..., 3:] @ WANTED
-    return _use(judged, judged.detach() - off, read, *pair, one)[0, 0]
+    return _use(judged, judged.detach() - off, read, *pair)[0, 0]
 
 
 def test_use_is_how_much_worse_the_critic_would_do_with_another_entry_in_its_place() -> None:
@@ -145,7 +143,7 @@ def test_use_is_how_much_worse_the_critic_would_do_with_another_entry_in_its_pla
     step = torch.stack(moved)
     for off in (0.0, 0.5, -2.0):
         found = use((logits, value), (other, value2), off)
-        torch.testing.assert_close(found, ((off + step).square() - off**2) / step.square().sum())
+        torch.testing.assert_close(found, (off + step).square() - off**2)
         assert abs(found[3]) < 1e-5, "the same in both"
 
 
@@ -163,25 +161,49 @@ def test_a_cue_is_of_use_where_only_its_absence_is_told() -> None:
         assert use((own, value), (other, value))[0] > 0.95
 
 
-def looked_at(judged: Tensor, error: Tensor, read: Tensor, own: tuple[Tensor, Tensor], *_: Any) -> Tensor:
-    return own[0].softmax(dim=-1).mean(dim=2)
-
-
-def test_usefulness_settles_where_weights_are_the_use_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slm_lab.agent.memory.strategic.hindsight._use", looked_at)
+def test_usefulness_settles_where_weights_are_the_use_to_come() -> None:
+    """Of two steps that surprise; what is of no use, or misleads, keeps a little weight."""
     agent = build(swap=0.0, awake=False)
-    attention = torch.tensor([[0.8, 0.1, 0.05, 0.03, 0.02], [0.2, 0.3, 0.15, 0.27, 0.08]])  # of two surprising steps
+    use = torch.tensor([[1.6, 0.2, 0.05, 0.03, 0.0], [0.4, 0.6, 0.15, 0.27, -0.02]])
     worth = torch.zeros(1, 5, requires_grad=True)
     optimiser = torch.optim.Adam([worth], lr=0.05)
-    for _ in range(300):
+    for _ in range(400):
         optimiser.zero_grad()
-        toy(agent, attention, worth=worth)["usefulness_loss"].mean().backward()
+        toy(agent, use, worth=worth)["usefulness_loss"].mean().backward()
         optimiser.step()
-    torch.testing.assert_close(worth.softmax(dim=1)[0].detach(), attention.mean(dim=0), atol=0.01, rtol=0)
+    wanted = use.mean(dim=0) + EVEN / 5
+    torch.testing.assert_close(worth.softmax(dim=1)[0].detach(), wanted / wanted.sum(), atol=0.01, rtol=0)
+    assert float(wanted[4]) > 0
 
 
-def test_decay_learns_from_each_step_and_leaves_worth_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("slm_lab.agent.memory.strategic.hindsight._use", looked_at)
+def test_without_any_use_all_entries_are_worth_the_same() -> None:
+    worth = torch.tensor([[3.0, -1.0, 0.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        toy(build(awake=False), torch.zeros(2, 3), worth=worth)["usefulness_loss"].sum(), worth
+    )
+    assert gradient[0, 0] > 0 > gradient[0, 1], "down, and up"
+
+
+def test_what_the_critic_has_learned_by_heart_is_of_no_use() -> None:
+    """Use is measured before a batch is learned from; learning it does not change what is noted."""
+    agent = build(swap=0.0)
+    batch, _ = agent.algorithm._prepared(batches(agent, 60)[-1])
+    before = batch.notes["hindsight"]["use"].clone()
+    optimiser, hindsight = torch.optim.Adam(agent.algorithm.net.parameters(), lr=0.01), hindsight_of(agent)
+    for _ in range(60):
+        out = agent.algorithm.net(batch.obs, batch.carry, batch.is_first)
+        terms = hindsight.losses(batch, out, agent.algorithm.net).terms
+        optimiser.zero_grad()
+        terms["hindsight_loss"][batch.notes["hindsight"]["mask"]].mean().backward()
+        optimiser.step()
+    assert torch.equal(batch.notes["hindsight"]["use"], before)
+    entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
+    _, after = hindsight._used(batch.notes["hindsight"], entries, core_of(agent))
+    mask = batch.notes["hindsight"]["mask"]
+    assert float(after[mask].sum(dim=-1).mean()) > 3 * abs(float(before[mask].sum(dim=-1).mean())), "now it would be"
+
+
+def test_decay_learns_from_each_step_and_leaves_worth_alone() -> None:
     agent = build(swap=0.0, awake=False)
     worth, decay = torch.zeros(1, 5, requires_grad=True), torch.full((1, 5), 0.1, requires_grad=True)
     recent = torch.tensor([[0.0, 0.0, 0.0, 0.1, 0.9]])
@@ -209,8 +231,10 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
     hindsight = hindsight_of(agent)
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
     entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
-    data, other = entries.data, hindsight._others(entries)
-    swapped = hindsight._swapped(data, other)
+    data, drawn = entries.data, hindsight.rng.get_state()
+    other = hindsight._others(entries)
+    hindsight.rng.set_state(drawn)
+    swapped = hindsight._swapped(entries)
     there, moved = other["count"] >= 0, swapped["worth"] != data["worth"]
     assert 0.15 < float(moved[there].float().mean()) < 0.45 and not moved[~there].any()
     assert torch.equal(swapped["key"][moved], other["key"][moved]), "key and worth of the same one"

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from slm_lab.agent.auxiliary.base import Auxiliary, AuxiliaryContext
 from slm_lab.agent.memory.strategic.core import Entries, StrategicCore
@@ -22,6 +23,7 @@ from slm_lab.lib.types import Batch, Tree
 NAME = "hindsight"
 PAST_BYTES = 2**24  # most of a batch that is kept for replay
 DRAWS = 4  # of actions that can't be counted, for their mean
+EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that is of use they are worth the same
 FEWEST = 2  # windows that are worth keeping
 
 
@@ -37,14 +39,12 @@ class Hindsight(Auxiliary):
       actions can't be counted, the mean is that of four drawn from the policy.
       A share of the entries (`swap`) is looked up by the key of another episode's entry of the same step: attention
       must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say.
-    - *usefulness*: cross-entropy from what each entry did for the critic, mean over the steps, to `softmax_i ρ_i` over
-      the episode so far: its fixed point, exp(ρ_i) in proportion to the use that i will be, is the right weight of a
-      reservoir. What entry i did is by how much the critic's error would grow if what another episode has of the same
-      step stood in its place (nothing, where that has none): one that is looked at and says nothing, or the same in all
-      episodes, is of no use. It may be less than 0, of what was learned by heart: such an entry has no fixed point, its
-      ρ sinks for as long as it misleads.
-    - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, as far as the critic does not explain yet:
-      what retention found in all episodes leads the search in each.
+    - *usefulness*: cross-entropy from what each entry does for the critic, mean over the steps, and a little of all
+      entries alike, to `softmax_i ρ_i` over the episode so far: its fixed point, exp(ρ_i) in proportion to the use that
+      i will be, is the right weight of a reservoir. The use of entry i is by how much the critic's error would grow if
+      what another episode has of the same step stood in its place (nothing, where that has none), on episodes that the
+      critic has not learned from yet: one that is looked at and says nothing, or the same in all episodes, or what was
+      learned by heart, is of none.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Discrete actions only.
@@ -89,10 +89,11 @@ class Hindsight(Auxiliary):
             notes["policy"] = policy.log_probs.exp()  # [B, M, A]
         else:
             notes["drawn"] = torch.stack([policy.sample(self.rng) for _ in range(DRAWS)], dim=2)  # [B, M, DRAWS, A]
+        with torch.enable_grad():
+            judged, notes["use"] = self._used(notes, out.inner[self.part], _core(net, self.part))
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
-        found, *_ = self._judge(notes, out.inner[self.part], _core(net, self.part))
-        variance = explained_variance(self._of(found, notes["action"])[mask], notes["error"][mask])
+        variance = explained_variance(judged[mask], notes["error"][mask])
         self.gate = float(variance.nan_to_num(0.0).clamp(0.0, 1.0))
         return batch, {"hindsight_explained": float(variance.nan_to_num(0.0))}
 
@@ -141,29 +142,34 @@ class Hindsight(Auxiliary):
         return reduce_losses(terms, part["notes"]["mask"])[0]
 
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
-        """The losses of critic, usefulness and prior [B, M], and the values behind them [B, M, A]."""
+        """The losses of critic and usefulness [B, M], and the values behind them [B, M, A]."""
         spec, mask, data, now = self.spec, notes["mask"], entries.data, entries.before + notes["at"]
-        other = self._others(entries)
-        value, read, logits = self._judge(notes, entries._replace(data=self._swapped(data, other)), core)
+        value, *_ = self._judge(notes, entries._replace(data=self._swapped(entries)), core)
         judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
-        if spec.prior_coef:
-            # ρ is a part of the logits too: doubled, or the best that q·k could do would be to say nothing
-            prior = torch.softmax(2 * data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf), dim=-1)
-            loss = _cross_entropy(prior[:, :, None], logits, valid[:, :, None]).mean(dim=2)
-            terms["prior_loss"] = spec.prior_coef * (1 - self.gate) * loss
         if spec.usefulness_coef:
-            there = valid & (other["count"] >= 0)[:, None]
-            others = core.match_all({**data, **other}, now).masked_fill(~there.unsqueeze(2), -torch.inf)
-            target = _use(judged, notes["error"], read, (logits, data["value"]), (others, other["value"]), mask)
+            target = notes["use"][..., -valid.shape[2] :]  # [B, M, N]
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
-            loss = _cross_entropy(whole, data["worth"], (valid & mask[..., None]).any(dim=1))
+            among = (valid & mask[..., None]).any(dim=1)
+            even = among / among.sum(dim=1, keepdim=True).clamp(min=1)
+            loss = _cross_entropy(whole + EVEN * even, data["worth"], among)
             terms["usefulness_loss"] = spec.usefulness_coef * loss[:, None].expand_as(mask)
             if "decay" in data:
                 age = take(data["count"], now)[..., None] - data["count"][:, None]
                 held = data["worth"].detach()[:, None] - data["decay"][:, None] * age.clamp(0, 2 * core.slots)
                 terms["decay_loss"] = spec.usefulness_coef * _cross_entropy(target, held, valid)
         return terms, value
+
+    def _used(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor]:
+        """Q of the actions taken [B, M], and the use of each entry [B, M, K + T] (0 of slots where none were held)."""
+        data, now, other = entries.data, entries.before + notes["at"], self._others(entries)
+        value, read, logits = self._judge(notes, entries, core)
+        judged = self._of(value, notes["action"])
+        there = _seen(notes["at"], entries) & (other["count"] >= 0)[:, None]
+        others = core.match_all({**data, **other}, now).masked_fill(~there.unsqueeze(2), -torch.inf)
+        pairs = (logits, data["value"]), (others, other["value"])
+        use = _use(judged, notes["error"], read, *pairs)
+        return judged.detach(), F.pad(use, (core.slots - entries.before, 0))
 
     def _others(self, entries: Entries) -> Tree:
         """For each entry what another window has of the same step of its episode; count -1: nothing."""
@@ -174,8 +180,9 @@ class Hindsight(Auxiliary):
         there = (step >= 0) & (step.roll(by, dims=0) == step) & (by > 0)
         return {**found, "count": torch.where(there, found["count"], -1)}
 
-    def _swapped(self, data: Tree, other: Tree) -> Tree:
+    def _swapped(self, entries: Entries) -> Tree:
         """The entries, a share of them with key and worth of another's."""
+        data, other = entries.data, self._others(entries)
         drawn = torch.rand(data["count"].shape, generator=self.rng).to(data["count"].device) < self.spec.swap
         drawn = drawn & (other["count"] >= 0)
         key = torch.where(drawn[..., None, None], other["key"], data["key"])
@@ -186,6 +193,8 @@ class Hindsight(Auxiliary):
         now, valid = entries.before + notes["at"], _seen(notes["at"], entries)
         logits = core.match_all(entries.data, now).masked_fill(~valid.unsqueeze(2), -torch.inf)  # [B, M, H, N]
         read = core.recall_all(entries.data, now, logits)  # [B, M, F + H·d]
+        if torch.is_grad_enabled() and not read.requires_grad:  # of a batch that isn't learned from yet
+            read.requires_grad_()
         # less its mean under the policy: what is no action's doing explains nothing
         if self.discrete:
             value: Tensor = self.critic(read)  # [B, M, A]
@@ -227,16 +236,17 @@ def _seen(at: Tensor, entries: Entries) -> Tensor:
 
 
 def _use(
-    judged: Tensor, error: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], mask: Tensor
+    judged: Tensor, error: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
 ) -> Tensor:
     """By how much `(judged − error)²` [B, M] would grow without each entry [B, M, N]; less than 0 if it misleads.
 
     Permutation importance (Breiman 2001; Fisher, Rudin & Dominici 2019, arXiv 1801.01489): what another episode has in
-    its place is put there. In units of the mean square of what all entries together would change. read [B, M, F + H·d]
-    is h and the memory m; own and other are logits [B, M, H, N] and values [B, N, H, d]. Attention is exact, the critic
-    to first order: Q would move by `∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')`.
+    its place is put there. Errors have a mean square of 1, so a cue that tells all of them is of a use of 1 or 2, and
+    as long as the critic explains nothing, nothing is of much use. read [B, M, F + H·d] is h and the memory m; own and
+    other are logits [B, M, H, N] and values [B, N, H, d]. Attention is exact, the critic to first order: Q would move
+    by `∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')`.
     """
-    (slope,) = torch.autograd.grad(judged.sum(), read, retain_graph=True)
+    (slope,) = torch.autograd.grad(judged.sum(), read)
     (logits, value), (logits2, value2) = ((x.detach(), v.detach()) for x, v in (own, other))
     shape = (*logits.shape[:3], value.shape[-1])  # [B, M, H, d]
     slope, memory = (x.detach()[..., -shape[2] * shape[3] :].reshape(shape) for x in (slope, read))
@@ -245,9 +255,7 @@ def _use(
     at_rest = (slope * memory).sum(dim=-1, keepdim=True)
     told, told2 = (torch.einsum("bmhd,bnhd->bmhn", slope, v) - at_rest for v in (value, value2))
     moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).sum(dim=2)  # [B, M, N]
-    grown = moved.square() + 2 * (judged.detach() - error)[..., None] * moved
-    unit: Tensor = moved.square().sum(dim=-1)[mask].mean().clamp(min=1e-12)
-    return grown / unit
+    return moved.square() + 2 * (judged.detach() - error)[..., None] * moved
 
 
 def _cross_entropy(target: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
