@@ -36,9 +36,9 @@ def test_four_slots_are_enough_for_what_is_worth_keeping_and_not_for_the_newest(
 
 
 def test_a_number_can_say_the_bit_too(tmp_path: Path) -> None:
-    """Continuous actions; without their mean taken off the critic's Q it was at chance after 30,000 frames."""
+    """Seen first at 9,200 and 18,400 frames; without the mean taken off Q it was at chance after 30,000."""
     keys = ["env.continuous=true", "agent.algorithm.log_barrier_coef=0", "agent.memory.slots=8"]
-    assert evaluated(memory_task(tmp_path, 16, 12_000, 0, *keys)) >= 0.99
+    assert evaluated(memory_task(tmp_path, 16, 24_000, 0, *keys)) >= 0.99
 
 
 FAST = ["MemoryTask 64 EASY", "MemoryTask 64 HARD", "MemoryTask 256 HARD", "RepeatPrevious 4", "MultiCue 32"]
