@@ -139,12 +139,13 @@ def test_more_slots_than_any_episode_has_steps() -> None:
 @pytest.mark.parametrize(
     ("switched", "gone"),
     [
-        ({"hindsight_coef": 0.0}, {"hindsight_loss", "usefulness_loss", "decay_loss", "hindsight_replay_loss", "hindsight_gate"}),
+        ({"hindsight_coef": 0.0}, {"hindsight_loss", "usefulness_loss", "decay_loss", "prior_loss", "hindsight_replay_loss", "hindsight_gate"}),
         ({"usefulness_coef": 0.0}, {"usefulness_loss", "decay_loss"}),
         ({"decay_init": 0.0}, {"decay_loss"}),
+        ({"prior_coef": 0.0}, {"prior_loss"}),
         ({"replay": 0}, {"hindsight_replay_loss"}),
     ],
-    ids=["hindsight", "usefulness", "decay", "replay"],
+    ids=["hindsight", "usefulness", "decay", "prior", "replay"],
 )  # fmt: skip
 def test_each_ablation_is_one_key(switched: dict[str, Any], gone: set[str]) -> None:
     whole, less = (

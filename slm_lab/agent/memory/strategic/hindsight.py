@@ -45,6 +45,8 @@ class Hindsight(Auxiliary):
       what another episode has of the same step stood in its place (nothing, where that has none), on episodes that the
       critic has not learned from yet: one that is looked at and says nothing, or the same in all episodes, or what was
       learned by heart, is of none.
+    - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, as far as the critic explains nothing: where
+      nothing is left to explain, attention stays at what was of use.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Discrete actions only.
@@ -142,11 +144,16 @@ class Hindsight(Auxiliary):
         return reduce_losses(terms, part["notes"]["mask"])[0]
 
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
-        """The losses of critic and usefulness [B, M], and the values behind them [B, M, A]."""
+        """The losses of critic, prior and usefulness [B, M], and the values behind them [B, M, A]."""
         spec, mask, data, now = self.spec, notes["mask"], entries.data, entries.before + notes["at"]
-        value, *_ = self._judge(notes, entries._replace(data=self._swapped(entries)), core)
+        value, _, logits = self._judge(notes, entries._replace(data=self._swapped(entries)), core)
         judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
+        if spec.prior_coef:
+            # ρ is a part of the logits too: doubled, or the best that q·k could do would be to say nothing
+            prior = torch.softmax(2 * data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf), dim=-1)
+            loss = _cross_entropy(prior[:, :, None], logits, valid[:, :, None]).mean(dim=2)
+            terms["prior_loss"] = spec.prior_coef * (1 - self.gate) * loss
         if spec.usefulness_coef:
             target = notes["use"][..., -valid.shape[2] :]  # [B, M, N]
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
