@@ -45,8 +45,8 @@ class Hindsight(Auxiliary):
       what another episode has of the same step stood in its place (nothing, where that has none), on episodes that the
       critic has not learned from yet: one that is looked at and says nothing, or the same in all episodes, or what was
       learned by heart, is of none.
-    - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, as far as the critic explains nothing: where
-      nothing is left to explain, attention stays at what was of use.
+    - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, as far as the critic explains nothing:
+      where nothing is left to explain, attention stays at what was of use.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Discrete actions only.
