@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from slm_lab.lib.types import Batch, Tree
-
-arrays_of = operator.attrgetter(*(field.name for field in dataclasses.fields(Batch) if field.name != "burn_in"))
+from slm_lab.lib.types import Batch, Tree, held_by
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -25,8 +21,9 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 def map_batch(function: Callable[..., Any], batch: Batch) -> Batch:
     """Apply `function` to every array of a batch: all its fields, so that none stays behind."""
-    found: list[Any] = [None if value is None else tree_map(function, value) for value in arrays_of(batch)]
-    return Batch(*[*found, batch.burn_in])  # the last field
+    *arrays, burn_in = held_by(batch)  # it is the last field, and no array
+    found: list[Any] = [None if value is None else tree_map(function, value) for value in arrays]
+    return Batch(*[*found, burn_in])
 
 
 def tree_copy(tree: Any) -> Any:
