@@ -14,7 +14,15 @@ from worlds import OBS_SPACES, Worlds
 
 from slm_lab.agent.agent import Agent
 from slm_lab.agent.memory.strategic.core import Entries
-from slm_lab.agent.memory.strategic.hindsight import EVEN, _mean_actor_critic, _use, surprising
+from slm_lab.agent.memory.strategic.hindsight import (
+    EVEN,
+    PROMISE,
+    _mean_actor_critic,
+    _others,
+    _promise,
+    _use,
+    surprising,
+)
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.lib.tree import map_batch, tree_map
 from slm_lab.lib.types import Batch
@@ -105,14 +113,15 @@ def test_the_critic_of_actions_that_cannot_be_counted_knows_nothing_else_either(
     assert float(before.detach().abs().max()) > 1e-3 and read.requires_grad
 
 
-def toy(agent: Agent, use: Tensor, **data: Tensor) -> Any:
-    """What hindsight teaches of one window, the use [M, N] of its entries given; each query is at the last step."""
+def toy(agent: Agent, use: Tensor, promise: Tensor | None = None, weight: float = 1.0, **data: Tensor) -> Any:
+    """What hindsight teaches of one window, use [M, N] and promise [N] given; each query is at the last step."""
     hindsight, (M, N) = hindsight_of(agent), use.shape
     seen = torch.zeros(1, M, int(hindsight.critic[0].in_features), requires_grad=True)  # type: ignore[arg-type]
     core: Any = SimpleNamespace(match_all=lambda *_: torch.zeros(1, M, 1, N), recall_all=lambda *_: seen, slots=N)
     nothing = torch.zeros(1, M)
     notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
-             "error": nothing, "policy": torch.full((1, M, 3), 1 / 3), "use": use[None]}  # fmt: skip
+             "error": nothing, "policy": torch.full((1, M, 3), 1 / 3), "use": use[None], "weight": torch.full((1, 1), weight),
+             "promise": torch.zeros(1, N) if promise is None else promise[None]}  # fmt: skip
     data |= {name: torch.zeros(1, N, 1, 1) for name in ("key", "value")} | {"count": torch.arange(N)[None]}
     entries = Entries(data, 0, torch.full((1, N, 2), -1), torch.arange(N)[None])
     return hindsight._teach(notes, entries, core)[0]
@@ -124,10 +133,9 @@ WANTED = torch.tensor([1.0, 0.0])  # what the critic makes of a memory: its firs
 def use(own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], off: float = 0.0) -> Tensor:
     """[N] of a critic that is linear and too high by `off`, for logits [N] and values [N, d]."""
     (logits, value), (logits2, value2) = own, other
-    read = torch.cat([torch.zeros(3), logits.softmax(dim=0) @ value])[None, None].requires_grad_()  # [h; m]
+    read = torch.cat([torch.zeros(3), logits.softmax(dim=0) @ value])[None, None]  # [h; m]
     pair = ((x[None, None, None], v[None, :, None]) for x, v in ((logits, value), (logits2, value2)))
-    judged = read[..., 3:] @ WANTED
-    return _use(judged, judged.detach() - off, read, *pair)[0, 0]
+    return _use(torch.full((1, 1), -off), WANTED[None, None, None], read, *pair)[0, 0]
 
 
 def test_use_is_how_much_worse_the_critic_would_do_with_another_entry_in_its_place() -> None:
@@ -184,6 +192,55 @@ def test_without_any_use_all_entries_are_worth_the_same() -> None:
     assert gradient[0, 0] > 0 > gradient[0, 1], "down, and up"
 
 
+@pytest.mark.parametrize("slope", [0.01, -0.01], ids=["right", "wrong"])
+def test_a_cue_is_of_promise_whatever_the_sign_of_a_critic_that_knows_nothing(slope: float) -> None:
+    """Entry 0 says what the error will be, 1 says something else, 2 the same in all episodes; none is looked at."""
+    rng, B = torch.Generator().manual_seed(0), 4000
+    told, noise = (torch.randint(2, (B,), generator=rng) * 2.0 - 1.0 for _ in range(2))
+    value = torch.stack([told, noise, torch.ones(B)], dim=1)[:, :, None, None]  # [B, N, H, d]
+    pulled = (told * slope)[:, None, None]
+    found = _promise(pulled, value, value.roll(1, dims=0), torch.ones(B, 3, dtype=torch.bool), by=1).mean(dim=0)
+    assert found[0] > 0.5 > 0.1 > found[1].abs() and found[2] == 0
+
+
+def test_what_no_other_episode_has_is_of_no_promise() -> None:
+    there = torch.tensor([[True, False], [True, False]])
+    value = torch.tensor([[1.0, 5.0], [-1.0, -5.0]])[:, :, None, None]
+    pulled = torch.tensor([1.0, -1.0])[:, None, None]
+    assert _promise(pulled, value, value.roll(1, dims=0), there, by=1).tolist() == [[1.0, 0.0], [1.0, 0.0]]
+    assert _promise(pulled, value, value, ~there & False, by=0).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+
+
+def test_promise_raises_worth_as_far_as_the_critic_explains_nothing() -> None:
+    agent, moved = build(awake=False), []
+    for gate in (0.0, 0.5, 1.0):
+        worth = torch.zeros(1, 4, requires_grad=True)
+        hindsight_of(agent).gate = gate
+        terms = toy(agent, torch.zeros(2, 4), torch.tensor([1.0, 0.0, 0.0, 0.0]), worth=worth)
+        (gradient,) = torch.autograd.grad(terms["usefulness_loss"].mean(), worth)
+        moved.append(-float(gradient[0, 0]))
+    coef = hindsight_of(agent).spec.usefulness_coef
+    assert moved == pytest.approx([coef * PROMISE * 0.75, coef * PROMISE * 0.375, 0.0], abs=1e-6)
+
+
+def test_a_batch_teaches_retention_as_much_as_it_surprises() -> None:
+    """Beside the largest yet: once a task is solved, its errors are noise, and what is worth keeping stays so."""
+    agent = build(swap=0.0)
+    hindsight, batch = hindsight_of(agent), batches(agent, 40)[-1]
+    prepared, _ = agent.algorithm._prepared(batch)
+    hindsight.largest, weights = 0.0, []
+    for scale in (1.0, 0.1, 2.0, 1.0):
+        prepared.extras["td_error"] = torch.where(prepared.mask, scale, 0.0)
+        notes = hindsight.prepare(prepared, agent.algorithm.net)[0].notes["hindsight"]
+        weights.append(float(notes["weight"].unique()))
+    assert weights == pytest.approx([1.0, 0.01, 1.0, 0.25])
+    data = {"worth": torch.tensor([[3.0, -1.0, 0.0]]), "decay": torch.zeros(1, 3)}
+    much, little = (toy(agent, torch.ones(2, 3), weight=weight, **data) for weight in (1.0, 0.25))
+    for name, loss in much.items():
+        part = 0.25 if name in ("usefulness_loss", "decay_loss", "prior_loss") else 1.0
+        torch.testing.assert_close(little[name].detach(), part * loss.detach(), msg=name)
+
+
 def test_what_the_critic_has_learned_by_heart_is_of_no_use() -> None:
     """Use is measured before a batch is learned from; learning it does not change what is noted."""
     agent = build(swap=0.0)
@@ -198,7 +255,7 @@ def test_what_the_critic_has_learned_by_heart_is_of_no_use() -> None:
         optimiser.step()
     assert torch.equal(batch.notes["hindsight"]["use"], before)
     entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
-    _, after = hindsight._used(batch.notes["hindsight"], entries, core_of(agent))
+    _, after, _ = hindsight._used(batch.notes["hindsight"], entries, core_of(agent))
     mask = batch.notes["hindsight"]["mask"]
     assert float(after[mask].sum(dim=-1).mean()) > 3 * abs(float(before[mask].sum(dim=-1).mean())), "now it would be"
 
@@ -232,7 +289,7 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
     entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
     data, drawn = entries.data, hindsight.rng.get_state()
-    other = hindsight._others(entries)
+    other = _others(entries, hindsight._another(len(entries.step)))
     hindsight.rng.set_state(drawn)
     swapped = hindsight._swapped(entries)
     there, moved = other["count"] >= 0, swapped["worth"] != data["worth"]
@@ -247,7 +304,10 @@ def test_one_window_alone_has_no_others() -> None:
     agent = build()
     one = map_batch(lambda x: x[:1], batches(agent, 40)[0])
     entries = agent.algorithm.net(one.obs, one.carry, one.is_first).inner["shared"]
-    assert bool((hindsight_of(agent)._others(entries)["count"] == -1).all())
+    by = hindsight_of(agent)._another(1)
+    assert bool((_others(entries, by)["count"] == -1).all())
+    batch, _ = agent.algorithm._prepared(one)
+    assert not batch.notes["hindsight"]["promise"].any(), "and of no promise"
 
 
 @pytest.mark.parametrize("keys", [{}, {"horizon": 4}, {"persist": True}], ids=["whole", "cut", "persist"])
@@ -258,8 +318,8 @@ def test_what_another_episode_has_is_a_step_that_was_played_there_at_the_same_ti
         entries, T = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"], batch.mask.shape[1]
         begin = torch.where(batch.is_first[:, 0], 0, batch.carry["shared"]["clock"])
         step = torch.where(batch.mask, begin[:, None] + torch.arange(T), -1)
-        other = hindsight_of(agent)._others(entries)
-        by = next(i for i in range(1, len(step)) if torch.equal(other["key"], entries.data["key"].roll(i, dims=0)))
+        by = hindsight_of(agent)._another(len(step))
+        other = _others(entries, by)
         same = (step.roll(by, dims=0) == step) & (step >= 0)
         found = other["count"] >= 0
         assert torch.equal(found[:, entries.before : entries.before + T], same)

@@ -24,6 +24,7 @@ NAME = "hindsight"
 PAST_BYTES = 2**24  # most of a batch that is kept for replay
 DRAWS = 4  # of actions that can't be counted, for their mean
 EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that is of use they are worth the same
+PROMISE = 0.3  # of what teaches retention, to what may come to be of use, as far as the critic explains nothing
 FEWEST = 2  # windows that are worth keeping
 
 
@@ -44,12 +45,15 @@ class Hindsight(Auxiliary):
       i will be, is the right weight of a reservoir. The use of entry i is by how much the critic's error would grow if
       what another episode has of the same step stood in its place (nothing, where that has none), on episodes that the
       critic has not learned from yet: one that is looked at and says nothing, or the same in all episodes, or what was
-      learned by heart, is of none.
-    - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, as far as the critic explains nothing:
-      where nothing is left to explain, attention stays at what was of use.
+      learned by heart, is of none. As far as the critic explains nothing, what may come to be of use is told too
+      (*promise*, see `_promise`): in a long episode nothing is looked at enough to be of use.
+    - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, which else goes where chance leads it.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Discrete actions only.
+
+    Usefulness, prior and decay count as much as the batch surprises: by its mean square error beside the largest yet.
+    Once a task is solved its errors are noise, and what it needs has been found.
 
     The critic and usefulness learn from windows of the last batches again (`replay`), so that few surprises are not
     learned by heart.
@@ -68,13 +72,16 @@ class Hindsight(Auxiliary):
         self.rng = torch.Generator().manual_seed(context.seed)
         self.part = next(iter(context.features))
         self.gate = 0.0
+        self.largest = 0.0  # rms of a batch's errors yet
         self.past: list[Tree] = []  # windows of the last batches
 
     def get_extra_state(self) -> Tree:
-        return {"rng": self.rng.get_state(), "past": {str(i): part for i, part in enumerate(self.past)}}
+        past = {str(i): part for i, part in enumerate(self.past)}
+        return {"rng": self.rng.get_state(), "largest": self.largest, "past": past}
 
     def set_extra_state(self, state: Tree) -> None:
         self.rng.set_state(state["rng"].cpu())
+        self.largest = float(state["largest"])
         self.past = list(state["past"].values())
 
     @torch.no_grad()
@@ -84,7 +91,9 @@ class Hindsight(Auxiliary):
         at, mask = surprising(error, batch.mask, count, self.rng)
         error = take(error, at)
         scale = error[mask].square().mean().sqrt().clamp(min=1e-8)
-        notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error / scale}
+        self.largest = max(self.largest, float(scale))
+        weight = torch.full_like(error[:, :1], (float(scale) / self.largest) ** 2)  # [B, 1]
+        notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error / scale, "weight": weight}
         out = net.features(batch.obs, batch.carry, batch.is_first, ("policy",), go_on=False, at=at)
         policy = net.read("policy", out.features)
         if isinstance(policy, Categorical):
@@ -92,7 +101,7 @@ class Hindsight(Auxiliary):
         else:
             notes["drawn"] = torch.stack([policy.sample(self.rng) for _ in range(DRAWS)], dim=2)  # [B, M, DRAWS, A]
         with torch.enable_grad():
-            judged, notes["use"] = self._used(notes, out.inner[self.part], _core(net, self.part))
+            judged, notes["use"], notes["promise"] = self._used(notes, out.inner[self.part], _core(net, self.part))
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
         variance = explained_variance(judged[mask], notes["error"][mask])
@@ -153,43 +162,44 @@ class Hindsight(Auxiliary):
             # ρ is a part of the logits too: doubled, or the best that q·k could do would be to say nothing
             prior = torch.softmax(2 * data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf), dim=-1)
             loss = _cross_entropy(prior[:, :, None], logits, valid[:, :, None]).mean(dim=2)
-            terms["prior_loss"] = spec.prior_coef * (1 - self.gate) * loss
+            terms["prior_loss"] = spec.prior_coef * notes["weight"] * loss
         if spec.usefulness_coef:
-            target = notes["use"][..., -valid.shape[2] :]  # [B, M, N]
+            coef = spec.usefulness_coef * notes["weight"]  # [B, 1]
+            target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
             among = (valid & mask[..., None]).any(dim=1)
             even = among / among.sum(dim=1, keepdim=True).clamp(min=1)
-            loss = _cross_entropy(whole + EVEN * even, data["worth"], among)
-            terms["usefulness_loss"] = spec.usefulness_coef * loss[:, None].expand_as(mask)
+            whole = whole + EVEN * even + PROMISE * (1 - self.gate) * promise * among
+            terms["usefulness_loss"] = (coef * _cross_entropy(whole, data["worth"], among)[:, None]).expand_as(mask)
             if "decay" in data:
                 age = take(data["count"], now)[..., None] - data["count"][:, None]
                 held = data["worth"].detach()[:, None] - data["decay"][:, None] * age.clamp(0, 2 * core.slots)
-                terms["decay_loss"] = spec.usefulness_coef * _cross_entropy(target, held, valid)
+                terms["decay_loss"] = coef * _cross_entropy(target, held, valid)
         return terms, value
 
-    def _used(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor]:
-        """Q of the actions taken [B, M], and the use of each entry [B, M, K + T] (0 of slots where none were held)."""
-        data, now, other = entries.data, entries.before + notes["at"], self._others(entries)
+    def _used(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
+        """Q of the actions taken [B, M]; use [B, M, K + T] and promise [B, K + T] (0 of slots where none were held)."""
+        data, now, by = entries.data, entries.before + notes["at"], self._another(len(entries.step))
+        other, left = _others(entries, by), core.slots - entries.before
         value, read, logits = self._judge(notes, entries, core)
         judged = self._of(value, notes["action"])
         there = _seen(notes["at"], entries) & (other["count"] >= 0)[:, None]
         others = core.match_all({**data, **other}, now).masked_fill(~there.unsqueeze(2), -torch.inf)
-        pairs = (logits, data["value"]), (others, other["value"])
-        use = _use(judged, notes["error"], read, *pairs)
-        return judged.detach(), F.pad(use, (core.slots - entries.before, 0))
+        (slope,) = torch.autograd.grad(judged.sum(), read)
+        slope = slope[..., -data["value"][0, 0].numel() :].view(*judged.shape, *data["value"].shape[2:])  # [B, M, H, d]
+        missed = notes["error"] - judged.detach()
+        use = _use(missed, slope, read, (logits, data["value"]), (others, other["value"]))
+        pulled = torch.einsum("bm,bmhd->bhd", missed * notes["mask"], slope)
+        promise = _promise(pulled, data["value"], other["value"], other["count"] >= 0, by)
+        return judged.detach(), F.pad(use, (left, 0)), F.pad(promise, (left, 0))
 
-    def _others(self, entries: Entries) -> Tree:
-        """For each entry what another window has of the same step of its episode; count -1: nothing."""
-        data, step = entries.data, entries.step
-        B = len(step)
-        by = int(torch.randint(1, B, (1,), generator=self.rng)) if B > 1 else 0
-        found = {name: data[name].roll(by, dims=0) for name in ("key", "value", "worth", "count")}
-        there = (step >= 0) & (step.roll(by, dims=0) == step) & (by > 0)
-        return {**found, "count": torch.where(there, found["count"], -1)}
+    def _another(self, B: int) -> int:
+        """By how many places another window of B is away; 0: there is none."""
+        return int(torch.randint(1, B, (1,), generator=self.rng)) if B > 1 else 0
 
     def _swapped(self, entries: Entries) -> Tree:
         """The entries, a share of them with key and worth of another's."""
-        data, other = entries.data, self._others(entries)
+        data, other = entries.data, _others(entries, self._another(len(entries.step)))
         drawn = torch.rand(data["count"].shape, generator=self.rng).to(data["count"].device) < self.spec.swap
         drawn = drawn & (other["count"] >= 0)
         key = torch.where(drawn[..., None, None], other["key"], data["key"])
@@ -242,27 +252,47 @@ def _seen(at: Tensor, entries: Entries) -> Tensor:
     return real & (place <= at[..., None])
 
 
+def _others(entries: Entries, by: int) -> Tree:
+    """For each entry what the window `by` places away has of the same step of its episode; count -1: nothing."""
+    data, step = entries.data, entries.step
+    found = {name: data[name].roll(by, dims=0) for name in ("key", "value", "worth", "count")}
+    there = (step >= 0) & (step.roll(by, dims=0) == step) & (by > 0)
+    return {**found, "count": torch.where(there, found["count"], -1)}
+
+
 def _use(
-    judged: Tensor, error: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
+    missed: Tensor, slope: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """By how much `(judged − error)²` [B, M] would grow without each entry [B, M, N]; less than 0 if it misleads.
+    """By how much `missed²` [B, M] would grow without each entry [B, M, N]; less than 0 if it misleads.
 
     Permutation importance (Breiman 2001; Fisher, Rudin & Dominici 2019, arXiv 1801.01489): what another episode has in
     its place is put there. Errors have a mean square of 1, so a cue that tells all of them is of a use of 1 or 2, and
-    as long as the critic explains nothing, nothing is of much use. read [B, M, F + H·d] is h and the memory m; own and
-    other are logits [B, M, H, N] and values [B, N, H, d]. Attention is exact, the critic to first order: Q would move
-    by `∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')`.
+    as long as the critic explains nothing, nothing is of much use. `missed` is the error less Q, slope [B, M, H, d]
+    ∂Q/∂m, read [B, M, F + H·d] h and the memory m; own and other are logits [B, M, H, N] and values [B, N, H, d].
+    Attention is exact, the critic to first order: Q would move by `∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')`.
     """
-    (slope,) = torch.autograd.grad(judged.sum(), read)
     (logits, value), (logits2, value2) = ((x.detach(), v.detach()) for x, v in (own, other))
-    shape = (*logits.shape[:3], value.shape[-1])  # [B, M, H, d]
-    slope, memory = (x.detach()[..., -shape[2] * shape[3] :].reshape(shape) for x in (slope, read))
+    memory = read.detach()[..., -slope[0, 0].numel() :].view_as(slope)
     weight = torch.softmax(logits, dim=-1)
     weight2 = (logits2 - logits.logsumexp(dim=-1, keepdim=True)).clamp(max=20).exp()
     at_rest = (slope * memory).sum(dim=-1, keepdim=True)
     told, told2 = (torch.einsum("bmhd,bnhd->bmhn", slope, v) - at_rest for v in (value, value2))
     moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).sum(dim=2)  # [B, M, N]
-    return moved.square() + 2 * (judged.detach() - error)[..., None] * moved
+    return moved.square() - 2 * missed[..., None] * moved
+
+
+def _promise(pulled: Tensor, value: Tensor, other: Tensor, there: Tensor, by: int) -> Tensor:
+    """How surely each entry [B, N] would change the critic's error if it were looked at; about 0 of what says nothing.
+
+    `g = Σ_m missed_m ∂Q_m/∂m · (v − v')` is by how much less would be missed if attention moved a little from another
+    episode's entry v' to this one, v. Use needs attention and a critic that has found the right sign; of a cue g is one
+    or the other in all episodes, whether for better or worse, and of all else by chance. So the product of two
+    episodes' g of the same step, in units of the mean of g²: its expectation is `E[g]² / E[g²]`, whatever a critic that
+    knows nothing is like. pulled [B, H, d] is `Σ_m missed_m ∂Q_m/∂m`, value and other [B, N, H, d], `there` [B, N]
+    whether the window `by` places away has such a step.
+    """
+    g = torch.where(there, torch.einsum("bhd,bnhd->bn", pulled, (value - other).detach()), 0.0)
+    return g * g.roll(by, dims=0) / g[there].square().mean().nan_to_num(0.0).clamp(min=1e-12)
 
 
 def _cross_entropy(target: Tensor, logits: Tensor, valid: Tensor) -> Tensor:

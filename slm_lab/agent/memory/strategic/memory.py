@@ -57,7 +57,7 @@ class StrategicMemory(OnPolicyReplay):
         max_queries: PositiveInt = Field(64, description="most of them, where rewards are dense")
         swap: Unit = Field(0.25, description="share of entries that hindsight finds by another episode's key")
         replay: NonNegativeInt = Field(16, description="batches that hindsight learns from again")
-        hindsight_coef: float = Field(1.0, ge=0, description="weight of the hindsight critic; 0 turns hindsight off")
+        hindsight_coef: float = Field(4.0, ge=0, description="weight of the hindsight critic; 0 turns hindsight off")
         usefulness_coef: float = Field(0.1, ge=0, description="weight of what teaches retention by hindsight")
         prior_coef: float = Field(
             0.02, ge=0, description="weight of what leads hindsight to the entries that retention prefers"
