@@ -18,7 +18,6 @@ from slm_lab.agent.memory.strategic.hindsight import (
     EVEN,
     PROMISE,
     _mean_actor_critic,
-    _others,
     _promise,
     _use,
     surprising,
@@ -195,20 +194,24 @@ def test_without_any_use_all_entries_are_worth_the_same() -> None:
 @pytest.mark.parametrize("slope", [0.01, -0.01], ids=["right", "wrong"])
 def test_a_cue_is_of_promise_whatever_the_sign_of_a_critic_that_knows_nothing(slope: float) -> None:
     """Entry 0 says what the error will be, 1 says something else, 2 the same in all episodes; none is looked at."""
-    rng, B = torch.Generator().manual_seed(0), 4000
+    rng, B = torch.Generator().manual_seed(0), 500
     told, noise = (torch.randint(2, (B,), generator=rng) * 2.0 - 1.0 for _ in range(2))
     value = torch.stack([told, noise, torch.ones(B)], dim=1)[:, :, None, None]  # [B, N, H, d]
-    pulled = (told * slope)[:, None, None]
-    found = _promise(pulled, value, value.roll(1, dims=0), torch.ones(B, 3, dtype=torch.bool), by=1).mean(dim=0)
-    assert found[0] > 0.5 > 0.1 > found[1].abs() and found[2] == 0
+    pulled, there = (told * slope)[:, None, None], torch.ones(B, 3, dtype=torch.bool)
+    found = _promise(pulled, value, value.roll(1, dims=0), there, torch.arange(3).expand(B, 3)).mean(dim=0)
+    assert found[0] > 0.6 > 0.02 > found[1].abs() and found[2] == 0
 
 
-def test_what_no_other_episode_has_is_of_no_promise() -> None:
-    there = torch.tensor([[True, False], [True, False]])
-    value = torch.tensor([[1.0, 5.0], [-1.0, -5.0]])[:, :, None, None]
-    pulled = torch.tensor([1.0, -1.0])[:, None, None]
-    assert _promise(pulled, value, value.roll(1, dims=0), there, by=1).tolist() == [[1.0, 0.0], [1.0, 0.0]]
-    assert _promise(pulled, value, value, ~there & False, by=0).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+def test_promise_compares_what_is_of_the_same_step() -> None:
+    """Windows that begin at different steps; of a step that no other episode has there is none."""
+    step = torch.tensor([[5, 6, 7], [6, 7, 8], [5, 6, -1]])
+    value = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, 1.0], [1.0, -1.0, 9.0]])[..., None, None]
+    pulled, there = torch.ones(3, 1, 1), torch.ones(3, 3, dtype=torch.bool)
+    there[1, 2] = there[2, 2] = False
+    found = _promise(pulled, value, torch.zeros_like(value), there, step)
+    assert found.tolist() == [[1.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, -1.0, 0.0]]
+    alone = torch.zeros(1, 3, dtype=torch.bool)
+    assert not _promise(pulled[:1], value[:1], value[:1], alone, step[:1]).any()
 
 
 def test_promise_raises_worth_as_far_as_the_critic_explains_nothing() -> None:
@@ -289,7 +292,7 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
     entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
     data, drawn = entries.data, hindsight.rng.get_state()
-    other = _others(entries, hindsight._another(len(entries.step)))
+    other = hindsight._others(entries)
     hindsight.rng.set_state(drawn)
     swapped = hindsight._swapped(entries)
     there, moved = other["count"] >= 0, swapped["worth"] != data["worth"]
@@ -304,8 +307,7 @@ def test_one_window_alone_has_no_others() -> None:
     agent = build()
     one = map_batch(lambda x: x[:1], batches(agent, 40)[0])
     entries = agent.algorithm.net(one.obs, one.carry, one.is_first).inner["shared"]
-    by = hindsight_of(agent)._another(1)
-    assert bool((_others(entries, by)["count"] == -1).all())
+    assert bool((hindsight_of(agent)._others(entries)["count"] == -1).all())
     batch, _ = agent.algorithm._prepared(one)
     assert not batch.notes["hindsight"]["promise"].any(), "and of no promise"
 
@@ -318,8 +320,8 @@ def test_what_another_episode_has_is_a_step_that_was_played_there_at_the_same_ti
         entries, T = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"], batch.mask.shape[1]
         begin = torch.where(batch.is_first[:, 0], 0, batch.carry["shared"]["clock"])
         step = torch.where(batch.mask, begin[:, None] + torch.arange(T), -1)
-        by = hindsight_of(agent)._another(len(step))
-        other = _others(entries, by)
+        other = hindsight_of(agent)._others(entries)
+        by = next(i for i in range(1, len(step)) if torch.equal(other["key"], entries.data["key"].roll(i, dims=0)))
         same = (step.roll(by, dims=0) == step) & (step >= 0)
         found = other["count"] >= 0
         assert torch.equal(found[:, entries.before : entries.before + T], same)

@@ -179,8 +179,8 @@ class Hindsight(Auxiliary):
 
     def _used(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
         """Q of the actions taken [B, M]; use [B, M, K + T] and promise [B, K + T] (0 of slots where none were held)."""
-        data, now, by = entries.data, entries.before + notes["at"], self._another(len(entries.step))
-        other, left = _others(entries, by), core.slots - entries.before
+        data, now, other = entries.data, entries.before + notes["at"], self._others(entries)
+        left = core.slots - entries.before
         value, read, logits = self._judge(notes, entries, core)
         judged = self._of(value, notes["action"])
         there = _seen(notes["at"], entries) & (other["count"] >= 0)[:, None]
@@ -190,16 +190,21 @@ class Hindsight(Auxiliary):
         missed = notes["error"] - judged.detach()
         use = _use(missed, slope, read, (logits, data["value"]), (others, other["value"]))
         pulled = torch.einsum("bm,bmhd->bhd", missed * notes["mask"], slope)
-        promise = _promise(pulled, data["value"], other["value"], other["count"] >= 0, by)
+        promise = _promise(pulled, data["value"], other["value"], other["count"] >= 0, entries.step)
         return judged.detach(), F.pad(use, (left, 0)), F.pad(promise, (left, 0))
 
-    def _another(self, B: int) -> int:
-        """By how many places another window of B is away; 0: there is none."""
-        return int(torch.randint(1, B, (1,), generator=self.rng)) if B > 1 else 0
+    def _others(self, entries: Entries) -> Tree:
+        """For each entry what another window has of the same step of its episode; count -1: nothing."""
+        data, step = entries.data, entries.step
+        B = len(step)
+        by = int(torch.randint(1, B, (1,), generator=self.rng)) if B > 1 else 0
+        found = {name: data[name].roll(by, dims=0) for name in ("key", "value", "worth", "count")}
+        there = (step >= 0) & (step.roll(by, dims=0) == step) & (by > 0)
+        return {**found, "count": torch.where(there, found["count"], -1)}
 
     def _swapped(self, entries: Entries) -> Tree:
         """The entries, a share of them with key and worth of another's."""
-        data, other = entries.data, _others(entries, self._another(len(entries.step)))
+        data, other = entries.data, self._others(entries)
         drawn = torch.rand(data["count"].shape, generator=self.rng).to(data["count"].device) < self.spec.swap
         drawn = drawn & (other["count"] >= 0)
         key = torch.where(drawn[..., None, None], other["key"], data["key"])
@@ -252,14 +257,6 @@ def _seen(at: Tensor, entries: Entries) -> Tensor:
     return real & (place <= at[..., None])
 
 
-def _others(entries: Entries, by: int) -> Tree:
-    """For each entry what the window `by` places away has of the same step of its episode; count -1: nothing."""
-    data, step = entries.data, entries.step
-    found = {name: data[name].roll(by, dims=0) for name in ("key", "value", "worth", "count")}
-    there = (step >= 0) & (step.roll(by, dims=0) == step) & (by > 0)
-    return {**found, "count": torch.where(there, found["count"], -1)}
-
-
 def _use(
     missed: Tensor, slope: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
 ) -> Tensor:
@@ -281,18 +278,21 @@ def _use(
     return moved.square() - 2 * missed[..., None] * moved
 
 
-def _promise(pulled: Tensor, value: Tensor, other: Tensor, there: Tensor, by: int) -> Tensor:
+def _promise(pulled: Tensor, value: Tensor, other: Tensor, there: Tensor, step: Tensor) -> Tensor:
     """How surely each entry [B, N] would change the critic's error if it were looked at; about 0 of what says nothing.
 
     `g = Σ_m missed_m ∂Q_m/∂m · (v − v')` is by how much less would be missed if attention moved a little from another
     episode's entry v' to this one, v. Use needs attention and a critic that has found the right sign; of a cue g is one
-    or the other in all episodes, whether for better or worse, and of all else by chance. So the product of two
-    episodes' g of the same step, in units of the mean of g²: its expectation is `E[g]² / E[g²]`, whatever a critic that
-    knows nothing is like. pulled [B, H, d] is `Σ_m missed_m ∂Q_m/∂m`, value and other [B, N, H, d], `there` [B, N]
-    whether the window `by` places away has such a step.
+    or the other in all episodes, whether for better or worse, and of all else by chance. So g times the mean of it in
+    the other episodes at the same step, in units of the mean of g²: its expectation is `E[g]² / E[g²]`, whatever a
+    critic that knows nothing is like. pulled [B, H, d] is `Σ_m missed_m ∂Q_m/∂m`, value and other [B, N, H, d],
+    `there` [B, N] whether there is another, step [B, N] of the episode.
     """
     g = torch.where(there, torch.einsum("bhd,bnhd->bn", pulled, (value - other).detach()), 0.0)
-    return g * g.roll(by, dims=0) / g[there].square().mean().nan_to_num(0.0).clamp(min=1e-12)
+    steps, which = torch.unique(step, return_inverse=True)
+    total, count = (g.new_zeros(len(steps)).index_add(0, which.flatten(), x.flatten().float()) for x in (g, there))
+    others = (total[which] - g) / (count[which] - 1).clamp(min=1)
+    return g * others / g[there].square().mean().nan_to_num(0.0).clamp(min=1e-12)
 
 
 def _cross_entropy(target: Tensor, logits: Tensor, valid: Tensor) -> Tensor:
