@@ -61,7 +61,7 @@ class Ours:
         self.add = self.memory.update
 
     def sample(self) -> Any:
-        return map_batch(torch.as_tensor, self.memory.sample())
+        return map_batch(torch.from_numpy, self.memory.sample())
 
     def feedback(self, drawn: Any, priority: np.ndarray) -> None:
         self.memory.feedback(drawn.index.numpy(), priority)

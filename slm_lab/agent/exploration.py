@@ -34,7 +34,7 @@ def _logits(log_probs: Tensor, action_policy: ActionPolicy, explore_var: float) 
         return torch.zeros_like(log_probs)
     if action_policy == "boltzmann":
         return log_probs / max(explore_var, 1e-8)
-    best = torch.nn.functional.one_hot(log_probs.argmax(dim=-1), log_probs.shape[-1])
+    best = torch.zeros_like(log_probs).scatter_(-1, log_probs.argmax(dim=-1, keepdim=True), 1.0)
     return torch.log(explore_var / log_probs.shape[-1] + (1 - explore_var) * best)  # −inf never wins a draw
 
 

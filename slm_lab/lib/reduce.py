@@ -16,20 +16,22 @@ class Losses:
     """What an algorithm or an auxiliary makes of a minibatch."""
 
     terms: dict[str, Tensor]  # name -> [B, Q]
-    shown: dict[str, Tensor] = field(default_factory=dict)  # scalars worth showing
+    shown: dict[str, Tensor] = field(default_factory=dict)  # worth showing: scalars, or [B, Q] to be averaged
     td_error: Tensor | None = None  # [B, Q], how far the prediction was off: priorities come from it
     mask: Tensor | None = None  # [B, Q] bool, the rows that the terms are of; None: the batch's own, with its weight
     weight: Tensor | None = None  # [B] or [B, Q] importance of the rows of `mask`
 
 
 def reduce_losses(
-    losses: Mapping[str, Tensor], mask: Tensor, weight: Tensor | None = None, scales: Mapping[str, float] | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
+    losses: Mapping[str, Tensor], mask: Tensor, weight: Tensor | None = None, scales: Mapping[str, float] | None = None,
+    shown: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Weighted mean over the valid rows of each `[B, Q]` term, and their scaled sum.
 
     `mask` [B, Q] leaves out autoreset rows, padding and burn-in; `weight` [B] or [B, Q] carries importance weights to
-    every term alike; `scales` multiplies terms by name (1 where not named). A term of another shape is a bug and is
-    refused: a silent broadcast of [B] with [B, 1] trains on nonsense.
+    every term alike; `scales` multiplies terms by name (1 where not named). Of `shown` [B, Q] the means have no weights
+    and no gradient. A term of another shape is a bug and is refused: a silent broadcast of [B] with [B, 1] trains on
+    nonsense.
     """
     if weight is not None:
         assert weight.shape in (mask.shape[:1], mask.shape), (
@@ -44,17 +46,23 @@ def reduce_losses(
         )
         if weight is not None:
             term = term * weight
-        if count == mask.numel():
-            means[name] = term.mean()
-        else:  # chosen, not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN
-            means[name] = torch.where(mask, term, 0.0).sum() / max(count, 1)
+        means[name] = _mean(term, mask, count)
     assert means, "no loss terms"
     total = mask.new_zeros((), dtype=torch.float32)
     for name, mean in means.items():
         total = torch.add(total, mean, alpha=(scales or {}).get(name, 1.0))
+    with torch.no_grad():
+        means |= {name: _mean(x, mask, count) if x.dim() else x for name, x in (shown or {}).items()}
     return total, means
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of `x` [B, Q] over the valid rows, to show it."""
-    return torch.where(mask, x, 0.0).sum() / mask.sum()
+    return _mean(x, mask, int(mask.sum()))
+
+
+def _mean(x: Tensor, mask: Tensor, count: int) -> Tensor:
+    if count == mask.numel():
+        return x.mean()
+    # chosen, not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN
+    return torch.where(mask, x, 0.0).sum() / max(count, 1)

@@ -63,8 +63,8 @@ def test_ppo_clips_the_ratio_on_the_side_that_gains() -> None:
     flags = torch.ones(1, 4, dtype=torch.bool)
     loss, shown = ppo.policy_loss(ratio.log(), batch().replace(extras=extras, mask=flags), 0)
     torch.testing.assert_close(loss, torch.tensor([[-1.2, -0.5, 1.5, 0.8]]))
-    assert shown["clip_fraction"] == 1.0
-    assert shown["approx_kl"] == pytest.approx(float((ratio - 1 - ratio.log()).mean()))
+    assert shown["clip_fraction"].mean() == 1.0
+    torch.testing.assert_close(shown["approx_kl"], ratio - 1 - ratio.log())
 
 
 def test_ppo_clips_the_value_only_when_asked() -> None:

@@ -181,10 +181,9 @@ def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> 
     for found in losses:
         if found.terms:
             mask, weight = (batch.mask, batch.weight) if found.mask is None else (found.mask, found.weight)
-            loss, means = reduce_losses(found.terms, mask, weight, scales)
+            loss, means = reduce_losses(found.terms, mask, weight, scales, found.shown)
             totals.append(loss)
             metrics |= means
-        metrics |= found.shown
     total = functools.reduce(torch.add, totals)
     shown = _numbers({"loss": total, **metrics})
     if not math.isfinite(shown["loss"]):

@@ -100,7 +100,7 @@ class PolicyGradient(Algorithm):
         return Losses(terms, shown)
 
     def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """`−log π(a|o) A` [B, T], and scalars worth showing."""
+        """`−log π(a|o) A` [B, T], and what is worth showing."""
         return -log_prob * batch.extras["advantage"], {}
 
     def scales(self, frame: int) -> Metrics:

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from slm_lab.agent.algorithm.a2c import ActorCritic, ActorCriticSpec
-from slm_lab.lib.reduce import Metrics, masked_mean
+from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt, ScheduleSpec
@@ -71,8 +71,8 @@ class PPO(ActorCritic):
         loss = -torch.minimum(ratio * advantage, bound)
         with torch.no_grad():
             change = ratio - 1
-            kl = masked_mean(change - log_ratio, batch.mask)  # the k3 estimator: unbiased and never negative
-            return loss, {"clip_fraction": masked_mean(change.abs() > epsilon, batch.mask), "approx_kl": kl}
+            kl = change - log_ratio  # the k3 estimator: unbiased and never negative
+            return loss, {"clip_fraction": (change.abs() > epsilon).float(), "approx_kl": kl}
 
     def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
         loss = super().value_loss(value, batch, frame)

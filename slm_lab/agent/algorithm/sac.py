@@ -18,7 +18,7 @@ from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.policy_head import PolicyHead
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.reduce import Losses, Metrics, masked_mean
+from slm_lab.lib.reduce import Losses, Metrics
 from slm_lab.lib.types import Batch
 
 if TYPE_CHECKING:
@@ -113,12 +113,7 @@ class SAC(OffPolicyActor):
         surplus = (-log_prob - self.target_entropy(policy)).detach()  # of entropy
         if self.spec.temperature is None:
             terms["alpha_loss"] = self.net.free["log_alpha"] * surplus
-        shown = {
-            "q": masked_mean(qs[0].detach(), batch.mask),
-            "entropy": masked_mean(-log_prob.detach(), batch.mask),
-            "alpha": self.alpha,
-        }
-        return Losses(terms, shown, td_error)
+        return Losses(terms, {"q": qs[0], "entropy": -log_prob, "alpha": self.alpha}, td_error)
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

@@ -15,7 +15,7 @@ from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.agent.net.policy_head import NoisyHead
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.reduce import Losses, Metrics, masked_mean
+from slm_lab.lib.reduce import Losses, Metrics
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import PositiveInt
 
@@ -69,7 +69,7 @@ class TD3(OffPolicyActor):
         if self.optim.opt_step % self.spec.policy_delay == 0:
             still = {part: x.detach() for part, x in out.features.items()}
             terms["policy_loss"] = -self.net.read("q1", still, out.heads["policy"].mode(), frozen=True)
-        return Losses(terms, {"q": masked_mean(qs[0].detach(), batch.mask)}, td_error)
+        return Losses(terms, {"q": qs[0]}, td_error)
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

@@ -47,7 +47,7 @@ class ConfidenceHead(Auxiliary):
         with torch.no_grad():
             constant = 1 + torch.log(masked_mean(error, batch.mask).clamp(min=1e-12))
             shown = {
-                "confidence_ratio": masked_mean(ratio, batch.mask),
-                "confidence_gain": constant - masked_mean(loss, batch.mask),
+                "confidence_ratio": ratio,
+                "confidence_gain": constant - loss,
             }
         return Losses({"confidence_loss": loss}, shown)
