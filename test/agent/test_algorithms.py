@@ -19,6 +19,7 @@ from slm_lab.agent.build import build_net
 from slm_lab.agent.net.mlp import MLP
 from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.reduce import reduce_losses
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Batch
@@ -231,3 +232,20 @@ def test_a_bandit_is_learned(cls: type[Algorithm], keys: dict[str, Any]) -> None
         out = algorithm.net({"obs": obs["obs"][:, :1]}, carry, first[:, :1])
         probability = out.heads["policy"].log_probs[0, 0, 0].exp()
         assert (probability > 0.9) == paid
+
+
+def test_entropy_counts_where_outcomes_surprise() -> None:
+    """A critic that expects 0, two steps, 3 at the end: the first step's entropy is worth nothing, the last one's √2.
+    What is shown is the entropy all the same. Control: without the key both count alike."""
+    rows = batch(1, 2)
+    rows = rows.replace(reward=torch.tensor([[0.0, 3.0]]), terminated=torch.tensor([[False, True]]))
+    rows = rows.replace(mask=torch.ones(1, 2, dtype=torch.bool), is_first=torch.zeros(1, 3, dtype=torch.bool))
+    found = {}
+    for key in (True, False):
+        algorithm = build(A2C, net={"critic_init_std": 1e-9}, entropy_by_surprise=key)
+        prepared, _ = algorithm.prepare(rows)
+        found[key] = algorithm.losses(prepared, algorithm.net(prepared.obs, prepared.carry, prepared.is_first), 0)
+    entropy = found[False].terms["entropy"]
+    torch.testing.assert_close(found[True].terms["entropy"], entropy * torch.tensor([[0.0, 2**0.5]]))
+    _, shown = reduce_losses(found[True].terms, rows.mask, shown=found[True].shown)
+    torch.testing.assert_close(shown["entropy"], entropy.mean())

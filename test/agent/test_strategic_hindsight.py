@@ -360,6 +360,20 @@ def test_the_mean_actor_critic_is_one_key() -> None:
         assert ("actor_loss" in terms) == (coef > 0)
 
 
+def test_the_mean_actor_critic_weighs_a_step_as_the_policy_loss_does() -> None:
+    """The surprising steps stand for their share of all steps; drawn more often than there are steps, for all."""
+    agent = build(swap=0.0, replay=0)
+    batch = max(batches(agent, 40), key=lambda batch: int(batch.mask.sum()))
+    shares = {}
+    for queries in (1, 64):
+        hindsight_of(agent).spec = hindsight_of(agent).spec.model_copy(
+            update={"queries": queries, "max_queries": queries}
+        )
+        notes = agent.algorithm._prepared(batch)[0].notes["hindsight"]
+        shares[queries] = float(notes["share"][0])
+    assert shares == {1: pytest.approx(len(batch.mask) / int(batch.mask.sum())), 64: 1.0}
+
+
 def test_the_mean_actor_critic_makes_better_actions_likelier() -> None:
     logits = torch.zeros(1, 1, 3, requires_grad=True)
     _mean_actor_critic(Categorical(logits), torch.tensor([[[1.0, -1.0, 0.0]]])).sum().backward()

@@ -34,6 +34,11 @@ class ActorCriticSpec(PolicyGradientSpec):
     normalize_v_targets: bool = Field(
         False, description="train the critic on targets scaled by their running mean and deviation"
     )
+    entropy_by_surprise: bool = Field(
+        False,
+        description="weigh each step's entropy bonus by its |TD error|, in units of their rms: explore where outcomes "
+        "can't be told, not where nothing depends on what is done",
+    )
 
 
 class ActorCritic(PolicyGradient):
@@ -57,13 +62,16 @@ class ActorCritic(PolicyGradient):
             advantage = standardize(advantage, batch.mask)
         if self.spec.normalize_v_targets:
             self.v_moments.update(target[batch.mask].cpu().numpy())
+        error = td_error(batch.reward, value, *ends(batch), self.spec.gamma)
         extras = {
             **batch.extras,
             "advantage": advantage,
             "value": raw[:, :-1],
-            "td_error": td_error(batch.reward, value, *ends(batch), self.spec.gamma),
+            "td_error": error,
             "v_target": self._scale(target),
         }
+        if self.spec.entropy_by_surprise:
+            extras["surprise"] = error.abs() / error[batch.mask].square().mean().sqrt().clamp(min=1e-8)
         return batch.replace(extras=extras), {"explained_variance": float(variance)}
 
     def raw_value(self, batch: Batch) -> Tensor:
@@ -82,7 +90,13 @@ class ActorCritic(PolicyGradient):
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         found = super().losses(batch, out, frame)
         value_loss = self.value_loss(out.heads["value"].squeeze(-1), batch, frame)
-        return Losses({**found.terms, "value_loss": value_loss}, found.shown)
+        terms, shown = {**found.terms, "value_loss": value_loss}, found.shown
+        if self.spec.entropy_by_surprise:
+            terms["entropy"], shown = (
+                terms["entropy"] * batch.extras["surprise"],
+                {**shown, "entropy": terms["entropy"]},
+            )
+        return Losses(terms, shown)
 
     def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
         """Error of the critic [B, T]."""

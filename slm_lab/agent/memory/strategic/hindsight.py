@@ -50,7 +50,8 @@ class Hindsight(Auxiliary):
     - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, which else goes where chance leads it.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
-      explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Discrete actions only.
+      explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Each step counts as in the
+      policy loss, which is a mean over all steps: M of T would else outweigh the rest. Discrete actions only.
 
     Usefulness, prior and decay count as much as the batch surprises: by its mean square error beside the largest yet.
     Once a task is solved its errors are noise, and what it needs has been found.
@@ -94,6 +95,7 @@ class Hindsight(Auxiliary):
         self.largest = max(self.largest, float(scale))
         weight = torch.full_like(error[:, :1], (float(scale) / self.largest) ** 2)  # [B, 1]
         notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error / scale, "weight": weight}
+        notes["share"] = torch.full_like(weight, min(1.0, at.numel() / int(batch.mask.sum())))  # of all steps
         out = net.features(batch.obs, batch.carry, batch.is_first, ("policy",), go_on=False, at=at)
         policy = net.read("policy", out.features)
         if isinstance(policy, Categorical):
@@ -124,7 +126,8 @@ class Hindsight(Auxiliary):
             features, _ = core.recall(data, entries.before + notes["at"], take(entries.kept, notes["at"]))
             policy = net.read("policy", {**out.features, net.part_of["policy"]: features})
             assert isinstance(policy, Categorical)
-            terms["actor_loss"] = spec.actor_coef * self.gate * _mean_actor_critic(policy, value.detach())
+            gain = notes["share"] * _mean_actor_critic(policy, value.detach())
+            terms["actor_loss"] = spec.actor_coef * self.gate * gain
         return Losses(terms, {"hindsight_gate": torch.tensor(self.gate)}, mask=mask)
 
     def _keep(self, batch: Batch) -> None:
@@ -243,9 +246,10 @@ def surprising(error: Tensor, mask: Tensor, count: int, rng: torch.Generator) ->
     """`count` steps of each window, [B, M], and which of them are real: half the largest |error|, half drawn by it."""
     size = torch.where(mask, error.abs() + 1e-8, 0.0)  # [B, T]
     most = min(count - count // 2, size.shape[1])
-    largest = size.topk(most, dim=1).indices
-    drawn = torch.multinomial(size.cpu() + 1e-12 * mask.cpu(), count - most, replacement=True, generator=rng)
-    at = torch.cat([largest, drawn.to(size.device)], dim=1)
+    at = size.topk(most, dim=1).indices
+    if count > most:
+        drawn = torch.multinomial(size.cpu() + 1e-12 * mask.cpu(), count - most, replacement=True, generator=rng)
+        at = torch.cat([at, drawn.to(size.device)], dim=1)
     return at, take(mask, at)
 
 
