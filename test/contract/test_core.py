@@ -217,11 +217,11 @@ def resets_at(B: int, T: int, *places: tuple[int, int]) -> Tensor:
         (resets_at(4, 34, *[(row, 17) for row in range(4)]), (8, 17)),  # episodes of one length, aligned
         (resets_at(4, 34, (0, 17)), (4, 35)),  # three rows would wait for nothing
         (resets_at(2, 30, *[(row, 10 * i + row) for row in range(2) for i in (1, 2)]), (6, 11)),  # not quite aligned
-        (resets_at(3, 20, *[(0, t) for t in range(20)]), (3, 39)),  # twenty lanes of one step would wait for twenty
+        (resets_at(3, 20, *[(0, t) for t in range(20)]), (4, 20)),  # twenty of one step fill two lanes
     ],
 )
 def test_a_window_lies_where_it_runs_fastest(is_first: Tensor, shape: tuple[int, int]) -> None:
-    """Stretches of episodes side by side where they are of like length, else rows with a place left at each reset."""
+    """As few lanes as hold the stretches of episodes, as short as the longest of them or as long as a row with resets."""
     lanes = rnn.lay_out(is_first, rnn.LSTM.step_cost)
     assert (len(lanes.begin), lanes.length) == shape
     assert (lanes.place is None) == (len(lanes.begin) * lanes.length == is_first.numel())

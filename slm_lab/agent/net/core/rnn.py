@@ -68,8 +68,8 @@ class Recurrent(Core):
         """Learning: each layer runs once, all lanes side by side."""
         B, T, D = x.shape
         begin, L, last, place, between = lay_out(is_first, self.step_cost)
-        keep = is_first.flatten().index_select(0, begin).logical_not()[:, None, None]
-        begun = [part.index_select(0, begin // T) * keep for part in state]  # [S, layers, H]
+        row, keep = begin // T, is_first.flatten().index_select(0, begin).logical_not()[:, None, None]
+        begun = [part.index_select(0, row) * keep for part in state]  # [S, layers, H]
         features, S, ends = x, len(begin), []
         rows = x.flatten(0, 1)
         if place is not None:
@@ -111,27 +111,40 @@ class Lanes(NamedTuple):
 
 
 def lay_out(is_first: Tensor, step_cost: int) -> Lanes:
-    """Each stretch of an episode gets a lane, or each row, with a place left free at each reset: what takes less."""
+    """The stretches of episodes one behind another, a place left free between two; what takes less of two lengths.
+
+    A row begins a lane, with its carry, and ends one, so that its state after can be read there. Lanes are as long as
+    the longest stretch, or so long that every row has one.
+    """
     (B, T), N = is_first.shape, is_first.numel()
     begins = is_first.clone()
     begins[:, 0] = True
-    begin = begins.flatten().nonzero().squeeze(1)
-    used = torch.diff(begin, append=begin.new_tensor([N]))  # [S], places of each lane
-    S, L = len(begin), int(used.max())
-    if S * L == N:
-        return Lanes(begin, L, torch.arange(S // B - 1, S, S // B, device=begin.device))
-    t, lane = torch.arange(N, device=begin.device), begins.flatten().cumsum(0) - 1
-    row_length = T - 1 + int(begins.sum(dim=1).max())
-    if L * (S + step_cost) <= row_length * (B + step_cost):
-        place = lane * L + t - begin[lane]
-    else:
-        begin, L, S = t[::T], row_length, B
-        place = (t + lane).view(B, T) - (t + lane)[::T, None]  # [B, T] in the lane
-        used, lane = place[:, -1] + 1, t // T
-        place = lane * L + place.flatten()
+    begin = begins.flatten().nonzero().squeeze(1)  # of each stretch
+    length = torch.diff(begin, append=begin.new_tensor([N]))
+    S, longest = len(begin), int(length.max())
+    if S * longest == N:
+        return Lanes(begin, longest, torch.arange(S // B - 1, S, S // B, device=begin.device))
+
+    def filled(L: int) -> list[int]:
+        """Where each stretch begins in flat lanes of this length."""
+        found, lane, used = [], -1, 0
+        for first, steps in stretches:
+            if first % T == 0 or used + steps > L:
+                lane, used = lane + 1, 0
+            found.append(lane * L + used)
+            used += steps + 1
+        return found
+
+    stretches = list(zip(begin.tolist(), length.tolist(), strict=True))
+    choices = [(L, filled(L)) for L in (longest, T - 1 + int(begins.sum(dim=1).max()))]
+    L, found = min(choices, key=lambda choice: choice[0] * (choice[1][-1] // choice[0] + 1 + step_cost))
+    start = begin.new_tensor(found)
+    opens = start % L == 0  # the stretches that come first in a lane
+    used = (start + length - 1)[opens.roll(-1)] % L + 1  # places of each lane, up to the last stretch in it
+    place = torch.arange(N, device=begin.device) + (start - begin)[begins.flatten().cumsum(0) - 1]
     waits = torch.arange(L, device=begin.device) >= used[:, None]  # [S, L]
-    forgets = waits.logical_not().flatten().index_fill(0, place, False).view(S, L)
-    return Lanes(begin, L, lane[T - 1 :: T], place, torch.stack([forgets, waits], dim=-1))
+    forgets = waits.logical_not().flatten().index_fill(0, place, False).view_as(waits)
+    return Lanes(begin[opens], L, place[T - 1 :: T] // L, place, torch.stack([forgets, waits], dim=-1))
 
 
 class GRU(Recurrent):
@@ -195,5 +208,5 @@ class LSTM(Recurrent):
         return torch.lstm(x, state, weights, True, 1, 0.0, True, False, True)
 
     def _between(self, bias: Tensor) -> Tensor:
-        of_gate = bias.new_tensor([[SHUT, SHUT], [SHUT, -SHUT], [0, 0], [SHUT, 0]])  # i, f, g, o
+        of_gate = bias.new_tensor([[SHUT, SHUT], [SHUT, -SHUT], [0, 0], [0, 0]])  # i, f, g, o; no c, no h
         return of_gate.repeat_interleave(self.spec.hidden_size, dim=0)
