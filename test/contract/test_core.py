@@ -164,18 +164,20 @@ def recurrent(name: str, layers: int, dtype: torch.dtype) -> rnn.Recurrent:
     torch.manual_seed(0)
     cls = CORE.load(name)
     core: rnn.Recurrent = cls(cls.Spec(hidden_size=7, num_layers=layers), D)
+    for parameter in core.parameters():  # biases are zero at first
+        parameter.data += 0.1 * torch.randn(parameter.shape)
     return core.to(dtype)
 
 
-@pytest.mark.parametrize("way", ["stretches", "segments"])
+@pytest.mark.parametrize("step_cost", [0, 1000])
 @pytest.mark.parametrize("resets", RESETS)
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("name", ["GRU", "LSTM"])
 def test_resets_equal_a_plain_loop(
-    name: str, layers: int, resets: str, way: str, monkeypatch: pytest.MonkeyPatch
+    name: str, layers: int, resets: str, step_cost: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever way a recurrent core takes through a window with resets: features, final carry and gradients."""
-    monkeypatch.setattr(rnn, "CALL_COST", 0 if way == "stretches" else 1000)
+    monkeypatch.setattr(CORE.load(name), "step_cost", step_cost)
     core = recurrent(name, layers, torch.float64)
     expected = learn(core, resets, lambda *window: plainly(core, *window))
     torch.testing.assert_close(learn(core, resets, core), expected, atol=1e-12, rtol=1e-12)
@@ -192,11 +194,34 @@ def test_scattered_resets_give_the_same_bits_twice(name: str) -> None:
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
-@pytest.mark.parametrize(("resets", "calls"), [("scattered", 1), ("few", 2), ("none", 1), ("one step", 0)])
-def test_the_faster_way_is_taken(resets: str, calls: int) -> None:
-    """Scattered resets don't cut a window into calls of the net; few do, and acting takes its cell."""
-    core = recurrent("GRU", 1, torch.float32)
-    count: list[int] = []
-    core.rnn.register_forward_hook(lambda *_: count.append(1))
+@pytest.mark.parametrize("name", ["GRU", "LSTM"])
+@pytest.mark.parametrize("resets", RESETS)
+def test_a_window_is_one_call_and_acting_none(name: str, resets: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many resets there are, a layer calls torch's net once; a single step takes the cell."""
+    core, count = recurrent(name, 2, torch.float32), list[int]()
+    run = core._run
+    monkeypatch.setattr(core, "_run", lambda *arguments: count.append(1) or run(*arguments))
     learn(core, resets, core)
-    assert len(count) == calls
+    assert len(count) == (0 if resets == "one step" else 2)
+
+
+def resets_at(B: int, T: int, *places: tuple[int, int]) -> Tensor:
+    is_first = torch.zeros(B, T, dtype=torch.bool)
+    is_first[tuple(zip(*places, strict=True))] = True
+    return is_first
+
+
+@pytest.mark.parametrize(
+    ("is_first", "shape"),
+    [
+        (resets_at(4, 34, *[(row, 17) for row in range(4)]), (8, 17)),  # episodes of one length, aligned
+        (resets_at(4, 34, (0, 17)), (4, 35)),  # three rows would wait for nothing
+        (resets_at(2, 30, *[(row, 10 * i + row) for row in range(2) for i in (1, 2)]), (6, 11)),  # not quite aligned
+        (resets_at(3, 20, *[(0, t) for t in range(20)]), (4, 20)),  # twenty of one step fill two lanes
+    ],
+)
+def test_a_window_lies_where_it_runs_fastest(is_first: Tensor, shape: tuple[int, int]) -> None:
+    """As few lanes as hold the stretches of episodes, as short as the longest of them or as long as a row with resets."""
+    lanes = rnn.lay_out(is_first, rnn.LSTM.step_cost)
+    assert (len(lanes.begin), lanes.length) == shape
+    assert (lanes.place is None) == (len(lanes.begin) * lanes.length == is_first.numel())

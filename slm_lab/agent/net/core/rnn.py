@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from slm_lab.agent.net.core.base import Core, CoreOut, take
 from slm_lab.lib.types import Tree
 from slm_lab.spec.model import PositiveInt, SpecModel
 
 State = tuple[Tensor, ...]
+SHUT = -1e6  # added to what a gate gets it shuts it, subtracted it opens it, whatever else the gate gets
 
 
 class RecurrentSpec(SpecModel):
@@ -25,20 +24,17 @@ class RecurrentSpec(SpecModel):
     num_layers: PositiveInt = Field(1, description="stacked layers")
 
 
-# One more call of torch's net takes at least as long as this many steps by segments (measured on a CPU, one thread)
-CALL_COST = 2
-
-
 class Recurrent(Core):
     """A torch recurrent net over [B, T], its state reset wherever `is_first` says.
 
-    There are three ways to the same numbers (to float rounding), and `forward` takes the one that is fastest: a single
-    step by its cell, a window by stretches where resets are few, and by segments where they are scattered, as in short
-    episodes.
+    Acting takes its cell once. Learning calls torch's net once a layer, though that knows no resets and wants sequences
+    of one length: the window is laid out in lanes, and at the places left over the net forgets or waits, as two more
+    inputs shut and open its gates.
     """
 
     state_names: tuple[str, ...]
     cell: type[nn.RNNBase]
+    step_cost: int  # one more step of all lanes takes as long as so many lanes in it (measured on a CPU, one thread)
 
     def __init__(self, spec: RecurrentSpec, in_size: int) -> None:
         super().__init__()
@@ -69,60 +65,86 @@ class Recurrent(Core):
         return x[:, None], tuple(torch.stack(parts, dim=1) for parts in zip(*after, strict=True))
 
     def _window(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
-        """Learning: by stretches or by segments."""
-        cuts = [0, *[t for t in is_first.any(dim=0).nonzero().flatten().tolist() if t > 0]]
-        segments = _segments(is_first) if len(cuts) > 1 else None
-        if segments and int(segments[1][0]) <= CALL_COST * len(cuts):
-            return self._by_segments(x, state, is_first, *segments)
-        return self._by_stretches(x, state, is_first, cuts)
-
-    def _by_stretches(self, x: Tensor, state: State, is_first: Tensor, cuts: list[int]) -> tuple[Tensor, State]:
-        """One call for each stretch between two resets (of any row); a reset zeroes the rows it marks."""
-        state = tuple(part.transpose(0, 1) for part in state)  # [layers, B, H]
-        outputs = []
-        for begin, end in pairwise([*cuts, x.shape[1]]):
-            keep = is_first[None, :, begin, None].logical_not()  # [1, B, 1]
-            state = tuple((part * keep).contiguous() for part in state)
-            output, new = self.rnn(x[:, begin:end], state[0] if len(state) == 1 else state)
-            state = (new,) if len(state) == 1 else tuple(new)
-            outputs.append(output)
-        return torch.cat(outputs, dim=1), tuple(part.transpose(0, 1) for part in state)
-
-    def _by_segments(
-        self, x: Tensor, state: State, is_first: Tensor, begin: Tensor, length: Tensor
-    ) -> tuple[Tensor, State]:
-        """Every segment is a sequence of its own, and all run side by side: as many steps as the longest one has."""
-        B, T, _ = x.shape
-        steps = torch.arange(int(length[0]), device=x.device)[:, None]
-        running = steps < length  # [longest, S]; the longest segments come first, so those that run are the first ones
-        order = (begin + steps)[running]  # [B*T] in the order they run: where each row and step lies in the window
-        place = torch.empty_like(order)
-        place[order] = torch.arange(B * T, device=x.device)  # and back
-        keep = is_first.flatten()[begin].logical_not()[:, None]  # [S, 1]; a segment that goes on has its row's carry
-        # [layers, S, H]
-        begun = tuple((part.index_select(0, begin // T).transpose(0, 1) * keep).contiguous() for part in state)
-        packed = PackedSequence(x.flatten(0, 1).index_select(0, order), running.sum(dim=1).cpu())
-        output, new = self.rnn(packed, begun[0] if len(begun) == 1 else begun)
-        last = begin.new_empty(B)  # the segment that each row ends with
-        at_end = ((begin + length) % T == 0).nonzero().squeeze(1)
-        last[begin[at_end] // T] = at_end
-        ends = (new,) if len(begun) == 1 else new
-        state = tuple(part.index_select(1, last).transpose(0, 1) for part in ends)  # [B, layers, H]
-        return output.data.index_select(0, place).view(B, T, -1), state
+        """Learning: each layer runs once, all lanes side by side."""
+        B, T, D = x.shape
+        begin, L, last, place, between = lay_out(is_first, self.step_cost)
+        row, keep = begin // T, is_first.flatten().index_select(0, begin).logical_not()[:, None, None]
+        begun = [part.index_select(0, row) * keep for part in state]  # [S, layers, H]
+        features, S, ends = x, len(begin), []
+        rows = x.flatten(0, 1)
+        if place is not None:
+            rows = x.new_zeros(S * L, D).index_copy(0, place, rows)
+        for layer, parameters in enumerate(self.rnn.all_weights):
+            weights: list[Tensor] = [*parameters]  # [G * H, D], [G * H, H] and two biases; G gates
+            inputs = rows.view(S, L, -1)
+            if between is not None:
+                inputs = torch.cat([inputs, between.to(x.dtype)], dim=-1)
+                weights[0] = torch.cat([weights[0], self._between(weights[2])], dim=1)
+            before = tuple(part[None, :, layer].contiguous() for part in begun)
+            output, _, *after = self._run(inputs, before, weights)
+            rows = output.flatten(0, 1)  # [S * L, H]
+            features = (rows if place is None else rows.index_select(0, place)).view(B, T, -1)
+            ends.append((features[:, -1], *(part[0].index_select(0, last) for part in after)))
+        return features, tuple(torch.stack(parts, dim=1) for parts in zip(*ends, strict=True))
 
     def _step(self, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
         """One step of one layer: x [S, D], state [S, H]."""
         raise NotImplementedError
 
+    def _run(self, x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        """One layer over whole lanes: x [S, L, D], state [1, S, H]; features [S, L, H] and the state after them."""
+        raise NotImplementedError
 
-def _segments(is_first: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the segments between resets begin in the flat window, and their lengths, both [S]; the longest first."""
-    first = is_first.clone()
-    first[:, 0] = True
-    begin = first.flatten().nonzero().squeeze(1)
-    length = torch.diff(begin, append=begin.new_tensor([first.numel()]))
-    length, order = length.sort(descending=True, stable=True)
-    return begin[order], length
+    def _between(self, bias: Tensor) -> Tensor:
+        """Weights [G * H, 2] of two more inputs, given the first bias: forget all; wait (h is read before)."""
+        raise NotImplementedError
+
+
+class Lanes(NamedTuple):
+    """How a window [B, T] lies in S lanes of one length."""
+
+    begin: Tensor  # [S], the first step of each lane, as it is counted in the flat window
+    length: int
+    last: Tensor  # [B], the lane where each row ends
+    place: Tensor | None = None  # [B * T], where each step lies in the flat lanes; None: just as in the window
+    between: Tensor | None = None  # [S, length, 2], where no step lies: the lane forgets, as one will follow, or waits
+
+
+def lay_out(is_first: Tensor, step_cost: int) -> Lanes:
+    """The stretches of episodes one behind another, a place left free between two; what takes less of two lengths.
+
+    A row begins a lane, with its carry, and ends one, so that its state after can be read there. Lanes are as long as
+    the longest stretch, or so long that every row has one.
+    """
+    (B, T), N = is_first.shape, is_first.numel()
+    begins = is_first.clone()
+    begins[:, 0] = True
+    begin = begins.flatten().nonzero().squeeze(1)  # of each stretch
+    length = torch.diff(begin, append=begin.new_tensor([N]))
+    S, longest = len(begin), int(length.max())
+    if S * longest == N:
+        return Lanes(begin, longest, torch.arange(S // B - 1, S, S // B, device=begin.device))
+
+    def filled(L: int) -> list[int]:
+        """Where each stretch begins in flat lanes of this length."""
+        found, lane, used = [], -1, 0
+        for first, steps in stretches:
+            if first % T == 0 or used + steps > L:
+                lane, used = lane + 1, 0
+            found.append(lane * L + used)
+            used += steps + 1
+        return found
+
+    stretches = list(zip(begin.tolist(), length.tolist(), strict=True))
+    choices = [(L, filled(L)) for L in (longest, T - 1 + int(begins.sum(dim=1).max()))]
+    L, found = min(choices, key=lambda choice: choice[0] * (choice[1][-1] // choice[0] + 1 + step_cost))
+    start = begin.new_tensor(found)
+    opens = start % L == 0  # the stretches that come first in a lane
+    used = (start + length - 1)[opens.roll(-1)] % L + 1  # places of each lane, up to the last stretch in it
+    place = torch.arange(N, device=begin.device) + (start - begin)[begins.flatten().cumsum(0) - 1]
+    waits = torch.arange(L, device=begin.device) >= used[:, None]  # [S, L]
+    forgets = waits.logical_not().flatten().index_fill(0, place, False).view_as(waits)
+    return Lanes(begin[opens], L, place[T - 1 :: T] // L, place, torch.stack([forgets, waits], dim=-1))
 
 
 class GRU(Recurrent):
@@ -139,9 +161,19 @@ class GRU(Recurrent):
 
     cell = nn.GRU
     state_names = ("h",)
+    step_cost = 30
 
     def _step(self, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
         return (torch.gru_cell(x, state[0], *weights),)
+
+    def _run(self, x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.gru(x, state[0], weights, True, 1, 0.0, True, False, True)
+
+    def _between(self, bias: Tensor) -> Tensor:
+        *_, new = bias.chunk(3)  # of the gates r, z, n
+        shut = torch.full_like(new, SHUT)
+        forgets = torch.cat([shut, shut, -new])  # h becomes tanh(b - b + 0 h)
+        return torch.stack([forgets, torch.zeros_like(forgets)], dim=1)
 
 
 class LSTM(Recurrent):
@@ -161,6 +193,7 @@ class LSTM(Recurrent):
 
     cell = nn.LSTM
     state_names = ("h", "c")
+    step_cost = 3
 
     def __init__(self, spec: Spec, in_size: int) -> None:
         super().__init__(spec, in_size)
@@ -170,3 +203,10 @@ class LSTM(Recurrent):
 
     def _step(self, x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
         return torch.lstm_cell(x, state, *weights)
+
+    def _run(self, x: Tensor, state: State, weights: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.lstm(x, state, weights, True, 1, 0.0, True, False, True)
+
+    def _between(self, bias: Tensor) -> Tensor:
+        of_gate = bias.new_tensor([[SHUT, SHUT], [SHUT, -SHUT], [0, 0], [0, 0]])  # i, f, g, o; no c, no h
+        return of_gate.repeat_interleave(self.spec.hidden_size, dim=0)
