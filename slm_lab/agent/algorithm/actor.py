@@ -50,7 +50,7 @@ class OffPolicyActor(OffPolicy):
         action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
         if explore and self.spec.training_start_step > 0 and self.optim.opt_step == 0:
             action = self.uniform(action, policy)
-        return ActOut(action[:, 0], out.carry, tree_map(lambda x: x[:, 0], shown_by_cores(out)))
+        return ActOut(action.squeeze(1), out.carry, tree_map(lambda x: x.squeeze(1), shown_by_cores(out)))
 
     def uniform(self, like: Tensor, policy: Any) -> Tensor:
         """Actions by chance alone: any of a Discrete space, in [-1, 1] of a Box."""
