@@ -235,12 +235,11 @@ def test_many_entries_that_are_worth_little_are_few_events() -> None:
     worth = torch.full((B, length), -3.0)
     worth[:, [0, 700]] = torch.tensor([2.0, 1.9])
     carry = core.initial(B)
-    begin = torch.ones(B, 1, dtype=torch.bool)
-    time, peak = core._events(worth, carry, begin)
+    time, peak = core._events(worth, carry)
     torch.testing.assert_close(peak, torch.full((B,), 2.0))
     assert 1.7 < float(time[0, -1] - time[0, 0] + 1) < 2.1
-    half = core._events(worth[:, :900], carry, begin)
-    rest, _ = core._events(worth[:, 900:], {"time": half[0][:, -1], "peak": half[1]}, ~begin)
+    half = core._events(worth[:, :900], carry)
+    rest, _ = core._events(worth[:, 900:], {"time": half[0][:, -1], "peak": half[1]})
     torch.testing.assert_close(torch.cat([half[0], rest], dim=1), time, atol=1e-4, rtol=0)
 
 
