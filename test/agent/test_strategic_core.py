@@ -251,6 +251,20 @@ def test_clock_features_are_bounded_and_tell_steps_apart() -> None:
     assert torch.cdist(early, early).fill_diagonal_(1).min() > 0.01
 
 
+@pytest.mark.parametrize("slots", [3, 1100])
+def test_tables_of_times_tell_what_their_formula_tells(slots: int) -> None:
+    """Also beyond their last row; ages end at twice the slots."""
+    t = torch.tensor([*range(5000), 10**6, 10**6 + 7])
+    faded = torch.exp(-t[:, None].double() / torch.tensor([1.0, 4.0, 16.0]))
+    angle = 2 * math.pi * t[:, None].double() / torch.tensor([4.0, 8.0, 16.0, 32.0])
+    clock = torch.cat([faded, angle.sin(), angle.cos()], dim=1).float()
+    torch.testing.assert_close(clock_features(t), clock, atol=1e-5, rtol=0)
+    assert float(clock_features(t)[:, :3].min()) >= torch.finfo(torch.float32).tiny, "products of less are slow"
+    ages = torch.cat([clock, t[:, None].clamp(max=2 * slots)], dim=1)
+    told = build(slots=slots)._told("count", t[None, None])[0, 0].T
+    torch.testing.assert_close(told, ages, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("heads", [1, 2])
 def test_what_is_recalled_is_shown(rule: str, heads: int) -> None:

@@ -81,6 +81,8 @@ class StrategicCore(Core):
     docs/strategic.md.
     """
 
+    ages: Tensor  # [steps, AGE] features of ages in whole steps
+
     def __init__(self, spec: Any, entry: Entry, in_size: int) -> None:
         super().__init__()
         self.spec, self.entry = spec, entry
@@ -101,7 +103,7 @@ class StrategicCore(Core):
         self.span = max(SPAN, -(-2 * spec.slots // len(WAVES)) * len(WAVES))
         steps = self.span + len(WAVES)
         ages = torch.cat([clocks(steps), torch.arange(steps)[:, None].clamp(max=2 * spec.slots)], dim=1)
-        self.register_buffer("ages", ages, persistent=False)  # [steps, AGE]
+        self.register_buffer("ages", ages, persistent=False)
         self.mix = nn.Linear(entry.out_size + H, spec.hidden_size)
         self.out_size = spec.hidden_size
 
@@ -164,10 +166,10 @@ class StrategicCore(Core):
         index = self._kept(data, before, carry["trace"], T)  # [B, T, K] places among the N entries, -1: empty
         steps = torch.arange(T, device=x.device).expand(B, T) if at is None else at
         features, extras = self.recall(data, before + steps, take(index, at))
-        count = take(data["count"][:, before:], at)
+        shown = self._shown(extras, take(data["count"][:, before:], at), take(clock, at))
         acted = torch.arange(T, device=x.device) < _length(carry["trace"])[:, None]  # [B, T]
         step = F.pad(torch.where(acted, clock, -1), (before, 0), value=-1)
-        return CoreOut(features, {}, self._shown(extras, count, take(clock, at)), {}, Entries(data, before, index, step))
+        return CoreOut(features, {}, shown, {}, Entries(data, before, index, step))
 
     def _begun(self, carry: Tree, first: Tensor) -> Tree:
         """The carry where episodes begin, first [B]: their clock at 0 and, unless they persist, slots empty too."""
@@ -304,9 +306,9 @@ class StrategicCore(Core):
         """
         logits = F.softplus(score / math.sqrt(self.size)) + worth.unsqueeze(2)
         if self.age is not None:
-            asked = self.age.forward(h).view(*h.shape[:2], self.heads, -1).split(self.told, dim=-1)
-            for what, (clock, age) in zip(asked, ages.items(), strict=True):
-                logits = logits + what @ self._told(clock, age.clamp(min=0))
+            asked = self.age.forward(h).view(*h.shape[:2], self.heads, -1)
+            for part, (clock, age) in zip(torch.split(asked, self.told, dim=-1), ages.items(), strict=True):
+                logits = logits + part @ self._told(clock, age.clamp(min=0))
         return logits
 
     def _told(self, clock: str, age: Tensor) -> Tensor:

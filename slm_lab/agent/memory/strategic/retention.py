@@ -57,9 +57,9 @@ class Retention:
         """The priority of an entry by now."""
         priority, age = self._first(entry), now - entry["count"]
         if self.rule == "fifo":
-            return priority - age
+            priority = priority - age
         if self.rule == "learned" and "decay" in entry:
-            return priority - entry["decay"] * age.clamp(max=2 * self.slots)
+            priority = priority - entry["decay"] * age.clamp(max=2 * self.slots)
         return priority
 
 
