@@ -45,7 +45,7 @@ class OffPolicyActor(OffPolicy):
 
     @torch.no_grad()
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
-        out = self.net(obs, carry, is_first, heads=("policy",))
+        out = self.net.forward(obs, carry, is_first, heads=("policy",))
         policy: Distribution = out.heads["policy"]
         action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
         if explore and self.spec.training_start_step > 0 and self.optim.opt_step == 0:

@@ -50,7 +50,7 @@ class ValueBased(Algorithm):
 
     @torch.no_grad()
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
-        out = self.net(obs, carry, is_first, heads=("q",))
+        out = self.net.forward(obs, carry, is_first, heads=("q",))
         q = out.heads["q"]  # [E, 1, A]
         action = self.explored(q, frame) if explore else q.argmax(dim=-1)
         return ActOut(action.squeeze(1), out.carry, tree_map(lambda x: x.squeeze(1), shown_by_cores(out)))

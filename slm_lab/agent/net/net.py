@@ -55,8 +55,8 @@ class Net(nn.Module):
     The carry of a net is a tree by part; a memoryless net's has no leaves. `free` are learned numbers that no part
     holds; `auxiliaries` is what learns beside (slm_lab/agent/auxiliary); who builds an agent puts it there.
 
-    A step of acting is short, so parts and heads are found in plain dicts and run by `forward`: torch's own look-ups
-    and calls, which ask for hooks that no one sets here, took a third of it.
+    A step of acting is short, so parts and heads are found in plain dicts, and they and their layers run by `forward`:
+    torch's own look-ups and calls, which ask for hooks that no one sets here, took a third of it.
     """
 
     def __init__(
