@@ -38,6 +38,14 @@ def _logits(log_probs: Tensor, action_policy: ActionPolicy, explore_var: float) 
     return torch.log(explore_var / log_probs.shape[-1] + (1 - explore_var) * best)  # −inf never wins a draw
 
 
+def epsilon_greedy(values: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
+    """Actions [...] drawn as by `explore`, without the distribution: the best by `values` [..., A], or any."""
+    lead, A = values.shape[:-1], values.shape[-1]
+    strays = torch.rand(lead, generator=generator) < epsilon
+    strayed = torch.randint(A, lead, generator=generator)
+    return torch.where(strays.to(values.device), strayed.to(values.device), values.argmax(dim=-1))
+
+
 def explore_var_problems(action_policy: ActionPolicy, spec: ScheduleSpec | None) -> list[Problem]:
     """What is wrong with the epsilon or temperature of an action policy."""
     path, varies = "agent.algorithm.explore_var_spec", action_policy in ("epsilon_greedy", "boltzmann")

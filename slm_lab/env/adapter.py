@@ -28,7 +28,8 @@ from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Step, Tree
 
 Vector = VectorEnv[Any, Any, Any]
-Shown = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]  # obs leaves, reward, terminated, truncated
+# arrays of one's own: obs leaves, reward float64, terminated and truncated bool
+Shown = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray]
 
 
 def _raised(who: str, where: str, error: Exception) -> EnvError:
@@ -52,10 +53,8 @@ class GymVec(VecEnv):
     def step(self, action: np.ndarray) -> Step:
         self._number += 1
         obs, reward, terminated, truncated = self._guarded(self._step, self._units.to_world(action))
-        raw = np.array(reward, dtype=np.float64)
-        ends = np.array(terminated, dtype=bool), np.array(truncated, dtype=bool)
-        step = Step(obs, raw.astype(np.float32), self._ended, *ends, raw)
-        self._ended = ends[0] | ends[1]
+        step = Step(obs, reward.astype(np.float32), self._ended, terminated, truncated, reward)
+        self._ended = terminated | truncated
         return check_finite(self.name, self._number, step)
 
     def _guarded(self, call: Callable[..., Any], argument: Any) -> Any:
@@ -159,7 +158,8 @@ class NextStepVec(GymVec):
 
     def _step(self, action: np.ndarray) -> Shown:
         obs, reward, terminated, truncated, _ = self._vector.step(action)
-        return leaf_arrays(self._space, obs, self.num_envs), reward, terminated, truncated
+        raw, ends = np.array(reward, np.float64), (np.array(terminated, bool), np.array(truncated, bool))
+        return leaf_arrays(self._space, obs, self.num_envs), raw, *ends
 
     def _capture(self) -> list[Any]:
         return [snapshot.capture(self._vector)]

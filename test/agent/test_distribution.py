@@ -9,7 +9,7 @@ from gymnasium import spaces
 from scipy import stats
 from torch import distributions as D
 
-from slm_lab.agent.exploration import explore
+from slm_lab.agent.exploration import epsilon_greedy, explore
 from slm_lab.agent.net.distribution import Categorical, MultiCategorical, Noisy, Normal, SquashedNormal
 from slm_lab.agent.net.heads import QHead
 from slm_lab.agent.net.mlp import MLP
@@ -88,6 +88,10 @@ def test_exploration_policies() -> None:
     assert torch.equal(explore(policy, "epsilon_greedy", 0.0).sample(generator), best)
     greedy = explore(policy, "epsilon_greedy", 0.2)
     torch.testing.assert_close(greedy.log_prob(best).exp(), torch.full((5, 7), 0.85))  # 0.8 + 0.2 / 4
+    assert torch.equal(epsilon_greedy(logits, 0.0, generator), best)
+    values = logits[0, 0].expand(100_000, -1)
+    drawn = torch.bincount(epsilon_greedy(values, 0.2, generator), minlength=4) / len(values)
+    torch.testing.assert_close(drawn, greedy.log_probs[0, 0].exp(), atol=0.01, rtol=0)  # type: ignore[attr-defined]
     torch.testing.assert_close(explore(policy, "random", 0.0).log_prob(best).exp(), torch.full((5, 7), 0.25))
     torch.testing.assert_close(explore(policy, "boltzmann", 2.0).log_probs, torch.log_softmax(logits / 2, dim=-1))
     multi = explore(MultiCategorical(logits, [3, 1]), "random", 0.0)

@@ -46,7 +46,7 @@ def build(algorithm: str = "PPO", actions: str = "discrete", awake: bool = True,
 
 
 def core_of(agent: Agent) -> StrategicCore:
-    core: StrategicCore = agent.algorithm.net._part("shared").core  # type: ignore[assignment]
+    core: StrategicCore = agent.algorithm.net.parts["shared"].core  # type: ignore[assignment]
     return core
 
 

@@ -235,12 +235,11 @@ def test_many_entries_that_are_worth_little_are_few_events() -> None:
     worth = torch.full((B, length), -3.0)
     worth[:, [0, 700]] = torch.tensor([2.0, 1.9])
     carry = core.initial(B)
-    begin = torch.ones(B, 1, dtype=torch.bool)
-    time, peak = core._events(worth, carry, begin)
+    time, peak = core._events(worth, carry)
     torch.testing.assert_close(peak, torch.full((B,), 2.0))
     assert 1.7 < float(time[0, -1] - time[0, 0] + 1) < 2.1
-    half = core._events(worth[:, :900], carry, begin)
-    rest, _ = core._events(worth[:, 900:], {"time": half[0][:, -1], "peak": half[1]}, ~begin)
+    half = core._events(worth[:, :900], carry)
+    rest, _ = core._events(worth[:, 900:], {"time": half[0][:, -1], "peak": half[1]})
     torch.testing.assert_close(torch.cat([half[0], rest], dim=1), time, atol=1e-4, rtol=0)
 
 
@@ -250,6 +249,20 @@ def test_clock_features_are_bounded_and_tell_steps_apart() -> None:
     assert told.abs().max() <= 1
     early = clock_features(torch.arange(32))
     assert torch.cdist(early, early).fill_diagonal_(1).min() > 0.01
+
+
+@pytest.mark.parametrize("slots", [3, 1100])
+def test_tables_of_times_tell_what_their_formula_tells(slots: int) -> None:
+    """Also beyond their last row; ages end at twice the slots."""
+    t = torch.tensor([*range(5000), 10**6, 10**6 + 7])
+    faded = torch.exp(-t[:, None].double() / torch.tensor([1.0, 4.0, 16.0]))
+    angle = 2 * math.pi * t[:, None].double() / torch.tensor([4.0, 8.0, 16.0, 32.0])
+    clock = torch.cat([faded, angle.sin(), angle.cos()], dim=1).float()
+    torch.testing.assert_close(clock_features(t), clock, atol=1e-5, rtol=0)
+    assert float(clock_features(t)[:, :3].min()) >= torch.finfo(torch.float32).tiny, "products of less are slow"
+    ages = torch.cat([clock, t[:, None].clamp(max=2 * slots)], dim=1)
+    told = build(slots=slots)._told("count", t[None, None])[0, 0].T
+    torch.testing.assert_close(told, ages, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rule", RULES)

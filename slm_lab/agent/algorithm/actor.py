@@ -45,12 +45,12 @@ class OffPolicyActor(OffPolicy):
 
     @torch.no_grad()
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
-        out = self.net(obs, carry, is_first, heads=("policy",))
+        out = self.net.forward(obs, carry, is_first, heads=("policy",))
         policy: Distribution = out.heads["policy"]
         action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
         if explore and self.spec.training_start_step > 0 and self.optim.opt_step == 0:
             action = self.uniform(action, policy)
-        return ActOut(action[:, 0], out.carry, tree_map(lambda x: x[:, 0], shown_by_cores(out)))
+        return ActOut(action.squeeze(1), out.carry, tree_map(lambda x: x.squeeze(1), shown_by_cores(out)))
 
     def uniform(self, like: Tensor, policy: Any) -> Tensor:
         """Actions by chance alone: any of a Discrete space, in [-1, 1] of a Box."""

@@ -62,11 +62,11 @@ class PolicyGradient(Algorithm):
 
     @torch.no_grad()
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
-        out = self.net(obs, carry, is_first, heads=("policy",), rng=self.rng.torch if explore else None)
+        out = self.net.forward(obs, carry, is_first, heads=("policy",), rng=self.rng.torch if explore else None)
         policy = self._behaviour(out, frame) if explore else out.heads["policy"]
         action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
-        extras = {"log_prob": policy.log_prob(action), **shown_by_cores(out)}
-        return ActOut(action[:, 0], out.carry, tree_map(lambda x: x[:, 0], extras))  # what cores show is kept too
+        extras = {"log_prob": policy.log_prob(action), **shown_by_cores(out)}  # what cores show is kept too
+        return ActOut(action.squeeze(1), out.carry, tree_map(lambda x: x.squeeze(1), extras))
 
     def _behaviour(self, out: NetOut, frame: int) -> Distribution:
         spec = self.spec

@@ -46,7 +46,7 @@ class SARSA(ValueBased):
     @torch.no_grad()
     def prepare(self, batch: Batch) -> tuple[Batch, Metrics]:
         q = self.net(batch.obs, batch.carry, batch.is_first, heads=("q",), go_on=False).heads["q"]  # [B, T+1, A]
-        last = self.behaviour(q[:, -1:], self.frame).sample(self.rng.torch)
+        last = self.explored(q[:, -1:], self.frame)
         taken = torch.cat([batch.action[:, 1:].long(), last.long()], dim=1)  # [B, T]
         following = q[:, 1:].gather(-1, taken.unsqueeze(-1)).squeeze(-1)
         target = batch.reward + self.spec.gamma * ~batch.terminated * following

@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from slm_lab.agent.algorithm.base import Algorithm, shown_by_cores
-from slm_lab.agent.exploration import explore, explore_var_problems
+from slm_lab.agent.exploration import epsilon_greedy, explore, explore_var_problems
 from slm_lab.agent.net.base import NetSpec
-from slm_lab.agent.net.distribution import Categorical, Distribution
+from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.heads import QHead
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.lib.errors import Problem
@@ -50,14 +50,17 @@ class ValueBased(Algorithm):
 
     @torch.no_grad()
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
-        out = self.net(obs, carry, is_first, heads=("q",))
+        out = self.net.forward(obs, carry, is_first, heads=("q",))
         q = out.heads["q"]  # [E, 1, A]
-        action = self.behaviour(q, frame).sample(self.rng.torch) if explore else q.argmax(dim=-1)
-        return ActOut(action[:, 0], out.carry, tree_map(lambda x: x[:, 0], shown_by_cores(out)))
+        action = self.explored(q, frame) if explore else q.argmax(dim=-1)
+        return ActOut(action.squeeze(1), out.carry, tree_map(lambda x: x.squeeze(1), shown_by_cores(out)))
 
-    def behaviour(self, q: Tensor, frame: int) -> Distribution:
-        """The distribution that explores, from values [..., A]."""
-        return explore(Categorical(q), self.spec.action_policy, self.spec.explore_var_spec.at(frame))
+    def explored(self, q: Tensor, frame: int) -> Tensor:
+        """Actions [...] that explore, by values [..., A]."""
+        explore_var = self.spec.explore_var_spec.at(frame)
+        if self.spec.action_policy == "epsilon_greedy":
+            return epsilon_greedy(q, explore_var, self.rng.torch)
+        return explore(Categorical(q), self.spec.action_policy, explore_var).sample(self.rng.torch)
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         q = out.heads["q"].gather(-1, batch.action.long().unsqueeze(-1)).squeeze(-1)  # [B, T]

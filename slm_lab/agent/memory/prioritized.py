@@ -98,10 +98,10 @@ class PrioritizedReplay(Replay):
         """The newest rows come in, the one just forgotten goes."""
         rows = self.rows
         if rows.first:
-            self.priorities.leave(self.index(np.full_like(self.worlds, rows.first - 1), self.worlds))
-        if played.any():
-            env = self.worlds[played]
-            self.priorities.enter(self.index(np.full_like(env, rows.count - 1), env))
+            self.priorities.leave(rows.place(rows.first - 1, self.worlds))
+        env = self.worlds[played]
+        if env.size:
+            self.priorities.enter(rows.place(rows.count - 1, env))
 
     def draw(self, count: int) -> Drawn:
         index = self.with_newest(count, lambda others: self.priorities.draw(others, self.rng))

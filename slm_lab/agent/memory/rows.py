@@ -92,7 +92,7 @@ class Rows:
 
     # --- reading: `at` [...] are places; what is found is an array of its own ---
 
-    def place(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
+    def place(self, t: np.ndarray | int, env: np.ndarray) -> np.ndarray:
         """Where rows `t` of worlds `env` lie; they broadcast with each other."""
         where: np.ndarray = t % self.slots * self.E + env
         return where

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LOG_2PI = math.log(2 * math.pi)
+TINY = torch.finfo(torch.float32).tiny
 
 
 class Distribution(Protocol):
@@ -28,8 +29,7 @@ class Distribution(Protocol):
 
 def uniform_noise(like: Tensor, generator: torch.Generator) -> Tensor:
     """Noise in (0, 1) shaped like `like`, drawn on the CPU: seeds mean the same on every device."""
-    tiny = torch.finfo(torch.float32).tiny
-    return torch.rand(like.shape, generator=generator).clamp_(min=tiny).to(like.device)
+    return torch.rand(like.shape, generator=generator).clamp_(min=TINY).to(like.device)
 
 
 class Categorical:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,7 @@ class Part(nn.Module):
     def forward(
         self, obs: Tree, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
     ) -> CoreOut:
-        out: CoreOut = self.core(self.encoder(obs), carry, is_first, at, rng)
-        return out
+        return self.core.forward(self.encoder.forward(obs), carry, is_first, at, rng)
 
 
 class Net(nn.Module):
@@ -55,6 +54,9 @@ class Net(nn.Module):
 
     The carry of a net is a tree by part; a memoryless net's has no leaves. `free` are learned numbers that no part
     holds; `auxiliaries` is what learns beside (slm_lab/agent/auxiliary); who builds an agent puts it there.
+
+    A step of acting is short, so parts and heads are found in plain dicts, and they and their layers run by `forward`:
+    torch's own look-ups and calls, which ask for hooks that no one sets here, took a third of it.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Net(nn.Module):
         self.heads = nn.ModuleDict(
             {name: head.build(parts[self.part_of[name]].core.out_size) for name, head in heads.items()}
         )
+        self._parts, self._heads = dict(parts), dict(self.heads.items())
         self.free = nn.ParameterDict(free or {})
         self.auxiliaries = nn.ModuleDict()
         self.takes_action = {name for name, head in heads.items() if head.takes_action}
@@ -73,20 +76,15 @@ class Net(nn.Module):
 
     def initial(self, B: int) -> Tree:
         """Carry at the start of an episode."""
-        return {name: self._part(name).core.initial(B) for name in self.parts}
+        return {name: part.core.initial(B) for name, part in self._parts.items()}
 
     @property
     def out_sizes(self) -> dict[str, int]:
         """Size F of each part's features."""
-        return {name: self._part(name).core.out_size for name in self.parts}
-
-    def _part(self, name: str) -> Part:
-        part = self.parts[name]
-        assert isinstance(part, Part)
-        return part
+        return {name: part.core.out_size for name, part in self._parts.items()}
 
     def forward(
-        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str] | None = None, go_on: bool = True,
+        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Collection[str] | None = None, go_on: bool = True,
         action: Tensor | None = None, at: Tensor | None = None, rng: torch.Generator | None = None,
     ) -> NetOut:  # fmt: skip
         """obs {key: [B, T, *O]}, carry before the first step, is_first [B, T]; the steps `at` [B, Q] are read, or all.
@@ -95,9 +93,9 @@ class Net(nn.Module):
         memory goes on; `go_on=False` says that nobody will. Heads that take an action are read for `action` [B, Q, *A],
         and left out without one (their features are there). `rng`: the chance that a core may use while it explores.
         """
-        wanted = set(self.heads if heads is None else heads)
+        wanted = self._heads if heads is None else heads
         out = self.features(obs, carry, is_first, wanted, go_on, at, rng)
-        for head in self.heads:
+        for head in self._heads:
             if head in wanted and (head not in self.takes_action or action is not None):
                 out.heads[head] = self.read(head, out.features, action)
         return out
@@ -109,27 +107,28 @@ class Net(nn.Module):
         """As `forward`, but for the parts that `heads` read from, without the heads."""
         needed = {self.part_of[head] for head in heads}
         out = NetOut({}, {}, dict(carry), {}, {}, {})
-        for name in self.parts:
+        for name, part in self._parts.items():
             held = carry.get(name, {})  # a memory that keeps none gives {}
             if name not in needed and not (held and go_on):
                 continue
-            found = self.parts[name](obs, held, is_first, at, rng)
+            found = part.forward(obs, held, is_first, at, rng)
             out.features[name], out.carry[name], out.extras[name] = found.features, found.carry, found.extras
-            out.losses.update({f"{name}_{key}": term for key, term in found.losses.items()})
+            for key, term in found.losses.items():
+                out.losses[f"{name}_{key}"] = term
             out.inner[name] = found.inner
         return out
 
     def read(self, head: str, features: dict[str, Tensor], action: Tensor | None = None, frozen: bool = False) -> Any:
         """What a head makes of its part's features (and an action). `frozen`: as if its weights were constants."""
-        module, x = self.heads[head], features[self.part_of[head]]
+        module, x = self._heads[head], features[self.part_of[head]]
         inputs = (x, action) if head in self.takes_action else (x,)
         if not frozen:
-            return module(*inputs)
+            return module.forward(*inputs)
         learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
         try:
             for parameter in learned:
                 parameter.requires_grad_(False)
-            return module(*inputs)
+            return module.forward(*inputs)
         finally:
             for parameter in learned:
                 parameter.requires_grad_(True)

@@ -49,8 +49,7 @@ class MLPEntry(Entry):
         self.out_size = spec.hid_layers[-1]
 
     def forward(self, u: Tensor) -> Tensor:
-        h: Tensor = self.layers(u[:, -1])
-        return h
+        return self.layers.forward(u[:, -1])
 
 
 class TransformerEntry(Entry):

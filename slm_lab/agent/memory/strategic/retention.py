@@ -43,22 +43,26 @@ class Retention:
         if self.rule == "none":
             return torch.zeros_like(filled)
         now = new["count"]
-        priority = torch.where(filled, self._priority(held, now), -torch.inf)
-        lowest, slot = priority.min(dim=1, keepdim=True)  # [B, 1]
-        takes = self._priority(new, now) > lowest
-        return takes & (torch.arange(self.slots, device=filled.device) == slot)
+        lowest, slot = torch.where(filled, self._aged(held, now), -torch.inf).min(dim=1, keepdim=True)  # [B, 1]
+        return torch.zeros_like(filled).scatter_(1, slot, self._first(new) > lowest)
 
-    def _priority(self, entry: Tree, now: Tensor) -> Tensor:
-        age: Tensor = now - entry["count"]
+    def _first(self, entry: Tree) -> Tensor:
+        """The priority that an entry begins with."""
+        noise: Tensor = entry["noise"]
         if self.rule == "fifo":
-            return -age.float()
-        priority: Tensor = entry["noise"]
-        if self.rule == "learned":
-            priority = priority + entry["worth"]
+            return torch.zeros_like(noise)
+        return noise + entry["worth"] if self.rule == "learned" else noise
+
+    def _aged(self, entry: Tree, now: Tensor) -> Tensor:
+        """The priority of an entry by now."""
+        priority, age = self._first(entry), now - entry["count"]
+        if self.rule == "fifo":
+            priority = priority - age
         if self.rule == "learned" and "decay" in entry:
             priority = priority - entry["decay"] * age.clamp(max=2 * self.slots)
         return priority
 
 
 def _gumbel(uniform: Tensor) -> Tensor:
-    return -torch.log(-torch.log(uniform.clamp(min=torch.finfo(torch.float32).tiny, max=1 - 1e-7)))
+    """Of a tensor of its own, which is overwritten."""
+    return uniform.clamp_(min=torch.finfo(torch.float32).tiny, max=1 - 1e-7).log_().neg_().log_().neg_()
