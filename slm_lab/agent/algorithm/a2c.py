@@ -81,8 +81,8 @@ class ActorCritic(PolicyGradient):
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         found = super().losses(batch, out, frame)
-        value_loss = self.value_loss(out.heads["value"].squeeze(-1), batch, frame)
-        return Losses({**found.terms, "value_loss": value_loss}, found.shown)
+        found.terms["value_loss"] = self.value_loss(out.heads["value"].squeeze(-1), batch, frame)
+        return found
 
     def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
         """Error of the critic [B, T]."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +17,7 @@ from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import LabError
-from slm_lab.lib.reduce import Losses, Metrics, reduce_losses
+from slm_lab.lib.reduce import Loss, Losses, Metrics, reduce_losses
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.tree import map_batch, tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
@@ -175,31 +174,22 @@ class Algorithm:
         self.optim.load_state_dict(state["optim"])
 
 
-def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> tuple[Tensor, Metrics]:
+def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> tuple[Loss, Metrics]:
     """The sum of what an algorithm and its auxiliaries make of a minibatch, each over its own rows, and its metrics."""
-    totals, metrics = list[Tensor](), dict[str, Tensor]()
+    total, metrics = Loss(), Metrics()
     for found in losses:
         if found.terms:
             mask, weight = (batch.mask, batch.weight) if found.mask is None else (found.mask, found.weight)
-            loss, means = reduce_losses(found.terms, mask, weight, scales, found.shown)
-            totals.append(loss)
+            loss, means = reduce_losses(found, mask, weight, scales)
+            total += loss
             metrics |= means
-    total = functools.reduce(torch.add, totals)
-    shown = _numbers({"loss": total, **metrics})
-    if not math.isfinite(shown["loss"]):
-        bad = [name for found in losses for name in found.terms if not math.isfinite(shown[name])]
+    if not math.isfinite(total.value):
+        bad = [name for found in losses for name in found.terms if not math.isfinite(metrics[name])]
         raise LabError(
-            f"the loss is {shown['loss']} at frame {frame} (terms: {', '.join(bad)}). "
+            f"the loss is {total.value} at frame {frame} (terms: {', '.join(bad)}). "
             "Try a smaller lr, clip_grad_val, or env.normalize_obs and env.normalize_reward."
         )
-    return total, shown
-
-
-@torch.no_grad()
-def _numbers(scalars: dict[str, Tensor]) -> Metrics:
-    """Scalars as numbers, all in one transfer."""
-    device = scalars["loss"].device
-    return dict(zip(scalars, torch.stack([value.to(device) for value in scalars.values()]).tolist(), strict=True))
+    return total, {"loss": total.value, **metrics}
 
 
 def _mean(rows: list[Metrics]) -> Metrics:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Net
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.reduce import Loss
 from slm_lab.lib.types import Tree
 from slm_lab.spec.model import OptimSpec
 
@@ -30,12 +31,12 @@ class Optim:
         """Note which parameters ever get a gradient (dev mode)."""
         self.untrained = {name for name, _ in self.net.named_parameters()}
 
-    def step(self, loss: Tensor, frame: int) -> dict[str, float]:
+    def step(self, loss: Loss | Tensor, frame: int) -> dict[str, float]:
         """One update; its grad_norm and lr. Raises `LabError` on a gradient that isn't finite, and changes nothing."""
         for parameters in self.groups.values():
             for parameter in parameters:
                 parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         with torch.no_grad():
             return self._follow(frame)
 
