@@ -57,7 +57,9 @@ class Loss:
         return self
 
     def backward(self) -> None:
-        torch.autograd.backward(self.roots, self.gradients)
+        # torch.autograd.backward would import sympy to compare shapes, and take 30 µs to get here
+        run = torch.autograd.Variable._execution_engine.run_backward
+        run(tuple(self.roots), tuple(self.gradients), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def reduce_losses(
@@ -85,11 +87,12 @@ def reduce_losses(
         rows = {name: term if weight is None else term * weight for name, term in terms.items()}
         rows |= {name: x for name, x in shown.items() if isinstance(x, Tensor) and x.dim()}
         means = dict(zip(rows, _means(list(rows.values()), mask, count), strict=True))
-        share = mask.float() if weight is None else _chosen(weight.expand(mask.shape), mask, count)  # of each row
+        share = 1 / max(count, 1)  # that a row has in the mean
+        share = share if weight is None else _chosen(weight.expand(mask.shape), mask, count) * share
         for name, term in terms.items():
             scale, slope = scales.get(name, 1.0), losses.slopes.get(name)
-            root, by = (term, share) if slope is None else (slope.of, _chosen(slope.by, mask, count) * share)
-            loss.add(scale * means[name], root, by * (scale / max(count, 1)))
+            root, by = (term, mask) if slope is None else (slope.of, _chosen(slope.by, mask, count))
+            loss.add(scale * means[name], root, by * (scale * share))
     return loss, {name: means[name] if name in means else float(x) for name, x in (terms | shown).items()}
 
 
