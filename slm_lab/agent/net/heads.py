@@ -31,10 +31,10 @@ class QHead(nn.Module):
         self.value = body(spec, features, 1, spec.critic_init_std) if dueling else None
 
     def forward(self, features: Tensor) -> Tensor:
-        advantage: Tensor = self.advantage(features)
+        advantage = self.advantage.forward(features)
         if self.value is None:
             return advantage
-        value: Tensor = self.value(features)
+        value = self.value.forward(features)
         return value + advantage - advantage.mean(dim=-1, keepdim=True)
 
 
@@ -50,5 +50,4 @@ class ActionQHead(nn.Module):
 
     def forward(self, features: Tensor, action: Tensor) -> Tensor:
         lead = features.shape[:-1]
-        q: Tensor = self.q(torch.cat([features, action.reshape(*lead, -1)], dim=-1))
-        return q.squeeze(-1)
+        return self.q.forward(torch.cat([features, action.reshape(*lead, -1)], dim=-1)).squeeze(-1)

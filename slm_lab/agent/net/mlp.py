@@ -32,5 +32,4 @@ class MLP(Encoder):
         init_weights(self, spec.init_fn, spec.hid_layers_activation)
 
     def forward(self, obs: Tree) -> Tensor:
-        x: Tensor = self.layers(vectors(self.obs_space, obs))
-        return x
+        return self.layers.forward(vectors(self.obs_space, obs))

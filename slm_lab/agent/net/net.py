@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,8 @@ class Part(nn.Module):
     def forward(
         self, obs: Tree, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
     ) -> CoreOut:
-        out: CoreOut = self.core(self.encoder(obs), carry, is_first, at, rng)
+        encode, core = self.encoder.forward, self.core.forward  # not by __call__, whose hooks no one uses here
+        out: CoreOut = core(encode(obs), carry, is_first, at, rng)
         return out
 
 
@@ -86,7 +87,7 @@ class Net(nn.Module):
         return part
 
     def forward(
-        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str] | None = None, go_on: bool = True,
+        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Collection[str] | None = None, go_on: bool = True,
         action: Tensor | None = None, at: Tensor | None = None, rng: torch.Generator | None = None,
     ) -> NetOut:  # fmt: skip
         """obs {key: [B, T, *O]}, carry before the first step, is_first [B, T]; the steps `at` [B, Q] are read, or all.
@@ -95,28 +96,29 @@ class Net(nn.Module):
         memory goes on; `go_on=False` says that nobody will. Heads that take an action are read for `action` [B, Q, *A],
         and left out without one (their features are there). `rng`: the chance that a core may use while it explores.
         """
-        wanted = set(self.heads if heads is None else heads)
+        wanted = self.part_of if heads is None else heads
         out = self.features(obs, carry, is_first, wanted, go_on, at, rng)
-        for head in self.heads:
-            if head in wanted and (head not in self.takes_action or action is not None):
+        for head in wanted:
+            if action is not None or head not in self.takes_action:
                 out.heads[head] = self.read(head, out.features, action)
         return out
 
     def features(
-        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str], go_on: bool = True,
+        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Collection[str], go_on: bool = True,
         at: Tensor | None = None, rng: torch.Generator | None = None,
     ) -> NetOut:  # fmt: skip
         """As `forward`, but for the parts that `heads` read from, without the heads."""
         needed = {self.part_of[head] for head in heads}
         out = NetOut({}, {}, dict(carry), {}, {}, {})
-        for name in self.parts:
+        for name, part in self.parts.items():
             held = carry.get(name, {})  # a memory that keeps none gives {}
             if name not in needed and not (held and go_on):
                 continue
-            found = self.parts[name](obs, held, is_first, at, rng)
+            found: CoreOut = part.forward(obs, held, is_first, at, rng)
             out.features[name], out.carry[name], out.extras[name] = found.features, found.carry, found.extras
-            out.losses.update({f"{name}_{key}": term for key, term in found.losses.items()})
             out.inner[name] = found.inner
+            for key, term in found.losses.items():
+                out.losses[f"{name}_{key}"] = term
         return out
 
     def read(self, head: str, features: dict[str, Tensor], action: Tensor | None = None, frozen: bool = False) -> Any:
@@ -124,7 +126,7 @@ class Net(nn.Module):
         module, x = self.heads[head], features[self.part_of[head]]
         inputs = (x, action) if head in self.takes_action else (x,)
         if not frozen:
-            return module(*inputs)
+            return module.forward(*inputs)
         learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
         try:
             for parameter in learned:

@@ -57,7 +57,7 @@ class PolicyHead(nn.Module):
         self.body = body(spec, features, 2 * size if state_std and continuous else size, spec.actor_init_std)
 
     def forward(self, features: Tensor) -> Distribution:
-        params = self.body(features)
+        params = self.body.forward(features)
         if self.action_pd == "Categorical":
             return Categorical(params)
         if self.action_pd == "MultiCategorical":
@@ -78,4 +78,4 @@ class NoisyHead(nn.Module):
         self.body = body(spec, features, math.prod(action_space.shape or ()), spec.actor_init_std)
 
     def forward(self, features: Tensor) -> Noisy:
-        return Noisy(torch.tanh(self.body(features)), self.std)
+        return Noisy(torch.tanh(self.body.forward(features)), self.std)
