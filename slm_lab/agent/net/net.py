@@ -67,6 +67,7 @@ class Net(nn.Module):
         self.heads = nn.ModuleDict(
             {name: head.build(parts[self.part_of[name]].core.out_size) for name, head in heads.items()}
         )
+        self.learned_by = {name: list(head.parameters()) for name, head in self.heads.items()}
         self.free = nn.ParameterDict(free or {})
         self.auxiliaries = nn.ModuleDict()
         self.takes_action = {name for name, head in heads.items() if head.takes_action}
@@ -127,7 +128,7 @@ class Net(nn.Module):
         inputs = (x, action) if head in self.takes_action else (x,)
         if not frozen:
             return module.forward(*inputs)
-        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        learned = [parameter for parameter in self.learned_by[head] if parameter.requires_grad]
         try:
             for parameter in learned:
                 parameter.requires_grad_(False)
