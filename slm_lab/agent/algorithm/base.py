@@ -19,7 +19,7 @@ from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.reduce import Loss, Losses, Metrics, reduce_losses
 from slm_lab.lib.rng import Rng
-from slm_lab.lib.tree import map_batch, tree_map
+from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import SpecModel
 
@@ -194,6 +194,8 @@ def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> 
 
 def _mean(rows: list[Metrics]) -> Metrics:
     """The mean of each metric over the rows that have it."""
+    if len(rows) == 1:
+        return rows[0]
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
@@ -207,10 +209,11 @@ def _priority(td_error: Tensor, mask: Tensor) -> Tensor:
     return SURPRISE * error.amax(dim=1) + (1 - SURPRISE) * error.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-def without_last(batch: Batch) -> Batch:
-    """The batch without the observation after its last row, which only targets need."""
+def without_last(batch: Batch, **extras: Tensor) -> Batch:
+    """The batch with more extras, without the observation after its last row, which only targets need."""
     T = batch.reward.shape[1]
-    return batch.replace(obs=tree_map(lambda x: x[:, :T], batch.obs), is_first=batch.is_first[:, :T])
+    obs = {key: x[:, :T] for key, x in batch.obs.items()}
+    return batch.replace(obs=obs, is_first=batch.is_first[:, :T], extras={**batch.extras, **extras})
 
 
 def shown_by_cores(out: NetOut) -> Tree:

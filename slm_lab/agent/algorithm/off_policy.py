@@ -162,5 +162,4 @@ def bootstrapped(batch: Batch, value: Tensor) -> Tensor:
     """`r + γ^m (1 − terminated) V(o_{t+m})`, [B, T], from `value` [B, T] of the observation after each row."""
     if batch.after is not None:
         value = value.gather(1, batch.after)
-    target: Tensor = batch.reward + batch.discount * ~batch.terminated * value
-    return target
+    return torch.where(batch.terminated, batch.reward, torch.addcmul(batch.reward, batch.discount, value))

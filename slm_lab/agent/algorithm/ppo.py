@@ -59,7 +59,7 @@ class PPO(ActorCritic):
         count = len(batch.reward)
         for _ in range(self.spec.training_epoch):
             order = torch.randperm(count, generator=self.rng.torch).to(batch.reward.device)
-            parts = map_batch(lambda x, order=order: torch.split(x[order], per_minibatch), batch)
+            parts = map_batch(lambda x, order=order: torch.split(x.index_select(0, order), per_minibatch), batch)
             for i in range(-(-count // per_minibatch)):
                 yield self.read(map_batch(lambda x, i=i: x[i], parts))
 

@@ -63,7 +63,7 @@ class ValueBased(Algorithm):
         q = out.heads["q"].gather(-1, batch.action.long().unsqueeze(-1)).squeeze(-1)  # [B, T]
         target = batch.extras["target"]
         shown = {"q": q, "explore_var": self.spec.explore_var_spec.at(frame)}
-        return Losses({"q_loss": self.error(q, target)}, shown, td_error=target - q)
+        return Losses({"q_loss": self.error(q, target)}, shown, td_error=target - q.detach())
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:
