@@ -1,4 +1,4 @@
-"""What a part makes of a minibatch, and the one place where loss terms become a number."""
+"""What a part makes of a minibatch, and the one place where loss terms become a number and its gradient begins."""
 
 from __future__ import annotations
 
@@ -16,53 +16,98 @@ class Losses:
     """What an algorithm or an auxiliary makes of a minibatch."""
 
     terms: dict[str, Tensor]  # name -> [B, Q]
-    shown: dict[str, Tensor] = field(default_factory=dict)  # worth showing: scalars, or [B, Q] to be averaged
+    shown: dict[str, Tensor | float] = field(default_factory=dict)  # worth showing: numbers, or [B, Q] to be averaged
     td_error: Tensor | None = None  # [B, Q], how far the prediction was off: priorities come from it
     mask: Tensor | None = None  # [B, Q] bool, the rows that the terms are of; None: the batch's own, with its weight
     weight: Tensor | None = None  # [B] or [B, Q] importance of the rows of `mask`
+    slopes: dict[str, Slope] = field(default_factory=dict)  # of terms whose derivative is known in closed form
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """The derivative `by` [B, Q] of a term by `of` [B, Q], the one thing that it depends on, row by row."""
+
+    of: Tensor
+    by: Tensor
+
+
+class Loss:
+    """A loss: its value, and where its gradient begins.
+
+    A mean's derivative by its rows is known, so nothing is kept to find it: `backward` begins at the rows of the terms
+    (or at what they depend on, where their own derivative is known too). On small nets that saves a fifth of the time.
+    """
+
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.roots: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+
+    def add(self, value: float, root: Tensor, gradient: Tensor) -> None:
+        """Another term: its value, and its `gradient` by `root`."""
+        self.value += value
+        if root.requires_grad:
+            self.roots.append(root)
+            self.gradients.append(gradient)
+
+    def __iadd__(self, other: Loss) -> Loss:
+        self.value += other.value
+        self.roots += other.roots
+        self.gradients += other.gradients
+        return self
+
+    def backward(self) -> None:
+        # torch.autograd.backward would import sympy to compare shapes, and take 30 µs to get here
+        run = torch.autograd.Variable._execution_engine.run_backward
+        run(tuple(self.roots), tuple(self.gradients), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def reduce_losses(
-    losses: Mapping[str, Tensor], mask: Tensor, weight: Tensor | None = None, scales: Mapping[str, float] | None = None,
-    shown: Mapping[str, Tensor] | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+    losses: Losses, mask: Tensor, weight: Tensor | None = None, scales: Mapping[str, float] | None = None
+) -> tuple[Loss, Metrics]:
     """Weighted mean over the valid rows of each `[B, Q]` term, and their scaled sum.
 
     `mask` [B, Q] leaves out autoreset rows, padding and burn-in; `weight` [B] or [B, Q] carries importance weights to
-    every term alike; `scales` multiplies terms by name (1 where not named). Of `shown` [B, Q] the means have no weights
-    and no gradient. A term of another shape is a bug and is refused: a silent broadcast of [B] with [B, 1] trains on
-    nonsense.
+    every term alike; `scales` multiplies terms by name (1 where not named). Of what is shown [B, Q] the means have no
+    weights. A term of another shape is a bug and is refused: a silent broadcast of [B] with [B, 1] trains on nonsense.
     """
+    terms, shown, scales = losses.terms, losses.shown, scales or {}
+    assert terms, "no loss terms"
+    for name, term in terms.items():
+        assert term.shape == mask.shape, (
+            f"loss '{name}' has shape {tuple(term.shape)}, expected [B, Q] = {tuple(mask.shape)}"
+        )
     if weight is not None:
         assert weight.shape in (mask.shape[:1], mask.shape), (
             f"weight has shape {tuple(weight.shape)}, expected [B] or [B, Q] of {tuple(mask.shape)}"
         )
         weight = weight[:, None] if weight.dim() == 1 else weight
-    count = int(mask.sum())
-    means = {}
-    for name, term in losses.items():
-        assert term.shape == mask.shape, (
-            f"loss '{name}' has shape {tuple(term.shape)}, expected [B, Q] = {tuple(mask.shape)}"
-        )
-        if weight is not None:
-            term = term * weight
-        means[name] = _mean(term, mask, count)
-    assert means, "no loss terms"
-    total = mask.new_zeros((), dtype=torch.float32)
-    for name, mean in means.items():
-        total = torch.add(total, mean, alpha=(scales or {}).get(name, 1.0))
+    count, loss = int(mask.sum()), Loss()
     with torch.no_grad():
-        means |= {name: _mean(x, mask, count) if x.dim() else x for name, x in (shown or {}).items()}
-    return total, means
+        rows = {name: term if weight is None else term * weight for name, term in terms.items()}
+        rows |= {name: x for name, x in shown.items() if isinstance(x, Tensor) and x.dim()}
+        means = dict(zip(rows, _means(list(rows.values()), mask, count), strict=True))
+        share = 1 / max(count, 1)  # that a row has in the mean
+        share = share if weight is None else _chosen(weight.expand(mask.shape), mask, count) * share
+        for name, term in terms.items():
+            scale, slope = scales.get(name, 1.0), losses.slopes.get(name)
+            root, by = (term, mask) if slope is None else (slope.of, _chosen(slope.by, mask, count))
+            loss.add(scale * means[name], root, by * (scale * share))
+    return loss, {name: means[name] if name in means else float(x) for name, x in (terms | shown).items()}
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` [B, Q] over the valid rows, to show it."""
-    return _mean(x, mask, int(mask.sum()))
+    """Mean of `x` [B, Q] over the valid rows."""
+    count = int(mask.sum())
+    return x.mean() if count == mask.numel() else _chosen(x, mask, count).sum() / max(count, 1)
 
 
-def _mean(x: Tensor, mask: Tensor, count: int) -> Tensor:
-    if count == mask.numel():
-        return x.mean()
-    # chosen, not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN
-    return torch.where(mask, x, 0.0).sum() / max(count, 1)
+def _means(rows: list[Tensor], mask: Tensor, count: int) -> list[float]:
+    """The mean over the valid rows of each [B, Q], all in one transfer."""
+    sums = _chosen(torch.stack(rows), mask, count).flatten(1).sum(dim=1)  # [N]
+    return [x / max(count, 1) for x in sums.tolist()]
+
+
+def _chosen(x: Tensor, mask: Tensor, count: int) -> Tensor:
+    """`x`, 0 where a row isn't valid; not multiplied by 0: a masked row may hold anything, and 0 · inf is NaN."""
+    return x if count == mask.numel() else torch.where(mask, x, 0.0)

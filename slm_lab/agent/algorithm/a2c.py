@@ -89,14 +89,11 @@ class ActorCritic(PolicyGradient):
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         found = super().losses(batch, out, frame)
-        value_loss = self.value_loss(out.heads["value"].squeeze(-1), batch, frame)
-        terms, shown = {**found.terms, "value_loss": value_loss}, found.shown
+        found.terms["value_loss"] = self.value_loss(out.heads["value"].squeeze(-1), batch, frame)
         if self.spec.entropy_by_surprise:
-            terms["entropy"], shown = (
-                terms["entropy"] * batch.extras["surprise"],
-                {**shown, "entropy": terms["entropy"]},
-            )
-        return Losses(terms, shown)
+            found.shown["entropy"] = found.terms["entropy"]
+            found.terms["entropy"] = found.terms["entropy"] * batch.extras["surprise"]
+        return found
 
     def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
         """Error of the critic [B, T]."""

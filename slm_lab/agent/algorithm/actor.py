@@ -60,8 +60,10 @@ class OffPolicyActor(OffPolicy):
 
     def critic_loss(self, qs: list[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
         """Both critics' error, summed, and their mean |δ|, each [B, T]."""
-        loss = sum((self.error(q, target) for q in qs), torch.zeros_like(target))
-        return loss, torch.stack([target - q for q in qs]).abs().mean(dim=0)
+        q1, q2 = qs
+        with torch.no_grad():
+            td_error = ((target - q1).abs() + (target - q2).abs()) / 2
+        return self.error(q1, target) + self.error(q2, target), td_error
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

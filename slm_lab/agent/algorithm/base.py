@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,9 +17,9 @@ from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import LabError
-from slm_lab.lib.reduce import Losses, Metrics, reduce_losses
+from slm_lab.lib.reduce import Loss, Losses, Metrics, reduce_losses
 from slm_lab.lib.rng import Rng
-from slm_lab.lib.tree import map_batch, tree_map
+from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import SpecModel
 
@@ -175,35 +174,28 @@ class Algorithm:
         self.optim.load_state_dict(state["optim"])
 
 
-def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> tuple[Tensor, Metrics]:
+def _joined(losses: list[Losses], batch: Batch, scales: Metrics, frame: int) -> tuple[Loss, Metrics]:
     """The sum of what an algorithm and its auxiliaries make of a minibatch, each over its own rows, and its metrics."""
-    totals, metrics = list[Tensor](), dict[str, Tensor]()
+    total, metrics = Loss(), Metrics()
     for found in losses:
         if found.terms:
             mask, weight = (batch.mask, batch.weight) if found.mask is None else (found.mask, found.weight)
-            loss, means = reduce_losses(found.terms, mask, weight, scales, found.shown)
-            totals.append(loss)
+            loss, means = reduce_losses(found, mask, weight, scales)
+            total += loss
             metrics |= means
-    total = functools.reduce(torch.add, totals)
-    shown = _numbers({"loss": total, **metrics})
-    if not math.isfinite(shown["loss"]):
-        bad = [name for found in losses for name in found.terms if not math.isfinite(shown[name])]
+    if not math.isfinite(total.value):
+        bad = [name for found in losses for name in found.terms if not math.isfinite(metrics[name])]
         raise LabError(
-            f"the loss is {shown['loss']} at frame {frame} (terms: {', '.join(bad)}). "
+            f"the loss is {total.value} at frame {frame} (terms: {', '.join(bad)}). "
             "Try a smaller lr, clip_grad_val, or env.normalize_obs and env.normalize_reward."
         )
-    return total, shown
-
-
-@torch.no_grad()
-def _numbers(scalars: dict[str, Tensor]) -> Metrics:
-    """Scalars as numbers, all in one transfer."""
-    device = scalars["loss"].device
-    return dict(zip(scalars, torch.stack([value.to(device) for value in scalars.values()]).tolist(), strict=True))
+    return total, {"loss": total.value, **metrics}
 
 
 def _mean(rows: list[Metrics]) -> Metrics:
     """The mean of each metric over the rows that have it."""
+    if len(rows) == 1:
+        return rows[0]
     values: dict[str, list[float]] = {}
     for row in rows:
         for name, value in row.items():
@@ -217,10 +209,11 @@ def _priority(td_error: Tensor, mask: Tensor) -> Tensor:
     return SURPRISE * error.amax(dim=1) + (1 - SURPRISE) * error.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-def without_last(batch: Batch) -> Batch:
-    """The batch without the observation after its last row, which only targets need."""
+def without_last(batch: Batch, **extras: Tensor) -> Batch:
+    """The batch with more extras, without the observation after its last row, which only targets need."""
     T = batch.reward.shape[1]
-    return batch.replace(obs=tree_map(lambda x: x[:, :T], batch.obs), is_first=batch.is_first[:, :T])
+    obs = {key: x[:, :T] for key, x in batch.obs.items()}
+    return batch.replace(obs=obs, is_first=batch.is_first[:, :T], extras={**batch.extras, **extras})
 
 
 def shown_by_cores(out: NetOut) -> Tree:

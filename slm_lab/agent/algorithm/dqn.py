@@ -41,8 +41,7 @@ class DQN(OffPolicy, ValueBased):
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> tuple[Batch, Metrics]:
-        target = bootstrapped(batch, self.next_value(batch))
-        return without_last(batch.replace(extras={**batch.extras, "target": target})), {}
+        return without_last(batch, target=bootstrapped(batch, self.next_value(batch))), {}
 
     def next_value(self, batch: Batch) -> Tensor:
         """Value [B, T] of the observation after each row."""

@@ -84,7 +84,8 @@ class Target:
         # nobody asks the copy for what is learned beside
         self.net = copy.deepcopy(net, {id(net.auxiliaries): nn.ModuleDict()}).requires_grad_(False)
         own = dict(net.named_parameters())
-        self.followed: list[Tensor] = [own[name] for name, _ in self.net.named_parameters()]
+        self.following, self.followed = list(self.net.parameters()), list[Tensor]()
+        self.followed += [own[name] for name, _ in self.net.named_parameters()]
         self.batches = 0
         self.every = spec.update_frequency or 1
         self.share = spec.polyak_coef or 1.0  # replace has none: a whole copy
@@ -98,7 +99,7 @@ class Target:
             return
         share = 1.0 - (1.0 - self.share) ** (now - before)
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.net.parameters()), self.followed, share)
+            torch._foreach_lerp_(self.following, self.followed, share)
 
     def state_dict(self) -> Tree:
         return {"net": dict(self.net.state_dict()), "batches": self.batches}
@@ -161,5 +162,4 @@ def bootstrapped(batch: Batch, value: Tensor) -> Tensor:
     """`r + γ^m (1 − terminated) V(o_{t+m})`, [B, T], from `value` [B, T] of the observation after each row."""
     if batch.after is not None:
         value = value.gather(1, batch.after)
-    target: Tensor = batch.reward + batch.discount * ~batch.terminated * value
-    return target
+    return torch.where(batch.terminated, batch.reward, torch.addcmul(batch.reward, batch.discount, value))

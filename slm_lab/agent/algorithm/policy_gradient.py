@@ -18,7 +18,7 @@ from slm_lab.agent.net.distribution import Distribution
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.agent.net.policy_head import ActionPd, PolicyHead, fitting_pds
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.reduce import Losses, Metrics
+from slm_lab.lib.reduce import Losses, Metrics, Slope
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import PositiveInt, ScheduleSpec, Unit
@@ -92,16 +92,20 @@ class PolicyGradient(Algorithm):
         return batch if most is None or self.net.stateless else drawn_steps(batch, most, self.rng.torch)
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
-        policy = out.heads["policy"]
-        policy_loss, shown = self.policy_loss(policy.log_prob(batch.action), batch, frame)
-        terms = {"policy_loss": policy_loss, "entropy": policy.entropy()}
+        policy, scales = out.heads["policy"], self.scales(frame)
+        log_prob = policy.log_prob(batch.action)  # [B, T]
+        with torch.no_grad():
+            policy_loss, slope, shown = self.policy_loss(log_prob, batch, frame)
+        with torch.set_grad_enabled(scales["entropy"] != 0):  # without a weight it is only shown
+            terms = {"policy_loss": policy_loss, "entropy": policy.entropy()}
         if self.spec.log_barrier_coef:
             terms["barrier_loss"] = policy.barrier()
-        return Losses(terms, shown)
+        return Losses(terms, shown, slopes={"policy_loss": Slope(log_prob, slope)})
 
-    def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """`−log π(a|o) A` [B, T], and what is worth showing."""
-        return -log_prob * batch.extras["advantage"], {}
+    def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """`−log π(a|o) A` [B, T], its derivative by `log π` [B, T], and what is worth showing."""
+        advantage = batch.extras["advantage"]
+        return -log_prob * advantage, -advantage, {}
 
     def scales(self, frame: int) -> Metrics:
         entropy = self.spec.entropy_coef_spec

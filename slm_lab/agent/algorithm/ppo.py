@@ -59,20 +59,21 @@ class PPO(ActorCritic):
         count = len(batch.reward)
         for _ in range(self.spec.training_epoch):
             order = torch.randperm(count, generator=self.rng.torch).to(batch.reward.device)
-            parts = map_batch(lambda x, order=order: torch.split(x[order], per_minibatch), batch)
+            parts = map_batch(lambda x, order=order: torch.split(x.index_select(0, order), per_minibatch), batch)
             for i in range(-(-count // per_minibatch)):
                 yield self.read(map_batch(lambda x, i=i: x[i], parts))
 
-    def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         log_ratio = log_prob - batch.extras["log_prob"]  # [B, T]
         ratio, advantage = torch.exp(log_ratio), batch.extras["advantage"]
         epsilon = self.spec.clip_eps_spec.at(frame)
-        bound = advantage + epsilon * advantage.abs()  # clip(ρ, 1 ± ε) A wherever that is the lesser one
-        loss = -torch.minimum(ratio * advantage, bound)
-        with torch.no_grad():
-            change = ratio - 1
-            kl = change - log_ratio  # the k3 estimator: unbiased and never negative
-            return loss, {"clip_fraction": (change.abs() > epsilon).float(), "approx_kl": kl}
+        gain = ratio * advantage
+        bound = torch.add(advantage, advantage.abs(), alpha=epsilon)  # clip(ρ, 1 ± ε) A wherever that is the lesser one
+        loss = -torch.minimum(gain, bound)
+        slope = loss.masked_fill(gain > bound, 0.0)  # d(ρ A) / d log π is ρ A itself
+        change = ratio - 1
+        kl = change - log_ratio  # the k3 estimator: unbiased and never negative
+        return loss, slope, {"clip_fraction": change.abs() > epsilon, "approx_kl": kl}
 
     def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
         loss = super().value_loss(value, batch, frame)

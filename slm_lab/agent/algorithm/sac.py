@@ -84,8 +84,7 @@ class SAC(OffPolicyActor):
         policy = self.net.read("policy", ahead(self.net, batch, ("policy",)))
         features = ahead(self.target.net, batch, TWINS)
         value = self.soft_value(policy, self.target.net, features, frozen=False)[0]
-        extras = {**batch.extras, "target": bootstrapped(batch, value)}
-        return without_last(batch.replace(extras=extras)), {}
+        return without_last(batch, target=bootstrapped(batch, value)), {}
 
     def soft_value(self, policy: Any, net: Net, features: dict[str, Tensor], frozen: bool) -> tuple[Tensor, Tensor]:
         """`E_a [min Q(o, a) − α log π(a|o)]` and `E_a [log π(a|o)]`, [B, T]; of a Box by one draw, through which it may

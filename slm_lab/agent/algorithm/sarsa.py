@@ -50,4 +50,4 @@ class SARSA(ValueBased):
         taken = torch.cat([batch.action[:, 1:].long(), last.long()], dim=1)  # [B, T]
         following = q[:, 1:].gather(-1, taken.unsqueeze(-1)).squeeze(-1)
         target = batch.reward + self.spec.gamma * ~batch.terminated * following
-        return without_last(batch.replace(extras={**batch.extras, "target": target})), {}
+        return without_last(batch, target=target), {}

@@ -58,8 +58,7 @@ class TD3(OffPolicyActor):
         noise = torch.randn(action.shape, generator=self.rng.torch).to(action.device) * spec.target_noise
         action = (action + noise.clamp(-spec.noise_clip, spec.noise_clip)).clamp(-1, 1)
         value = torch.minimum(*(target.read(q, features, action) for q in TWINS))
-        extras = {**batch.extras, "target": bootstrapped(batch, value)}
-        return without_last(batch.replace(extras=extras)), {}
+        return without_last(batch, target=bootstrapped(batch, value)), {}
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         target = batch.extras["target"]

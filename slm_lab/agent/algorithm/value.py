@@ -65,11 +65,8 @@ class ValueBased(Algorithm):
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         q = out.heads["q"].gather(-1, batch.action.long().unsqueeze(-1)).squeeze(-1)  # [B, T]
         target = batch.extras["target"]
-        shown = {
-            "q": q,
-            "explore_var": torch.tensor(self.spec.explore_var_spec.at(frame)),
-        }
-        return Losses({"q_loss": self.error(q, target)}, shown, td_error=target - q)
+        shown = {"q": q, "explore_var": self.spec.explore_var_spec.at(frame)}
+        return Losses({"q_loss": self.error(q, target)}, shown, td_error=target - q.detach())
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

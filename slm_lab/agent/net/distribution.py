@@ -112,19 +112,25 @@ class SquashedNormal(Normal):
         return torch.tanh(super().sample(generator))
 
     def sample_log_prob(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A draw and its log-probability, differentiable through the draw and exact where tanh is flat."""
-        u = super().sample(generator)
-        return torch.tanh(u), self._log_prob_of(u)
+        """A draw and its log-probability, differentiable through the draw and exact where tanh is flat.
+
+        The Gaussian's density at its own draw is that of the noise, whatever the mean: no gradient goes that way.
+        """
+        noise = self._noise(generator)
+        u = self.mean + self.log_std.exp() * noise
+        return torch.tanh(u), (-0.5 * (noise**2 + LOG_2PI) - self.log_std - log_slope(u)).sum(dim=-1)
 
     def mode(self) -> Tensor:
         return torch.tanh(self.mean)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        return self._log_prob_of(torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6)))
+        u = torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6))
+        return super().log_prob(u) - log_slope(u).sum(dim=-1)
 
-    def _log_prob_of(self, u: Tensor) -> Tensor:
-        log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 − tanh² u), stable for large u
-        return super().log_prob(u) - log_slope.sum(dim=-1)
+
+def log_slope(u: Tensor) -> Tensor:
+    """`log(1 − tanh² u)`, elementwise and stable for large u."""
+    return 2 * (math.log(2) - u - F.softplus(-2 * u))
 
 
 class Noisy:

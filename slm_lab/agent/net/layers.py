@@ -26,7 +26,7 @@ class Layers(nn.Sequential):
         rows = x.reshape(-1, x.shape[-1])
         for layer in self:
             rows = layer.forward(rows)  # not by __call__, whose hooks no one uses here
-        return rows.view(*x.shape[:-1], rows.shape[-1])
+        return rows.view(*x.shape[:-1], -1)
 
 
 def mlp(sizes: Sequence[int], activation: Activation) -> Layers:

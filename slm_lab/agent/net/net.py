@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,8 @@ class Part(nn.Module):
     def forward(
         self, obs: Tree, carry: Tree, is_first: Tensor, at: Tensor | None = None, rng: torch.Generator | None = None
     ) -> CoreOut:
-        return self.core.forward(self.encoder.forward(obs), carry, is_first, at, rng)
+        encode, core = self.encoder.forward, self.core.forward  # not by __call__, whose hooks no one uses here
+        return core(encode(obs), carry, is_first, at, rng)
 
 
 class Net(nn.Module):
@@ -69,6 +70,7 @@ class Net(nn.Module):
             {name: head.build(parts[self.part_of[name]].core.out_size) for name, head in heads.items()}
         )
         self._parts, self._heads = dict(parts), dict(self.heads.items())
+        self._learned_by = {name: list(head.parameters()) for name, head in self.heads.items()}
         self.free = nn.ParameterDict(free or {})
         self.auxiliaries = nn.ModuleDict()
         self.takes_action = {name for name, head in heads.items() if head.takes_action}
@@ -95,13 +97,13 @@ class Net(nn.Module):
         """
         wanted = self._heads if heads is None else heads
         out = self.features(obs, carry, is_first, wanted, go_on, at, rng)
-        for head in self._heads:
-            if head in wanted and (head not in self.takes_action or action is not None):
+        for head in wanted:
+            if action is not None or head not in self.takes_action:
                 out.heads[head] = self.read(head, out.features, action)
         return out
 
     def features(
-        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Iterable[str], go_on: bool = True,
+        self, obs: Tree, carry: Tree, is_first: Tensor, heads: Collection[str], go_on: bool = True,
         at: Tensor | None = None, rng: torch.Generator | None = None,
     ) -> NetOut:  # fmt: skip
         """As `forward`, but for the parts that `heads` read from, without the heads."""
@@ -113,9 +115,9 @@ class Net(nn.Module):
                 continue
             found = part.forward(obs, held, is_first, at, rng)
             out.features[name], out.carry[name], out.extras[name] = found.features, found.carry, found.extras
+            out.inner[name] = found.inner
             for key, term in found.losses.items():
                 out.losses[f"{name}_{key}"] = term
-            out.inner[name] = found.inner
         return out
 
     def read(self, head: str, features: dict[str, Tensor], action: Tensor | None = None, frozen: bool = False) -> Any:
@@ -124,7 +126,7 @@ class Net(nn.Module):
         inputs = (x, action) if head in self.takes_action else (x,)
         if not frozen:
             return module.forward(*inputs)
-        learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        learned = [parameter for parameter in self._learned_by[head] if parameter.requires_grad]
         try:
             for parameter in learned:
                 parameter.requires_grad_(False)

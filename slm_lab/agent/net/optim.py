@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.net import Net
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.reduce import Loss
 from slm_lab.lib.types import Tree
 from slm_lab.spec.model import OptimSpec
 
@@ -30,12 +32,12 @@ class Optim:
         """Note which parameters ever get a gradient (dev mode)."""
         self.untrained = {name for name, _ in self.net.named_parameters()}
 
-    def step(self, loss: Tensor, frame: int) -> dict[str, float]:
+    def step(self, loss: Loss | Tensor, frame: int) -> dict[str, float]:
         """One update; its grad_norm and lr. Raises `LabError` on a gradient that isn't finite, and changes nothing."""
         for parameters in self.groups.values():
             for parameter in parameters:
                 parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         with torch.no_grad():
             return self._follow(frame)
 
@@ -66,13 +68,13 @@ class Optim:
     def _clip(self) -> float:
         """Shorten the gradient of each part to `clip_grad_val`; the norm that all of them had together."""
         groups = [[p.grad for p in parameters if p.grad is not None] for parameters in self.groups.values()]
-        gradients = [gradient for gradient in groups if gradient]
-        each = [torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradient))) for gradient in gradients]
-        norms, limit = torch.stack(each).tolist(), self.spec.clip_grad_val or math.inf
-        for gradient, norm in zip(gradients, norms, strict=True):
+        each = torch.stack(torch._foreach_norm([gradient for group in groups for gradient in group])).tolist()
+        left, limit = iter(each), self.spec.clip_grad_val or math.inf
+        for group in groups:
+            norm = math.hypot(*itertools.islice(left, len(group)))
             if norm > limit:
-                torch._foreach_mul_(gradient, limit / (norm + 1e-6))
-        return math.sqrt(sum(norm**2 for norm in norms))
+                torch._foreach_mul_(group, limit / (norm + 1e-6))
+        return math.hypot(*each)
 
     def _not_finite(self) -> str:
         bad = [
@@ -102,18 +104,27 @@ class Adam(torch.optim.Adam):
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            lists: list[list[Tensor]] = [[], [], [], [], [], []]
-            self._init_group(group, *lists)  # type: ignore[no-untyped-call]
-            parameters, gradients, means, squares, _, steps = lists
-            if not parameters:
+            learned = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not learned:
                 continue
-            torch._foreach_add_(steps, 1)
+            states = [self.state[parameter] or self._begin(parameter) for parameter in learned]
+            counts = [int(state["step"]) + 1 for state in states]
+            steps = {count: torch.tensor(float(count), device=learned[0].device) for count in set(counts)}
+            for state, count in zip(states, counts, strict=True):
+                state["step"] = count
             kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
             kernel(
-                parameters, gradients, means, squares, [], steps, lr=group["lr"], beta1=group["betas"][0],
+                learned, [parameter.grad for parameter in learned], [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states], [], [steps[count] for count in counts], lr=group["lr"], beta1=group["betas"][0],
                 beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
                 maximize=False,
             )  # fmt: skip
+
+    def _begin(self, parameter: Tensor) -> dict[str, Any]:
+        """The state of a parameter before its first step; a number counts faster than torch's tensor."""
+        state = {"step": 0, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+        self.state[parameter] = state
+        return state
 
     step.hooked = True  # type: ignore[attr-defined]  # torch.optim is not to wrap it either
 

@@ -15,7 +15,7 @@ from slm_lab.agent.net.core.base import take
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.encode import vector, vector_size
 from slm_lab.agent.net.net import Net, NetOut
-from slm_lab.lib.reduce import Losses, Metrics, reduce_losses
+from slm_lab.lib.reduce import Losses, Metrics, masked_mean
 from slm_lab.lib.returns import explained_variance
 from slm_lab.lib.tree import tree_leaves, tree_map
 from slm_lab.lib.types import Batch, Tree
@@ -128,7 +128,7 @@ class Hindsight(Auxiliary):
             assert isinstance(policy, Categorical)
             gain = notes["share"] * _mean_actor_critic(policy, value.detach())
             terms["actor_loss"] = spec.actor_coef * self.gate * gain
-        return Losses(terms, {"hindsight_gate": torch.tensor(self.gate)}, mask=mask)
+        return Losses(terms, {"hindsight_gate": self.gate}, mask=mask)
 
     def _keep(self, batch: Batch) -> None:
         """Some of the windows for replay: as many as fit; none where so few do that entries have no others."""
@@ -153,7 +153,9 @@ class Hindsight(Auxiliary):
             part["obs"], part["carry"], part["is_first"], ("policy",), go_on=False, at=part["notes"]["at"][:, :1]
         )
         terms, _ = self._teach(part["notes"], out.inner[self.part], _core(net, self.part))
-        return reduce_losses(terms, part["notes"]["mask"])[0]
+        return sum(
+            (masked_mean(term, part["notes"]["mask"]) for term in terms.values()), torch.zeros((), device=device)
+        )
 
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of critic, prior and usefulness [B, M], and the values behind them [B, M, A]."""
