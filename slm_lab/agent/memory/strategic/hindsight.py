@@ -150,7 +150,9 @@ class Hindsight(Auxiliary):
             part["obs"], part["carry"], part["is_first"], ("policy",), go_on=False, at=part["notes"]["at"][:, :1]
         )
         terms, _ = self._teach(part["notes"], out.inner[self.part], _core(net, self.part))
-        return sum((masked_mean(term, part["notes"]["mask"]) for term in terms.values()), torch.zeros((), device=device))
+        return sum(
+            (masked_mean(term, part["notes"]["mask"]) for term in terms.values()), torch.zeros((), device=device)
+        )
 
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of critic, prior and usefulness [B, M], and the values behind them [B, M, A]."""
