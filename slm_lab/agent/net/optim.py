@@ -114,7 +114,6 @@ class Adam(torch.optim.Adam):
                 continue
             states = [self.state[parameter] or self._begin(parameter) for parameter in learned]
             counts = [int(state["step"]) + 1 for state in states]
-            device = learned[0].device
             steps = {n: torch.full((), n, dtype=torch.float32, device=learned[0].device) for n in set(counts)}
             for state, count in zip(states, counts, strict=True):
                 state["step"] = count
