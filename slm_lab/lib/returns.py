@@ -38,12 +38,10 @@ def gae(
     """
     delta = td_error(reward, value, terminated, truncated, mask, gamma)
     through = gamma * lam * (~(terminated | truncated) & mask)
-    advantage = torch.empty_like(delta)
-    carry = torch.zeros_like(delta[:, 0])
-    for t in reversed(range(delta.shape[1])):
-        carry = delta[:, t] + through[:, t] * carry
-        advantage[:, t] = carry
-    return advantage
+    advantage = [torch.zeros_like(delta[:, 0])]  # from the last step on
+    for error, follows in zip(delta.unbind(1)[::-1], through.unbind(1)[::-1], strict=True):
+        advantage.append(torch.addcmul(error, follows, advantage[-1]))
+    return torch.stack(advantage[:0:-1], dim=1)
 
 
 def n_step_returns(

@@ -62,17 +62,44 @@ def test_ppo_clips_the_ratio_on_the_side_that_gains() -> None:
     ratio = torch.tensor([[1.5, 0.5, 1.5, 0.5]])
     extras = {"advantage": advantage, "log_prob": torch.zeros(1, 4)}
     flags = torch.ones(1, 4, dtype=torch.bool)
-    loss, shown = ppo.policy_loss(ratio.log(), batch().replace(extras=extras, mask=flags), 0)
+    loss, slope, shown = ppo.policy_loss(ratio.log(), batch().replace(extras=extras, mask=flags), 0)
     torch.testing.assert_close(loss, torch.tensor([[-1.2, -0.5, 1.5, 0.8]]))
-    assert shown["clip_fraction"].mean() == 1.0
+    torch.testing.assert_close(slope, torch.tensor([[0.0, -0.5, 1.5, 0.0]]))
+    assert shown["clip_fraction"].all()
     torch.testing.assert_close(shown["approx_kl"], ratio - 1 - ratio.log())
 
 
 def test_ppo_clips_the_value_only_when_asked() -> None:
     extras = {"value": torch.zeros(1, 2), "v_target": torch.ones(1, 2)}
     value, rows = torch.tensor([[0.1, 0.9]]), batch().replace(extras=extras)
-    torch.testing.assert_close(build(PPO).value_loss(value, rows, 0), torch.tensor([[0.81, 0.01]]))
-    torch.testing.assert_close(build(PPO, clip_vloss=True).value_loss(value, rows, 0), torch.tensor([[0.81, 0.64]]))
+    torch.testing.assert_close(build(PPO).value_loss(value, rows, 0)[0], torch.tensor([[0.81, 0.01]]))
+    torch.testing.assert_close(build(PPO, clip_vloss=True).value_loss(value, rows, 0)[0], torch.tensor([[0.81, 0.64]]))
+
+
+@pytest.mark.parametrize("cls", [REINFORCE, A2C, PPO])
+def test_the_slopes_of_terms_are_what_autograd_would_find(cls: Any) -> None:
+    """Control for those of PPO: its ratio and its values are beyond their bounds at some steps, not at others."""
+    algorithm = build(cls, **({"clip_vloss": True} if cls is PPO else {}))
+    g = torch.Generator().manual_seed(0)
+    names = ("advantage", "log_prob", "value", "v_target")
+    rows = batch().replace(extras={name: torch.randn(50, 4, generator=g) for name in names})
+    log_prob = rows.extras["log_prob"] + 0.3 * torch.randn(50, 4, generator=g)
+    value = rows.extras["value"] + 0.3 * torch.randn(50, 4, generator=g)
+    found = {algorithm.policy_loss: log_prob}
+    found |= {algorithm.value_loss: value} if cls is not REINFORCE else {}
+    for term, at in found.items():
+        slope, step = term(at, rows, 0)[1], 1e-3
+        above, below = (term(at.double() + d, rows, 0)[0] for d in (step, -step))
+        torch.testing.assert_close(slope, ((above - below) / (2 * step)).float(), atol=2e-2, rtol=1e-2)
+        assert not slope.eq(0).all() and slope.eq(0).any() == (cls is PPO)
+
+
+@pytest.mark.parametrize("coef", [None, 0.5])
+def test_entropy_has_a_gradient_where_it_has_a_weight(coef: float | None) -> None:
+    a2c = build(A2C, entropy_coef_spec=ScheduleSpec(start_val=coef) if coef else None)
+    prepared, _ = a2c.prepare(batch())
+    out = a2c.net(prepared.obs, prepared.carry, prepared.is_first)
+    assert a2c.losses(prepared, out, 0).terms["entropy"].requires_grad == bool(coef)
 
 
 def test_the_critic_judges_some_windows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

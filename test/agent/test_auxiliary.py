@@ -138,19 +138,19 @@ def test_the_loop_asks_in_order_and_reduces_each_with_its_own_mask(monkeypatch: 
 
 def test_weights_of_rows_or_of_windows() -> None:
     term, mask = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[True, True], [True, False]])
-    total, _ = reduce_losses({"a": term}, mask, torch.tensor([[1.0, 0.0], [2.0, 9.0]]))
-    assert total == pytest.approx((1 + 6) / 3)
-    total, _ = reduce_losses({"a": term}, mask, torch.tensor([1.0, 2.0]))
-    assert total == pytest.approx((1 + 2 + 6) / 3)
+    total, _ = reduce_losses(Losses({"a": term}), mask, torch.tensor([[1.0, 0.0], [2.0, 9.0]]))
+    assert total.value == pytest.approx((1 + 6) / 3)
+    total, _ = reduce_losses(Losses({"a": term}), mask, torch.tensor([1.0, 2.0]))
+    assert total.value == pytest.approx((1 + 2 + 6) / 3)
     with pytest.raises(AssertionError, match="weight"):
-        reduce_losses({"a": term}, mask, torch.ones(2, 1))
+        reduce_losses(Losses({"a": term}), mask, torch.ones(2, 1))
 
 
 def test_rows_of_its_own_have_no_weights_of_the_batch() -> None:
     batch = windows(torch.zeros(1, 3, 2)).replace(weight=torch.full((1, 2), 9.0))
     own = Losses({"own_loss": torch.tensor([[2.0, 7.0]])}, mask=torch.tensor([[True, False]]))
     total, _ = _joined([own], batch, {}, 0)
-    assert total == 2.0
+    assert total.value == 2.0
 
 
 @pytest.mark.parametrize("name", ["CueHead", "RND"])
@@ -170,7 +170,7 @@ def test_drawn_steps_teach_what_all_would(name: str) -> None:
         out = NetOut({}, {"shared": take(features, batch.at)}, {}, {}, {}, {})
         found = auxiliary.losses(batch, out, None)  # type: ignore[arg-type]
         (error,) = found.terms.values()
-        return error.detach(), float(_joined([found], batch, {}, 0)[0].detach())
+        return error.detach(), _joined([found], batch, {}, 0)[0].value
 
     error, whole = taught(batch)
     large = torch.where(error > 0.9 * error.max(), 1.0, 0.0)
@@ -206,7 +206,7 @@ def learn(auxiliary: Any, batch: Batch, steps: int) -> None:
     optim = torch.optim.Adam(auxiliary.parameters(), lr=1e-2)
     for _ in range(steps):
         found = auxiliary.losses(batch, NetOut({}, {}, {}, {}, {}, {}), None)
-        loss, _ = reduce_losses(found.terms, found.mask)
+        loss, _ = reduce_losses(found, found.mask)
         optim.zero_grad()
         loss.backward()
         optim.step()
@@ -309,11 +309,11 @@ def test_the_cue_is_told_only_by_features_that_hold_it() -> None:
         optim = torch.optim.Adam(head.parameters(), lr=0.05)
         for _ in range(150):
             found = head.losses(ready, NetOut({}, {"shared": features}, {}, {}, {}, {}), None)  # type: ignore[arg-type]
-            loss, _ = reduce_losses(found.terms, found.mask)  # type: ignore[arg-type]
+            loss, _ = reduce_losses(found, found.mask)  # type: ignore[arg-type]
             optim.zero_grad()
             loss.backward()
             optim.step()
-        error[kind] = loss.item()
+        error[kind] = loss.value
     assert error["kept"] < 0.02 and error["now"] > 0.8  # the variance of what is told is 1
 
 
@@ -334,7 +334,7 @@ def test_it_knows_where_the_error_is_large(told: bool) -> None:
     optim = torch.optim.Adam(head.parameters(), lr=0.05)
     for _ in range(300):
         found = head.losses(batch, NetOut({}, {"critic": features}, {}, {}, {}, {}), None)  # type: ignore[arg-type]
-        loss, means = reduce_losses(found.terms, batch.mask, shown=found.shown)
+        loss, means = reduce_losses(found, batch.mask)
         optim.zero_grad()
         loss.backward()
         optim.step()

@@ -74,6 +74,18 @@ def test_a_squashed_draw_comes_with_its_log_probability() -> None:
     assert log_prob > 4 * 2 * (30 - 5), "-log(1 - tanh² u) grows as 2u"
 
 
+def test_a_squashed_draws_gradient_is_that_of_its_log_probability() -> None:
+    """The mean has none by the density of the Gaussian at its own draw, only through tanh."""
+    mean, log_std = (0.5 * logits).requires_grad_(), torch.tensor([0.1, -0.3, 0.0, 0.2]).requires_grad_()
+    policy = SquashedNormal(mean, log_std)
+    _, log_prob = policy.sample_log_prob(generator.manual_seed(0))
+    u = mean + log_std.exp() * torch.randn(mean.shape, generator=generator.manual_seed(0))
+    expected = (D.Normal(mean, log_std.exp()).log_prob(u) - torch.log(1 - torch.tanh(u) ** 2)).sum(dim=-1)
+    torch.testing.assert_close(log_prob, expected, atol=1e-3, rtol=1e-4)
+    found, wanted = (torch.autograd.grad(x.sum(), [mean, log_std], retain_graph=True) for x in (log_prob, expected))
+    torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+
+
 def test_noise_around_an_action_stays_in_bounds() -> None:
     policy = Noisy(torch.tensor([0.0, 0.95]).expand(20_000, 2), 0.1)
     noise = policy.sample(generator.manual_seed(0)) - policy.mode()

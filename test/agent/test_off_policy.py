@@ -29,6 +29,7 @@ from slm_lab.agent.net.mlp import MLP
 from slm_lab.agent.net.optim import Optim
 from slm_lab.env.base import World
 from slm_lab.lib.errors import SpecError
+from slm_lab.lib.reduce import Losses, reduce_losses
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.types import Batch
 from slm_lab.spec.lab_spec import AgentSpec
@@ -219,10 +220,12 @@ def test_critics_learn_the_value_of_the_action_taken(cls: Any, space: spaces.Spa
     torch.testing.assert_close(losses.td_error.detach().abs(), size, atol=1e-5, rtol=1e-4)
 
 
-def moved_by(algorithm: Any, term: torch.Tensor) -> set[str]:
+def moved_by(algorithm: Any, losses: Losses, term: str) -> set[str]:
     """Which parts of the net a loss term has a gradient for."""
     algorithm.net.zero_grad()
-    term.sum().backward(retain_graph=True)
+    alone = Losses({term: losses.terms[term]}, slopes=losses.slopes)
+    loss, _ = reduce_losses(alone, torch.ones_like(alone.terms[term], dtype=torch.bool))
+    torch.autograd.backward(loss.roots, loss.gradients, retain_graph=True)
     names = {name.split(".")[1] for name, p in algorithm.net.named_parameters() if p.grad is not None and p.grad.any()}
     return {"critic" if name in ("q1", "q2", "critic2") else name for name in names}
 
@@ -232,10 +235,22 @@ def test_actor_and_critics_learn_from_their_own_terms(cls: Any, space: spaces.Sp
     """The actor climbs the critics without moving them; the critics' errors don't move the actor."""
     algorithm = build(cls, space)
     losses, _, _ = learned(algorithm, batch(algorithm, space))
-    assert moved_by(algorithm, losses.terms["policy_loss"]) == {"actor", "policy"}
-    assert moved_by(algorithm, losses.terms["q_loss"]) == {"critic"}
+    assert moved_by(algorithm, losses, "policy_loss") == {"actor", "policy"}
+    assert moved_by(algorithm, losses, "q_loss") == {"critic"}
     if cls is SAC:
-        assert moved_by(algorithm, losses.terms["alpha_loss"]) == {"log_alpha"}
+        assert moved_by(algorithm, losses, "alpha_loss") == {"log_alpha"}
+
+
+@pytest.mark.parametrize("name", ["MSELoss", "SmoothL1Loss"])
+def test_the_error_of_values_and_its_slope_are_torchs_own(name: str) -> None:
+    algorithm = build(DQN)
+    spec = algorithm.optim.spec
+    algorithm.optim.spec = spec.model_copy(update={"loss_spec": spec.loss_spec.model_copy(update={"name": name})})
+    value = torch.tensor([[-3.0, -1.0, -0.2, 0.0], [0.3, 0.9, 1.0, 4.0]], requires_grad=True)
+    error, slope = algorithm.error(value, torch.full((2, 4), 0.1))
+    expected = getattr(torch.nn, name)(reduction="none")(value, torch.full((2, 4), 0.1))
+    torch.testing.assert_close(error, expected)
+    torch.testing.assert_close(slope, torch.autograd.grad(expected.sum(), value)[0])
 
 
 def test_sac_actor_weighs_value_against_entropy() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from slm_lab.lib.errors import LabError, did_you_mean
 from slm_lab.lib.image import channel_axis
-from slm_lab.lib.reduce import reduce_losses
+from slm_lab.lib.reduce import Losses, Slope, reduce_losses
 from slm_lab.lib.registry import Registry
 from slm_lab.lib.rng import Rng, world_seed
 from slm_lab.lib.running import RunningMoments
@@ -18,24 +18,44 @@ from slm_lab.lib.schedule import scheduled
 def test_reducer_masks_weighs_and_scales() -> None:
     term = torch.tensor([[1.0, 100.0], [3.0, 5.0]])
     mask = torch.tensor([[True, False], [True, True]])
-    total, means = reduce_losses({"a": term, "b": term}, mask, scales={"b": 10.0})
+    total, means = reduce_losses(Losses({"a": term, "b": term}), mask, scales={"b": 10.0})
     assert means["a"] == 3.0  # (1 + 3 + 5) / 3
-    assert total == 33.0
-    total, _ = reduce_losses({"a": term}, mask, weight=torch.tensor([2.0, 0.5]))
-    assert total == pytest.approx((2 * 1 + 0.5 * 3 + 0.5 * 5) / 3)
+    assert total.value == 33.0
+    total, _ = reduce_losses(Losses({"a": term}), mask, weight=torch.tensor([2.0, 0.5]))
+    assert total.value == pytest.approx((2 * 1 + 0.5 * 3 + 0.5 * 5) / 3)
 
 
 def test_a_masked_row_may_hold_anything() -> None:
     term = torch.tensor([[1.0, torch.inf], [3.0, torch.nan]], requires_grad=True)
-    total, _ = reduce_losses({"a": term}, torch.tensor([[True, False], [True, False]]))
-    assert total == 2.0
+    total, _ = reduce_losses(Losses({"a": term}), torch.tensor([[True, False], [True, False]]))
+    assert total.value == 2.0
     total.backward()
     assert torch.equal(term.grad, torch.tensor([[0.5, 0.0], [0.5, 0.0]]))
 
 
+@pytest.mark.parametrize("weight", [None, torch.tensor([2.0, 0.5])])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_slope_in_closed_form_is_as_good_as_autograd(weight: torch.Tensor | None, whole: bool) -> None:
+    """Whatever a masked row holds."""
+    mask = torch.tensor([[True, whole], [True, True]])
+    found = []
+    for closed in (True, False):
+        x = torch.tensor([[1.0, 100.0], [3.0, 5.0]], requires_grad=True)
+        slope = (2 * x.detach()).masked_fill(~mask, torch.nan)
+        slopes = {"a": [Slope(x, slope)]} if closed else {}
+        terms = {"a": x.detach() ** 2 if closed else x**2, "b": 3 * x}
+        total, means = reduce_losses(Losses(terms, slopes=slopes), mask, weight, {"a": 10.0, "b": 0.5})
+        total.backward()
+        found.append((total.value, means, x.grad.tolist()))
+    assert found[0] == found[1]
+    weights = torch.ones(2) if weight is None else weight
+    rows = 10 * torch.tensor([[1.0, 100.0], [3.0, 5.0]]) ** 2 + 1.5 * torch.tensor([[1.0, 100.0], [3.0, 5.0]])
+    assert found[0][0] == pytest.approx(float((rows * weights[:, None])[mask].sum() / mask.sum()))
+
+
 def test_reducer_refuses_a_silent_broadcast() -> None:
     with pytest.raises(AssertionError, match="loss 'a' has shape"):
-        reduce_losses({"a": torch.ones(4, 1)}, torch.ones(4, 3, dtype=torch.bool))
+        reduce_losses(Losses({"a": torch.ones(4, 1)}), torch.ones(4, 3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("name", ["linear_decay", "rate_decay", "periodic_decay"])

@@ -14,7 +14,7 @@ from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.heads import body
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
-from slm_lab.lib.reduce import Losses, Metrics
+from slm_lab.lib.reduce import Losses, Metrics, Slope
 from slm_lab.lib.returns import explained_variance, gae, n_step_returns, td_error
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.running import RunningMoments
@@ -89,14 +89,16 @@ class ActorCritic(PolicyGradient):
 
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         found = super().losses(batch, out, frame)
-        found.terms["value_loss"] = self.value_loss(out.heads["value"].squeeze(-1), batch, frame)
+        value = out.heads["value"].squeeze(-1)
+        found.terms["value_loss"], slope = self.value_loss(value, batch, frame)
+        found.slopes["value_loss"] = [Slope(value, slope)]
         if self.spec.entropy_by_surprise:
             found.shown["entropy"] = found.terms["entropy"]
             found.terms["entropy"] = found.terms["entropy"] * batch.extras["surprise"]
         return found
 
-    def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
-        """Error of the critic [B, T]."""
+    def value_loss(self, value: Tensor, batch: Batch, frame: int) -> tuple[Tensor, Tensor]:
+        """Error of the critic [B, T], and its derivative by the value."""
         return self.error(value, batch.extras["v_target"])
 
     def scales(self, frame: int) -> Metrics:

@@ -16,6 +16,7 @@ from slm_lab.agent.net.distribution import Distribution
 from slm_lab.agent.net.heads import ActionQHead, QHead
 from slm_lab.agent.net.net import Head
 from slm_lab.lib.errors import Problem
+from slm_lab.lib.reduce import Slope
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Tree
 
@@ -58,12 +59,12 @@ class OffPolicyActor(OffPolicy):
             return (torch.rand(like.shape, generator=self.rng.torch) * 2 - 1).to(like.device)
         return torch.randint(policy.log_probs.shape[-1], like.shape, generator=self.rng.torch).to(like.device)
 
-    def critic_loss(self, qs: list[Tensor], target: Tensor) -> tuple[Tensor, Tensor]:
-        """Both critics' error, summed, and their mean |δ|, each [B, T]."""
-        q1, q2 = qs
-        with torch.no_grad():
-            td_error = ((target - q1).abs() + (target - q2).abs()) / 2
-        return self.error(q1, target) + self.error(q2, target), td_error
+    @torch.no_grad()
+    def critic_loss(self, qs: list[Tensor], target: Tensor) -> tuple[Tensor, list[Slope], Tensor]:
+        """Both critics' error, summed, its derivative by each, and their mean |δ|; each [B, T]."""
+        (q1, q2), ((error1, slope1), (error2, slope2)) = qs, (self.error(q, target) for q in qs)
+        td_error = ((target - q1).abs() + (target - q2).abs()) / 2
+        return error1 + error2, [Slope(q1, slope1), Slope(q2, slope2)], td_error
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from gymnasium import spaces
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from slm_lab.agent.auxiliary.base import Auxiliary
 from slm_lab.agent.net.base import NetSpec
@@ -96,10 +95,14 @@ class Algorithm:
         """Factor of each loss term by name (1 where not named)."""
         return {}
 
-    def error(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Error of values by `net.loss_spec`, elementwise."""
-        error = F.mse_loss if self.optim.spec.loss_spec.name == "MSELoss" else F.smooth_l1_loss
-        return error(prediction, target, reduction="none")
+    @torch.no_grad()
+    def error(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Error of values by `net.loss_spec`, elementwise, and its derivative by the prediction."""
+        off = prediction - target
+        if self.optim.spec.loss_spec.name == "MSELoss":
+            return off * off, 2 * off
+        slope = off.clamp(-1.0, 1.0)  # SmoothL1Loss: δ² / 2, and |δ| − 1/2 beyond 1
+        return slope * (off - 0.5 * slope), slope
 
     def update(self, batch: Batch, frame: int) -> Learned:
         """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite."""

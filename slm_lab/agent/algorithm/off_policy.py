@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -84,8 +84,8 @@ class Target:
         # nobody asks the copy for what is learned beside
         self.net = copy.deepcopy(net, {id(net.auxiliaries): nn.ModuleDict()}).requires_grad_(False)
         own = dict(net.named_parameters())
-        self.following, self.followed = list(self.net.parameters()), list[Tensor]()
-        self.followed += [own[name] for name, _ in self.net.named_parameters()]
+        self.following: list[Tensor] = list(self.net.parameters())
+        self.followed: list[Tensor] = [own[name] for name, _ in self.net.named_parameters()]
         self.batches = 0
         self.every = spec.update_frequency or 1
         self.share = spec.polyak_coef or 1.0  # replace has none: a whole copy
@@ -146,7 +146,7 @@ class OffPolicy(Algorithm):
         return [Problem(f"agent.algorithm.{key}", f"{message}. Use less, or more frames.")]
 
 
-def ahead(net: Net, batch: Batch, heads: Iterable[str]) -> dict[str, Tensor]:
+def ahead(net: Net, batch: Batch, heads: Collection[str]) -> dict[str, Tensor]:
     """Features of the parts that `heads` read from, at the observation after each row: part -> [B, T, F].
 
     A memoryless net reads those alone; one with a working memory the whole window, from its carry.

@@ -100,7 +100,7 @@ class PolicyGradient(Algorithm):
             terms = {"policy_loss": policy_loss, "entropy": policy.entropy()}
         if self.spec.log_barrier_coef:
             terms["barrier_loss"] = policy.barrier()
-        return Losses(terms, shown, slopes={"policy_loss": Slope(log_prob, slope)})
+        return Losses(terms, shown, slopes={"policy_loss": [Slope(log_prob, slope)]})
 
     def policy_loss(self, log_prob: Tensor, batch: Batch, frame: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """`−log π(a|o) A` [B, T], its derivative by `log π` [B, T], and what is worth showing."""

@@ -75,12 +75,16 @@ class PPO(ActorCritic):
         kl = change - log_ratio  # the k3 estimator: unbiased and never negative
         return loss, slope, {"clip_fraction": change.abs() > epsilon, "approx_kl": kl}
 
-    def value_loss(self, value: Tensor, batch: Batch, frame: int) -> Tensor:
-        loss = super().value_loss(value, batch, frame)
+    @torch.no_grad()
+    def value_loss(self, value: Tensor, batch: Batch, frame: int) -> tuple[Tensor, Tensor]:
+        loss, slope = super().value_loss(value, batch, frame)
         if not self.spec.clip_vloss:
-            return loss
+            return loss, slope
         epsilon, old = self.spec.clip_eps_spec.at(frame), batch.extras["value"]
-        return torch.maximum(loss, super().value_loss(old + (value - old).clamp(-epsilon, epsilon), batch, frame))
+        change = value - old
+        clipped, _ = super().value_loss(old + change.clamp(-epsilon, epsilon), batch, frame)
+        still = (clipped > loss) & (change.abs() > epsilon)  # the greater one is the bound's, and doesn't move
+        return torch.maximum(loss, clipped), slope.masked_fill(still, 0.0)
 
     def watched(self, frame: int) -> Metrics:
         return {**super().watched(frame), "clip_eps": self.spec.clip_eps_spec.at(frame)}

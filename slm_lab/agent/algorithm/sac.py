@@ -107,12 +107,14 @@ class SAC(OffPolicyActor):
         # With `shared: true` it moves the shared encoder all the same, through what the policy itself reads.
         still = {part: x.detach() for part, x in out.features.items()}
         value, log_prob = self.soft_value(policy, self.net, still, frozen=True)
-        q_loss, td_error = self.critic_loss(qs, target)
+        q_loss, slopes, td_error = self.critic_loss(qs, target)
         terms = {"q_loss": q_loss, "policy_loss": -value}
         surplus = (-log_prob - self.target_entropy(policy)).detach()  # of entropy
         if self.spec.temperature is None:
             terms["alpha_loss"] = self.net.free["log_alpha"] * surplus
-        return Losses(terms, {"q": qs[0], "entropy": -log_prob, "alpha": self.alpha}, td_error)
+        return Losses(
+            terms, {"q": qs[0], "entropy": -log_prob, "alpha": self.alpha}, td_error, slopes={"q_loss": slopes}
+        )
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

@@ -63,12 +63,12 @@ class TD3(OffPolicyActor):
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         target = batch.extras["target"]
         qs = [out.heads[name] for name in TWINS]
-        q_loss, td_error = self.critic_loss(qs, target)
+        q_loss, slopes, td_error = self.critic_loss(qs, target)
         terms = {"q_loss": q_loss}
         if self.optim.opt_step % self.spec.policy_delay == 0:
             still = {part: x.detach() for part, x in out.features.items()}
             terms["policy_loss"] = -self.net.read("q1", still, out.heads["policy"].mode(), frozen=True)
-        return Losses(terms, {"q": qs[0]}, td_error)
+        return Losses(terms, {"q": qs[0]}, td_error, slopes={"q_loss": slopes})
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

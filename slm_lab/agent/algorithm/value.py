@@ -16,7 +16,7 @@ from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.heads import QHead
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.lib.errors import Problem
-from slm_lab.lib.reduce import Losses
+from slm_lab.lib.reduce import Losses, Slope
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import ScheduleSpec, SpecModel
@@ -66,7 +66,8 @@ class ValueBased(Algorithm):
         q = out.heads["q"].gather(-1, batch.action.long().unsqueeze(-1)).squeeze(-1)  # [B, T]
         target = batch.extras["target"]
         shown = {"q": q, "explore_var": self.spec.explore_var_spec.at(frame)}
-        return Losses({"q_loss": self.error(q, target)}, shown, td_error=target - q.detach())
+        error, slope = self.error(q, target)
+        return Losses({"q_loss": error}, shown, target - q.detach(), slopes={"q_loss": [Slope(q, slope)]})
 
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:

@@ -36,7 +36,7 @@ class Categorical:
     """One of A actions; `logits` [..., A]."""
 
     def __init__(self, logits: Tensor) -> None:
-        self.log_probs = F.log_softmax(logits, dim=-1)  # [..., A]
+        self.log_probs = logits.log_softmax(dim=-1)  # [..., A]
 
     def sample(self, generator: torch.Generator) -> Tensor:
         gumbel = uniform_noise(self.log_probs, generator).log_().neg_().log_()  # minus the noise

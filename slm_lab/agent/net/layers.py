@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 Activation = Literal["relu", "tanh", "selu", "elu", "gelu", "silu", "sigmoid", "leakyrelu"]
 InitFn = Literal["orthogonal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_"]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU, "tanh": nn.Tanh, "selu": nn.SELU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU,
-    "sigmoid": nn.Sigmoid, "leakyrelu": nn.LeakyReLU,
+# each follows a product, whose result no one else reads: relu, which is where nets are large, writes over it
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True), "tanh": nn.Tanh, "selu": nn.SELU, "elu": nn.ELU, "gelu": nn.GELU,
+    "silu": nn.SiLU, "sigmoid": nn.Sigmoid, "leakyrelu": nn.LeakyReLU,
 }  # fmt: skip
 GAINS = {"relu": math.sqrt(2), "tanh": 5 / 3, "leakyrelu": math.sqrt(2), "selu": 0.75}  # others 1, as torch.nn.init
 

@@ -19,12 +19,17 @@ from slm_lab.spec.model import OptimSpec
 
 
 class Optim:
-    """Trains a net by its spec; one torch optimiser for each part. A parameter without gradient stands still."""
+    """Trains a net by its spec; one torch optimiser for all parts that are trained alike, since a call costs more than
+    what it does to a small net. A parameter without gradient stands still."""
 
     def __init__(self, net: Net, spec: NetSpec) -> None:
         self.net, self.spec = net, spec
         self.groups = net.parameters_by_part()
-        self.optims = {part: make_optim(parameters, spec.optim_of(part)) for part, parameters in self.groups.items()}
+        trained: dict[str, list[nn.Parameter]] = {}  # by the first of the parts
+        for part, parameters in self.groups.items():
+            first = next((name for name in trained if spec.optim_of(name) == spec.optim_of(part)), part)
+            trained.setdefault(first, []).extend(parameters)
+        self.optims = {part: make_optim(parameters, spec.optim_of(part)) for part, parameters in trained.items()}
         self.opt_step = 0
         self.untrained: set[str] | None = None  # names without any gradient so far, when watched
 
@@ -109,15 +114,16 @@ class Adam(torch.optim.Adam):
                 continue
             states = [self.state[parameter] or self._begin(parameter) for parameter in learned]
             counts = [int(state["step"]) + 1 for state in states]
-            steps = {count: torch.tensor(float(count), device=learned[0].device) for count in set(counts)}
+            steps = {n: torch.full((), n, dtype=torch.float32, device=learned[0].device) for n in set(counts)}
             for state, count in zip(states, counts, strict=True):
                 state["step"] = count
+            gradients = [parameter.grad for parameter in learned]
+            means, squares = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq"))
             kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
             kernel(
-                learned, [parameter.grad for parameter in learned], [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states], [], [steps[count] for count in counts], lr=group["lr"], beta1=group["betas"][0],
-                beta2=group["betas"][1], weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False,
-                maximize=False,
+                learned, gradients, means, squares, [], [steps[n] for n in counts], lr=group["lr"],
+                beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=group["weight_decay"],
+                eps=group["eps"], amsgrad=False, maximize=False,
             )  # fmt: skip
 
     def _begin(self, parameter: Tensor) -> dict[str, Any]:
