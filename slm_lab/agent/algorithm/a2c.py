@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -92,17 +93,19 @@ class ActorCritic(PolicyGradient):
         value = out.heads["value"].squeeze(-1)
         found.terms["value_loss"], slope = self.value_loss(value, batch, frame)
         found.slopes["value_loss"] = [Slope(value, slope)]
-        if self.spec.entropy_by_surprise:
-            found.shown["entropy"] = found.terms["entropy"]
-            found.terms["entropy"] = found.terms["entropy"] * batch.extras["surprise"]
-        return found
+        if not self.spec.entropy_by_surprise:
+            return found
+        entropy = found.terms.pop("entropy")
+        found.terms["surprised_entropy"] = entropy * batch.extras["surprise"]
+        return replace(found, shown={**found.shown, "entropy": entropy})
 
     def value_loss(self, value: Tensor, batch: Batch, frame: int) -> tuple[Tensor, Tensor]:
         """Error of the critic [B, T], and its derivative by the value."""
         return self.error(value, batch.extras["v_target"])
 
     def scales(self, frame: int) -> Metrics:
-        return {**super().scales(frame), "value_loss": self.spec.val_loss_coef}
+        scales = super().scales(frame)
+        return {**scales, "surprised_entropy": scales["entropy"], "value_loss": self.spec.val_loss_coef}
 
     def _scale(self, value: Tensor) -> Tensor:
         return (
