@@ -91,7 +91,7 @@ class ActorCritic(PolicyGradient):
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         found = super().losses(batch, out, frame)
         value = out.heads["value"].squeeze(-1)
-        found.terms["value_loss"], slope = self.value_loss(value, batch, frame)
+        found.terms["value_loss"], slope = self.value_loss(value.detach(), batch, frame)
         found.slopes["value_loss"] = [Slope(value, slope)]
         if not self.spec.entropy_by_surprise:
             return found

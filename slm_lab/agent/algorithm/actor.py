@@ -59,11 +59,10 @@ class OffPolicyActor(OffPolicy):
             return (torch.rand(like.shape, generator=self.rng.torch) * 2 - 1).to(like.device)
         return torch.randint(policy.log_probs.shape[-1], like.shape, generator=self.rng.torch).to(like.device)
 
-    @torch.no_grad()
     def critic_loss(self, qs: list[Tensor], target: Tensor) -> tuple[Tensor, list[Slope], Tensor]:
         """Both critics' error, summed, its derivative by each, and their mean |δ|; each [B, T]."""
         (q1, q2), ((error1, slope1), (error2, slope2)) = qs, (self.error(q, target) for q in qs)
-        td_error = ((target - q1).abs() + (target - q2).abs()) / 2
+        td_error = ((target - q1.detach()).abs() + (target - q2.detach()).abs()) / 2
         return error1 + error2, [Slope(q1, slope1), Slope(q2, slope2)], td_error
 
     @staticmethod

@@ -95,10 +95,9 @@ class Algorithm:
         """Factor of each loss term by name (1 where not named)."""
         return {}
 
-    @torch.no_grad()
     def error(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Error of values by `net.loss_spec`, elementwise, and its derivative by the prediction."""
-        off = prediction - target
+        """Error of values by `net.loss_spec`, elementwise, and its derivative by the prediction; without gradient."""
+        off = prediction.detach() - target
         if self.optim.spec.loss_spec.name == "MSELoss":
             return off * off, 2 * off
         slope = off.clamp(-1.0, 1.0)  # SmoothL1Loss: δ² / 2, and |δ| − 1/2 beyond 1
@@ -108,6 +107,7 @@ class Algorithm:
         """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite."""
         if not batch.mask.any():  # only rows that no one played
             return Learned({})
+        auxiliaries = self.auxiliaries
         batch, prepared = self._prepared(batch)
         scales, priority = self.scales(frame), None
         shown: list[Metrics] = []
@@ -116,7 +116,7 @@ class Algorithm:
                 continue
             out = self.net(minibatch.obs, minibatch.carry, minibatch.is_first, action=minibatch.action, at=minibatch.at)
             found = self.losses(minibatch, out, frame)
-            beside = self._learned_beside(minibatch, out, found)
+            beside = self._learned_beside(minibatch, out, found, auxiliaries)
             if out.losses:
                 found = replace(found, terms=found.terms | out.losses)
             loss, metrics = _joined([found, *beside], minibatch, scales, frame)
@@ -124,7 +124,7 @@ class Algorithm:
             if found.td_error is not None and batch.weight is not None:
                 priority = _priority(found.td_error.detach(), minibatch.mask)
         self.after_update()
-        for auxiliary in self.auxiliaries:
+        for auxiliary in auxiliaries:
             auxiliary.after_update()
         return Learned(prepared | _mean(shown), priority)
 
@@ -133,21 +133,21 @@ class Algorithm:
         """What is learned beside; it lives in the net."""
         return list(self.net.auxiliaries.values())  # type: ignore[arg-type]
 
-    def _learned_beside(self, batch: Batch, out: NetOut, found: Losses) -> list[Losses]:
+    def _learned_beside(self, batch: Batch, out: NetOut, found: Losses, auxiliaries: list[Auxiliary]) -> list[Losses]:
         """What the auxiliaries make of a minibatch; the algorithm's TD error is in its extras, where it has one."""
-        if found.td_error is not None and self.auxiliaries:
+        if found.td_error is not None and auxiliaries:
             batch = batch.replace(extras={**batch.extras, "td_error": found.td_error.detach()})
-        return [auxiliary.losses(batch, out, self.net) for auxiliary in self.auxiliaries]
+        return [auxiliary.losses(batch, out, self.net) for auxiliary in auxiliaries]
 
     def _prepared(self, batch: Batch) -> tuple[Batch, Metrics]:
         """The batch with intrinsic rewards, targets and what auxiliaries need in its extras; its burn-in is gone."""
-        metrics: Metrics = {}
-        for auxiliary in self.auxiliaries:
+        auxiliaries, metrics = self.auxiliaries, Metrics()
+        for auxiliary in auxiliaries:
             batch, shown = auxiliary.bonus(batch)
             metrics |= shown
         batch, shown = self.prepare(batch)
         batch, metrics = self._warmed(batch), metrics | shown
-        for auxiliary in self.auxiliaries:
+        for auxiliary in auxiliaries:
             batch, shown = auxiliary.prepare(batch, self.net)
             metrics |= shown
         return batch, metrics

@@ -94,8 +94,7 @@ class PolicyGradient(Algorithm):
     def losses(self, batch: Batch, out: NetOut, frame: int) -> Losses:
         policy, scales = out.heads["policy"], self.scales(frame)
         log_prob = policy.log_prob(batch.action)  # [B, T]
-        with torch.no_grad():
-            policy_loss, slope, shown = self.policy_loss(log_prob, batch, frame)
+        policy_loss, slope, shown = self.policy_loss(log_prob.detach(), batch, frame)
         with torch.set_grad_enabled(scales["entropy"] != 0):  # without a weight it is only shown
             terms = {"policy_loss": policy_loss, "entropy": policy.entropy()}
         if self.spec.log_barrier_coef:

@@ -75,7 +75,6 @@ class PPO(ActorCritic):
         kl = change - log_ratio  # the k3 estimator: unbiased and never negative
         return loss, slope, {"clip_fraction": change.abs() > epsilon, "approx_kl": kl}
 
-    @torch.no_grad()
     def value_loss(self, value: Tensor, batch: Batch, frame: int) -> tuple[Tensor, Tensor]:
         loss, slope = super().value_loss(value, batch, frame)
         if not self.spec.clip_vloss:
