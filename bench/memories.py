@@ -64,7 +64,7 @@ class Ours:
         return map_batch(torch.from_numpy, self.memory.sample())
 
     def feedback(self, drawn: Any, priority: np.ndarray) -> None:
-        self.memory.feedback(drawn.index.numpy(), priority)
+        self.memory.feedback(drawn.index, priority)
 
 
 class SB3:

@@ -71,7 +71,7 @@ class Agent:
             metrics, priority = self.algorithm.update(batch, self.frame)
             learned.append(metrics)
             if priority is not None:
-                self.memory.feedback(batch.index.cpu().numpy(), priority.cpu().numpy())
+                self.memory.feedback(batch.index, priority.cpu().numpy())
         return learned
 
     def _flat(self, action: Tensor) -> Tensor:

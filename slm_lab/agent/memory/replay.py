@@ -10,7 +10,7 @@ from pydantic import Field
 
 from slm_lab.agent.memory.base import Memory, MemoryContext
 from slm_lab.agent.memory.gate import Gate
-from slm_lab.agent.memory.rows import Rows, window
+from slm_lab.agent.memory.rows import Rows
 from slm_lab.agent.memory.storage import Storage, columns, room_problems, storage
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import Batch, Row, Tree
@@ -105,19 +105,11 @@ class Replay(Memory):
         return np.concatenate([newest, others(count - len(newest))])
 
     def uniform(self, count: int) -> np.ndarray:
-        """Rows that were played, each as likely as any other."""
-        found = self._some(count)
+        """Rows that were played, each as likely as any other: a few more are drawn, for those that no one played."""
+        found = self.rows.draw(self.rng.random(count + count // 8 + 1))
         while len(found) < count:
-            found = np.concatenate([found, self._some(count)])
+            found = np.concatenate([found, self.rows.draw(self.rng.random(count))])
         return found[:count]
-
-    def _some(self, count: int) -> np.ndarray:
-        """A few more than `count` of all rows that are held, without those among them that no one played."""
-        rows, E = self.rows, self.rows.E
-        bits = self.rng.bit_generator.random_raw(count + count // 8 + 1)  # 64 each, so `%` is uniform to rows / 2^64
-        at = ((bits % (rows.size * E)).view(np.int64) + rows.first * E) % (rows.slots * E)
-        kept: np.ndarray = at[rows.played(at)]
-        return kept
 
     def newest_rows(self, count: int) -> np.ndarray:
         """The `count` rows played last (fewer if there are fewer); those of one step in an order by chance."""
@@ -132,17 +124,19 @@ class Replay(Memory):
 
     def batch(self, drawn: Drawn) -> Batch:
         """The rows as windows [B, T = 1] whose observation after is n steps later."""
-        at = drawn.at[:, None]  # [B, 1]
-        fields = {"weight": drawn.weight, "index": drawn.at}
+        rows, gamma = self.rows, self.context.gamma
         if self.spec.n_step == 1:
-            discount = np.full(at.shape, self.context.gamma, np.float32)
-            return window(self.rows, at + self.rows.pair, {}, discount=discount, **fields)
-        t, env = (x[:, None] for x in self.where(drawn.at))
-        reward, discount, after = n_step_sums(self.rows, t, env, self.spec.n_step, self.context.gamma)
-        last = self.rows.done(self.index(after - 1, env))
-        fields |= {"reward": reward, "discount": discount, "mask": np.ones(at.shape, bool)}
-        fields |= {name: last[name] for name in ("terminated", "truncated")}
-        return window(self.rows, np.concatenate([at, self.index(after, env)], axis=1), {}, **fields)
+            found = rows.pair(drawn.at + rows.after)
+            found["discount"] = np.full((len(drawn.at), 1), gamma, np.float32)
+        else:
+            t, env = (x[:, None] for x in self.where(drawn.at))
+            reward, discount, after = n_step_sums(rows, t, env, self.spec.n_step, gamma)
+            after = self.index(after, env)
+            found = rows.pair(np.stack([drawn.at, after[:, 0]]))
+            last = rows.done(after - rows.E)
+            found |= {"reward": reward, "discount": discount, "mask": np.ones(reward.shape, bool)}
+            found |= {name: last[name] for name in ("terminated", "truncated")}
+        return Batch(carry={}, extras={}, weight=drawn.weight, index=drawn.at, **found)
 
     def index(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
         """Where windows lie, as one number each: the place of their first row."""

@@ -97,6 +97,14 @@ class Rows:
         where: np.ndarray = t % self.slots * self.E + env
         return where
 
+    def draw(self, share: np.ndarray) -> np.ndarray:
+        """Places of the rows at each `share` [N] in [0, 1) of all that are held, without those that no one played."""
+        places = self.slots * self.E
+        # From the end of the ring backwards: numpy counts negative places so itself, and none lies beyond the end.
+        at = (share * (self.size * self.E)).astype(np.int64) + (self.first * self.E % places - places)
+        played: np.ndarray = at[~self.firsts[at + self.E]]
+        return played
+
     def is_first(self, at: np.ndarray) -> np.ndarray:
         flags: np.ndarray = self.items["steps"].take(at)["is_first"]
         return flags
@@ -115,20 +123,38 @@ class Rows:
 
     def done(self, at: np.ndarray) -> Tree:
         """`action`, `reward`, `terminated`, `truncated` (and `extras`, if kept), each [..., *]."""
-        return self._done_of(self.items["steps"].take(at), at)
+        found = self._done_of(self.items["steps"].take(at))
+        return found | {"extras": self._extras(at)} if self.extras else found
 
     def window(self, at: np.ndarray) -> Tree:
         """`obs` and `is_first` of the rows at [B, T+1]; `mask` and what was done of all but the last column [B, T]."""
-        steps = self.items["steps"].take(at)
-        is_first = steps["is_first"]
-        done = self._done_of(steps[:, :-1], at[:, :-1])
-        return {"obs": self.obs(at), "is_first": is_first, "mask": ~is_first[:, 1:], **done}
-
-    def _done_of(self, steps: np.ndarray, at: np.ndarray) -> Tree:
-        found: Tree = {name: steps[name] for name in DONE}
-        found["action"] = steps["action"].astype(self.action_dtype, copy=False)
+        found = self._window(self.obs(at), self.items["steps"].take(at))
         if self.extras:
-            found["extras"] = tree_map(lambda items: items.take(at), self.items["extras"])
+            found["extras"] = self._extras(at[:, :-1])
+        return found
+
+    def pair(self, at: np.ndarray) -> Tree:
+        """`window` of single rows: at [2, B] are they, and those that the observations after them are of.
+
+        Laid out so because numpy goes along few long lines sooner than along many short ones.
+        """
+        obs = {key: x.swapaxes(0, 1) for key, x in self.obs(at).items()}
+        return self._window(obs, self.items["steps"].take(at).T)
+
+    def _window(self, obs: Tree, steps: np.ndarray) -> Tree:
+        is_first = steps["is_first"]
+        return {"obs": obs, "is_first": is_first, "mask": ~is_first[:, 1:], **self._done_of(steps[:, :-1])}
+
+    def _done_of(self, steps: np.ndarray) -> Tree:
+        return {
+            "action": steps["action"].astype(self.action_dtype, copy=False),
+            "reward": steps["reward"],
+            "terminated": steps["terminated"],
+            "truncated": steps["truncated"],
+        }
+
+    def _extras(self, at: np.ndarray) -> Tree:
+        found: Tree = tree_map(lambda items: items.take(at), self.items["extras"])
         return found
 
     def _stacked(self, items: Items, stack: Stack, at: np.ndarray) -> np.ndarray:
@@ -181,10 +207,11 @@ class Rows:
     def hold(self, obs: Tree, steps: np.ndarray, extras: Tree) -> None:
         """Let these arrays [slots, E, ...] be the ring; `steps` has records of all that isn't in the others."""
         self.E = steps.shape[1]
-        self.pair = np.array([0, self.E])  # from a row to itself and the one after it
+        self.after = np.array([[0], [self.E]])  # from rows [B] to themselves and the ones after them [2, B]
         self.items: Tree = tree_map(Items, {"obs": obs, "steps": steps, "extras": extras})
         fields = {name: np.asarray(steps[name]) for name in steps.dtype.names or ()}
         is_first = fields.pop("is_first")
+        self.firsts = is_first.reshape(-1)  # by place; a view
         done = {**fields, "extras": extras} if self.extras else fields
         self.data = {"obs": obs, "is_first": is_first, "done": done}
 
