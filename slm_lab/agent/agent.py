@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from slm_lab.agent.algorithm.base import Algorithm
-from slm_lab.agent.memory.base import Memory
+from slm_lab.agent.memory.base import Memory, Tensors
 from slm_lab.agent.memory.offline import lived
 from slm_lab.env.dataset import Dataset
 from slm_lab.lib.reduce import Metrics
@@ -30,6 +30,7 @@ class Agent:
         self.algorithm, self.memory, self.rng = algorithm, memory, rng
         self.action_space = memory.context.world.action_space
         self.device = algorithm.net.device
+        self.batches = Tensors()
         self.frame = 0
 
     def initial(self, E: int) -> Tree:
@@ -64,7 +65,7 @@ class Agent:
     def _learn(self) -> list[Metrics]:
         learned: list[Metrics] = []
         while self.memory.to_train:
-            batch = map_batch(torch.from_numpy, self.memory.sample())
+            batch = self.batches.sample(self.memory)
             if self.device.type != "cpu":
                 batch = map_batch(lambda leaf: leaf.to(self.device), batch)
             batch = batch.replace(action=self._flat(batch.action))

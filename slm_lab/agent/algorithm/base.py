@@ -103,7 +103,10 @@ class Algorithm:
         return error(prediction, target, reduction="none")
 
     def update(self, batch: Batch, frame: int) -> Learned:
-        """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite."""
+        """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite.
+
+        What is kept of the batch beyond this call must be a copy: a memory may fill its arrays with the next one.
+        """
         if not batch.mask.any():  # only rows that no one played
             return Learned({})
         batch, prepared = self._prepared(batch)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from slm_lab.agent.memory.base import Memory, MemoryContext
 from slm_lab.agent.memory.gate import Gate
-from slm_lab.agent.memory.rows import Rows
+from slm_lab.agent.memory.rows import Pairs, Rows
 from slm_lab.agent.memory.storage import Storage, columns, room_problems, storage
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import Batch, Row, Tree
@@ -66,6 +66,7 @@ class Replay(Memory):
         self.rows = Rows(
             capacity, world.stacks, world.action_space, extras=False, allocate=storage(spec.storage, context.folder)
         )
+        self.pairs: Pairs | None = None  # of the last batch that was made
 
     @property
     def newest(self) -> int:
@@ -92,6 +93,12 @@ class Replay(Memory):
     def sample(self) -> Batch:
         self.gate.take()
         return self.batch(self.draw(self.spec.batch_size))
+
+    def refill(self, spent: Batch) -> Batch:
+        if self.pairs is None or spent is not self.pairs.batch:
+            return self.sample()
+        self.gate.take()
+        return self._filled(self.pairs, self.draw(self.spec.batch_size))
 
     def draw(self, count: int) -> Drawn:
         """`count` rows, the newest ones first."""
@@ -124,19 +131,26 @@ class Replay(Memory):
 
     def batch(self, drawn: Drawn) -> Batch:
         """The rows as windows [B, T = 1] whose observation after is n steps later."""
-        rows, gamma = self.rows, self.context.gamma
+        self.pairs = Pairs(self.rows, len(drawn.at), drawn.weight is not None)
+        return self._filled(self.pairs, drawn)
+
+    def _filled(self, pairs: Pairs, drawn: Drawn) -> Batch:
+        rows, batch, gamma = self.rows, pairs.batch, self.context.gamma
+        batch.index[:] = drawn.at
+        if drawn.weight is not None:
+            batch.weight[:] = drawn.weight
         if self.spec.n_step == 1:
-            found = rows.pair(drawn.at + rows.after)
-            found["discount"] = np.full((len(drawn.at), 1), gamma, np.float32)
-        else:
-            t, env = (x[:, None] for x in self.where(drawn.at))
-            reward, discount, after = n_step_sums(rows, t, env, self.spec.n_step, gamma)
-            after = self.index(after, env)
-            found = rows.pair(np.stack([drawn.at, after[:, 0]]))
-            last = rows.done(after - rows.E)
-            found |= {"reward": reward, "discount": discount, "mask": np.ones(reward.shape, bool)}
-            found |= {name: last[name] for name in ("terminated", "truncated")}
-        return Batch(carry={}, extras={}, weight=drawn.weight, index=drawn.at, **found)
+            pairs.fill(drawn.at + rows.after)
+            batch.discount.fill(gamma)
+            return batch
+        t, env = (x[:, None] for x in self.where(drawn.at))
+        reward, discount, after = n_step_sums(rows, t, env, self.spec.n_step, gamma)
+        after = self.index(after, env)
+        pairs.fill(np.stack([drawn.at, after[:, 0]]))
+        last = rows.done(after - rows.E)
+        batch.reward[:], batch.discount[:], batch.mask[:] = reward, discount, True
+        batch.terminated[:], batch.truncated[:] = last["terminated"], last["truncated"]
+        return batch
 
     def index(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
         """Where windows lie, as one number each: the place of their first row."""
