@@ -66,7 +66,8 @@ class Replay(Memory):
         self.rows = Rows(
             capacity, world.stacks, world.action_space, extras=False, allocate=storage(spec.storage, context.folder)
         )
-        self.pairs: Pairs | None = None  # of the last batch that was made
+        self.pairs: Pairs | None = None  # of the last batch
+        self.spare: Pairs | None = None  # the same, when nobody needs that batch any more
 
     @property
     def newest(self) -> int:
@@ -95,10 +96,9 @@ class Replay(Memory):
         return self.batch(self.draw(self.spec.batch_size))
 
     def refill(self, spent: Batch) -> Batch:
-        if self.pairs is None or spent is not self.pairs.batch:
-            return self.sample()
-        self.gate.take()
-        return self._filled(self.pairs, self.draw(self.spec.batch_size))
+        if self.pairs is not None and spent is self.pairs.batch:
+            self.spare = self.pairs
+        return self.sample()
 
     def draw(self, count: int) -> Drawn:
         """`count` rows, the newest ones first."""
@@ -131,11 +131,10 @@ class Replay(Memory):
 
     def batch(self, drawn: Drawn) -> Batch:
         """The rows as windows [B, T = 1] whose observation after is n steps later."""
-        self.pairs = Pairs(self.rows, len(drawn.at), drawn.weight is not None)
-        return self._filled(self.pairs, drawn)
-
-    def _filled(self, pairs: Pairs, drawn: Drawn) -> Batch:
-        rows, batch, gamma = self.rows, pairs.batch, self.context.gamma
+        pairs, self.spare = self.spare, None
+        if pairs is None or len(pairs.batch.index) != len(drawn.at):
+            pairs = Pairs(self.rows, len(drawn.at), drawn.weight is not None)
+        rows, batch, gamma, self.pairs = self.rows, pairs.batch, self.context.gamma, pairs
         batch.index[:] = drawn.at
         if drawn.weight is not None:
             batch.weight[:] = drawn.weight

@@ -70,7 +70,7 @@ def _children(weights: np.ndarray, parent: np.ndarray) -> np.ndarray:
 
 
 def _sums(weights: np.ndarray) -> np.ndarray:
-    """[N, FAN] -> [N], the same to the last bit however many there are (`dot` isn't)."""
+    """[N, FAN] -> [N], the same to the last bit however many there are, which a matrix product doesn't promise."""
     sums: np.ndarray = np.vecdot(weights, ONES)
     return sums
 
