@@ -19,9 +19,8 @@ import torch
 from gymnasium import spaces
 
 from bench.turn import Sample, Side, Workload, cpu_rate
-from slm_lab.agent.memory.base import Memory, MemoryContext
+from slm_lab.agent.memory.base import Memory, MemoryContext, Tensors
 from slm_lab.env.base import Stack, World
-from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import Row
 from slm_lab.spec.parts import MEMORY
 
@@ -58,13 +57,13 @@ class Ours:
         world = World(worlds, {"obs": space}, spaces.Discrete(ACTIONS), stacks)
         made = MEMORY.load(name)
         self.memory: Memory = made(made.Spec(max_size=size, batch_size=batch), MemoryContext(world, frequency=1))
-        self.add = self.memory.update
+        self.add, self.tensors = self.memory.update, Tensors()
 
     def sample(self) -> Any:
-        return map_batch(torch.from_numpy, self.memory.sample())
+        return self.tensors.sample(self.memory)
 
     def feedback(self, drawn: Any, priority: np.ndarray) -> None:
-        self.memory.feedback(drawn.index.numpy(), priority)
+        self.memory.feedback(drawn.index, priority)
 
 
 class SB3:

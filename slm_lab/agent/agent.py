@@ -10,7 +10,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from slm_lab.agent.algorithm.base import Algorithm
-from slm_lab.agent.memory.base import Memory
+from slm_lab.agent.memory.base import Memory, Tensors
 from slm_lab.agent.memory.offline import lived
 from slm_lab.env.dataset import Dataset
 from slm_lab.lib.reduce import Metrics
@@ -31,6 +31,7 @@ class Agent:
         self.action_space = memory.context.world.action_space
         self.action_shape = self.action_space.shape or ()
         self.device = algorithm.net.device
+        self.batches = Tensors()
         self.frame = 0
 
     def initial(self, E: int) -> Tree:
@@ -68,14 +69,14 @@ class Agent:
     def _learn(self) -> list[Metrics]:
         learned: list[Metrics] = []
         while self.memory.to_train:
-            batch = map_batch(torch.from_numpy, self.memory.sample())
+            batch = self.batches.sample(self.memory)
             if self.device.type != "cpu":
                 batch = map_batch(lambda leaf: leaf.to(self.device), batch)
             batch = batch.replace(action=self._flat(batch.action))
             metrics, priority = self.algorithm.update(batch, self.frame)
             learned.append(metrics)
             if priority is not None:
-                self.memory.feedback(batch.index.cpu().numpy(), priority.cpu().numpy())
+                self.memory.feedback(batch.index, priority.cpu().numpy())
         return learned
 
     def _flat(self, action: Tensor) -> Tensor:

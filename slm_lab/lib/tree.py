@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from slm_lab.lib.types import Batch, Tree, held_by
+from slm_lab.lib.types import Batch, Tree
 
 
 def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
@@ -20,10 +20,16 @@ def tree_map(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
 
 
 def map_batch(function: Callable[..., Any], batch: Batch) -> Batch:
-    """Apply `function` to every array of a batch: all its fields, so that none stays behind."""
-    *arrays, burn_in = held_by(batch)  # it is the last field, and no array
-    found: list[Any] = [None if value is None else tree_map(function, value) for value in arrays]
-    return Batch(*[*found, burn_in])
+    """Apply `function` to every array to learn from: all fields but the last, `index` and `burn_in`."""
+    *arrays, index, burn_in = batch
+    found: list[Any] = []
+    for value in arrays:  # most are arrays, or empty
+        if type(value) is dict:
+            value = {key: tree_map(function, leaf) for key, leaf in value.items()} if value else {}
+        elif value is not None:
+            value = function(value)
+        found.append(value)
+    return Batch(*[*found, index, burn_in])
 
 
 def tree_copy(tree: Any) -> Any:

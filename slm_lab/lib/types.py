@@ -9,10 +9,8 @@ env, and the previous action that a wrapper adds, are then more keys and no spec
 
 from __future__ import annotations
 
-import dataclasses
-import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,9 +63,11 @@ class Row:
         return ~self.next_is_first
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Windows drawn from a memory (torch). Row t's outcome is reward[t]; the observation it led to is obs[t+1]."""
+class Batch(NamedTuple):
+    """Windows drawn from a memory (torch). Row t's outcome is reward[t]; the observation it led to is obs[t+1].
+
+    A named tuple because one is made several times an update: a frozen dataclass takes five times as long to make.
+    """
 
     obs: Tree  # {key: [B, T+1, *O]}
     is_first: Any  # [B, T+1] bool
@@ -79,17 +79,13 @@ class Batch:
     carry: Tree  # {..: [B, ...]} before the first row
     extras: Tree  # {..: [B, T, ...]}
     weight: Any = None  # [B] importance weight, None: all 1
-    index: Any = None  # [B] where the windows lie in the memory
     discount: Any = None  # [B, T] γ^m, of the value that follows the m rewards summed up in reward[t]
     after: Any = None  # [B, T] that value belongs to obs[after + 1], None: after = t
-    notes: Tree = dataclasses.field(default_factory=dict)  # {auxiliary: {..: [B, ...]}} what it noted for its losses
+    notes: Tree = {}  # {auxiliary: {..: [B, ...]}} what it noted for its losses
     at: Any = None  # [B, Q] the steps of the windows that action, reward, mask, extras ... are of; None: all T
+    index: Any = None  # [B] where the windows lie in the memory; numpy always, as only the memory asks
     burn_in: int = 0  # leading steps that only bring the carry up to date
 
     def replace(self, **changes: Any) -> Batch:
         """A copy with some fields changed; a batch is never edited in place."""
-        return Batch(**{**dict(zip(FIELDS, held_by(self), strict=True)), **changes})
-
-
-FIELDS = tuple(field.name for field in dataclasses.fields(Batch))
-held_by = operator.attrgetter(*FIELDS)  # dataclasses.replace looks them up one by one, each time
+        return self._replace(**changes)

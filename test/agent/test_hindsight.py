@@ -208,6 +208,23 @@ def test_saved_anywhere_it_draws_alike(strategy: str, storage: str) -> None:
                 np.testing.assert_array_equal(a.reward, b.reward)
 
 
+def test_a_batch_filled_again_gets_its_new_goals() -> None:
+    """Of small batches some have none; such a one is filled again, with goals."""
+    new, again = (memory_for(3, her_ratio=1, steps=30, batch_size=2) for _ in range(2))
+    worlds, spent, filled = Worlds(3), None, 0
+    for _ in range(60):
+        row = worlds.row()
+        new.update(row)
+        again.update(row)
+        a, b = new.sample(), again.sample() if spent is None else again.refill(spent)
+        for key in a.obs:
+            np.testing.assert_array_equal(a.obs[key], b.obs[key])
+        np.testing.assert_array_equal(a.reward, b.reward)
+        filled += b is spent
+        spent = b
+    assert filled
+
+
 @pytest.mark.parametrize("strategy", ["future", "final", "episode"])
 def test_episodes_that_were_interrupted_stay_apart(strategy: str) -> None:
     memory = memory_for(2, goal_strategy=strategy, her_ratio=1e9, steps=60, batch_size=3000)

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given, settings
@@ -27,7 +28,7 @@ from slm_lab.agent.memory.sequence import SequenceReplay
 from slm_lab.env.base import World
 from slm_lab.env.vec import EnvSpec, make_env
 from slm_lab.lib.errors import LabError
-from slm_lab.lib.tree import tree_leaves
+from slm_lab.lib.tree import map_batch, tree_copy, tree_leaves
 from slm_lab.lib.types import Batch, Row, Step, Tree
 
 SINGLE = [Replay, CER, PrioritizedReplay]  # memories of single rows
@@ -341,22 +342,13 @@ def learn(memory: Any) -> list[tuple[str, Any]]:
     while memory.to_train:
         batch = memory.sample()
         memory.feedback(batch.index, np.abs(np.sin(batch.index.astype(float))))
-        fields = (
-            "obs",
-            "carry",
-            "is_first",
-            "action",
-            "reward",
-            "terminated",
-            "truncated",
-            "mask",
-            "discount",
-            "after",
-            "weight",
-            "index",
-        )
-        found += tree_leaves({name: getattr(batch, name) for name in fields})
+        found += leaves(batch)
     return found
+
+
+def leaves(batch: Batch) -> list[tuple[str, Any]]:
+    """Every leaf of a batch and its path."""
+    return list(tree_leaves({name: value for name, value in batch._asdict().items() if name != "burn_in"}))
 
 
 def same(a: list[tuple[str, Any]], b: list[tuple[str, Any]]) -> None:
@@ -456,6 +448,44 @@ def anonymous() -> int:
     """Bytes of RAM that are no file's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.parametrize(("cls", "keys"), [*MEMORIES, (Replay, {}), (PrioritizedReplay, {"n_step": 2})])
+def test_a_batch_filled_again_is_as_a_new_one(cls: Any, keys: dict[str, Any]) -> None:
+    """Also after a checkpoint; of single rows in the same arrays, so that tensors of them show it."""
+    about = {"max_size": 30, "batch_size": 5, "frequency": 4, "start": 15, **keys}
+    lives, new, again = Lives(3, show=rich), replay(cls, 3, **about), replay(cls, 3, **about)
+    spent, tensors, drawn = None, None, 0
+    for step in range(60):
+        row = lives.row()
+        new.update(row)
+        again.update(row)
+        while new.to_train:
+            a, b = new.sample(), again.sample() if spent is None else again.refill(spent)
+            same(leaves(a), leaves(b))
+            if b is not spent:
+                spent, tensors = b, map_batch(torch.from_numpy, b)
+            same(leaves(b), leaves(map_batch(lambda x: x.numpy(), tensors)))
+            for memory in (new, again):
+                memory.feedback(a.index, np.abs(np.sin(a.index.astype(float))))
+            drawn += 1
+        assert new.gate.state_dict() == again.gate.state_dict()
+        if step == 30:
+            again.load_state_dict(tree_copy(again.state_dict()))
+    assert drawn > 5
+    assert (again.refill(spent) is spent) == (cls is not SequenceReplay)
+
+
+def test_what_was_drawn_is_kept_when_nobody_gave_it_back() -> None:
+    lives, memory = Lives(2, show=rich), replay(Replay, 2, max_size=10)
+    for _ in range(9):
+        memory.update(lives.row())
+    kept = memory.sample()
+    before = tree_copy(leaves(kept))
+    other = memory.sample()
+    assert memory.refill(kept) is not kept, "only the last one made can be filled"
+    assert memory.refill(other) is not other
+    same(before, leaves(kept))
 
 
 def test_a_batch_outlives_later_writes() -> None:

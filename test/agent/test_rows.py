@@ -236,6 +236,7 @@ def test_the_table_against_a_plain_list(size: int, seed: int) -> None:
             assert weights[table.draw(np.array([0.0, np.nextafter(1.0, 0.0)]))].all()
     other = SumTable(size)
     other.load(table.leaf)
+    assert other.max() == table.max()
     for name in ("leaf", "row", "row_max", "group", "group_max"):
         np.testing.assert_array_equal(getattr(other, name), getattr(table, name))
 
@@ -299,5 +300,6 @@ def test_a_table_loaded_draws_as_the_one_that_was_saved() -> None:
     for count in (1, 2, 3, 7, 32, 256, 1000):
         table.set(rng.integers(0, 5000, count), 10.0 ** rng.uniform(-9, 9, count))
         other.load(table.leaf)
+        assert other.max() == table.max() == table.leaf.max()
         for name in ("row", "row_max", "group", "group_max"):
             np.testing.assert_array_equal(getattr(other, name), getattr(table, name))

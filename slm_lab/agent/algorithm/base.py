@@ -104,7 +104,10 @@ class Algorithm:
         return slope * (off - 0.5 * slope), slope
 
     def update(self, batch: Batch, frame: int) -> Learned:
-        """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite."""
+        """Learn from one batch; the mean of everything worth showing. Raises `LabError` on a loss that isn't finite.
+
+        What is kept of the batch beyond this call must be a copy: a memory may fill its arrays with the next one.
+        """
         if not batch.mask.any():  # only rows that no one played
             return Learned({})
         auxiliaries = self.auxiliaries

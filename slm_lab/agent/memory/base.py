@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import torch
 
 from slm_lab.agent.auxiliary.base import Auxiliary, AuxiliaryContext
 from slm_lab.agent.memory.offline import offline_problems
 from slm_lab.agent.net.core.base import Core
 from slm_lab.env.base import World
 from slm_lab.lib.errors import Problem
+from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import SpecModel
 
@@ -66,6 +68,10 @@ class Memory:
         """Windows to learn from (numpy leaves)."""
         raise NotImplementedError
 
+    def refill(self, spent: Batch) -> Batch:
+        """`sample`, in the arrays of a batch that nobody needs any more where the memory can: `spent` itself then."""
+        return self.sample()
+
     def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
         """How much there was to learn from the windows at `index` [B] of the last sample: `priority` [B], 0 or more."""
 
@@ -108,3 +114,25 @@ class Memory:
 
     def load_state_dict(self, state: Tree) -> None:
         raise NotImplementedError
+
+
+class Tensors:
+    """The batches of a memory as tensors, each valid until the next is drawn: the memory may fill its arrays again.
+
+    Making arrays and tensors is over half the time of a small draw. Tensors of arrays that are filled again are there.
+    """
+
+    def __init__(self) -> None:
+        self.drawn: tuple[Batch, Batch] | None = None  # the last batch, as arrays and as tensors
+
+    def sample(self, memory: Memory) -> Batch:
+        if self.drawn is None:
+            arrays = memory.sample()
+        else:
+            arrays, tensors = memory.refill(self.drawn[0]), self.drawn[1]
+            if arrays is self.drawn[0]:
+                return tensors
+        tensors = map_batch(torch.from_numpy, arrays)
+        if not memory.on_policy:  # a rollout isn't filled again, nor to be held beside the next
+            self.drawn = arrays, tensors
+        return tensors

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from slm_lab.agent.memory.base import Memory, MemoryContext
 from slm_lab.agent.memory.gate import Gate
-from slm_lab.agent.memory.rows import Rows, window
+from slm_lab.agent.memory.rows import Pairs, Rows
 from slm_lab.agent.memory.storage import Storage, columns, room_problems, storage
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import Batch, Row, Tree
@@ -66,6 +66,8 @@ class Replay(Memory):
         self.rows = Rows(
             capacity, world.stacks, world.action_space, extras=False, allocate=storage(spec.storage, context.folder)
         )
+        self.pairs: Pairs | None = None  # of the last batch
+        self.spare: Pairs | None = None  # the same, when nobody needs that batch any more
 
     @property
     def newest(self) -> int:
@@ -93,6 +95,11 @@ class Replay(Memory):
         self.gate.take()
         return self.batch(self.draw(self.spec.batch_size))
 
+    def refill(self, spent: Batch) -> Batch:
+        if self.pairs is not None and spent is self.pairs.batch:
+            self.spare = self.pairs
+        return self.sample()
+
     def draw(self, count: int) -> Drawn:
         """`count` rows, the newest ones first."""
         return Drawn(self.with_newest(count, self.uniform))
@@ -105,19 +112,11 @@ class Replay(Memory):
         return np.concatenate([newest, others(count - len(newest))])
 
     def uniform(self, count: int) -> np.ndarray:
-        """Rows that were played, each as likely as any other."""
-        found = self._some(count)
+        """Rows that were played, each as likely as any other: a few more are drawn, for those that no one played."""
+        found = self.rows.draw(self.rng.random(count + count // 8 + 1))
         while len(found) < count:
-            found = np.concatenate([found, self._some(count)])
+            found = np.concatenate([found, self.rows.draw(self.rng.random(count))])
         return found[:count]
-
-    def _some(self, count: int) -> np.ndarray:
-        """A few more than `count` of all rows that are held, without those among them that no one played."""
-        rows, E = self.rows, self.rows.E
-        bits = self.rng.bit_generator.random_raw(count + count // 8 + 1)  # 64 each, so `%` is uniform to rows / 2^64
-        at = ((bits % (rows.size * E)).view(np.int64) + rows.first * E) % (rows.slots * E)
-        kept: np.ndarray = at[rows.played(at)]
-        return kept
 
     def newest_rows(self, count: int) -> np.ndarray:
         """The `count` rows played last (fewer if there are fewer); those of one step in an order by chance."""
@@ -132,17 +131,25 @@ class Replay(Memory):
 
     def batch(self, drawn: Drawn) -> Batch:
         """The rows as windows [B, T = 1] whose observation after is n steps later."""
-        at = drawn.at[:, None]  # [B, 1]
-        fields = {"weight": drawn.weight, "index": drawn.at}
+        pairs, self.spare = self.spare, None
+        if pairs is None or len(pairs.batch.index) != len(drawn.at):
+            pairs = Pairs(self.rows, len(drawn.at), drawn.weight is not None)
+        rows, batch, gamma, self.pairs = self.rows, pairs.batch, self.context.gamma, pairs
+        batch.index[:] = drawn.at
+        if drawn.weight is not None:
+            batch.weight[:] = drawn.weight
         if self.spec.n_step == 1:
-            discount = np.full(at.shape, self.context.gamma, np.float32)
-            return window(self.rows, at + self.rows.pair, {}, discount=discount, **fields)
+            pairs.fill(drawn.at + rows.after)
+            batch.discount.fill(gamma)
+            return batch
         t, env = (x[:, None] for x in self.where(drawn.at))
-        reward, discount, after = n_step_sums(self.rows, t, env, self.spec.n_step, self.context.gamma)
-        last = self.rows.done(self.index(after - 1, env))
-        fields |= {"reward": reward, "discount": discount, "mask": np.ones(at.shape, bool)}
-        fields |= {name: last[name] for name in ("terminated", "truncated")}
-        return window(self.rows, np.concatenate([at, self.index(after, env)], axis=1), {}, **fields)
+        reward, discount, after = n_step_sums(rows, t, env, self.spec.n_step, gamma)
+        after = self.index(after, env)
+        pairs.fill(np.stack([drawn.at, after[:, 0]]))
+        last = rows.done(after - rows.E)
+        batch.reward[:], batch.discount[:], batch.mask[:] = reward, discount, True
+        batch.terminated[:], batch.truncated[:] = last["terminated"], last["truncated"]
+        return batch
 
     def index(self, t: np.ndarray, env: np.ndarray) -> np.ndarray:
         """Where windows lie, as one number each: the place of their first row."""

@@ -90,12 +90,20 @@ class Rows:
         truncated, terminated = self.data["done"]["truncated"], self.data["done"]["terminated"]
         truncated[slot] |= played & ~terminated[slot]
 
-    # --- reading: `at` [...] are places; what is found is an array of its own ---
+    # --- reading: `at` [...] are places; what is found is an array of its own, or in `out` ---
 
     def place(self, t: np.ndarray | int, env: np.ndarray) -> np.ndarray:
         """Where rows `t` of worlds `env` lie; they broadcast with each other."""
         where: np.ndarray = t % self.slots * self.E + env
         return where
+
+    def draw(self, share: np.ndarray) -> np.ndarray:
+        """Places of the rows at each `share` [N] in [0, 1) of all that are held, without those that no one played."""
+        places = self.slots * self.E
+        # From the end of the ring backwards: numpy counts negative places so itself, and none lies beyond the end.
+        at = (share * (self.size * self.E)).astype(np.int64) + (self.first * self.E % places - places)
+        played: np.ndarray = at[~self.firsts[at + self.E]]
+        return played
 
     def is_first(self, at: np.ndarray) -> np.ndarray:
         flags: np.ndarray = self.items["steps"].take(at)["is_first"]
@@ -105,39 +113,47 @@ class Rows:
         """Whether the action of the row was taken (False: the worlds began anew)."""
         return ~self.is_first(at + self.E)
 
-    def obs(self, at: np.ndarray) -> Tree:
+    def obs(self, at: np.ndarray, out: Tree | None = None) -> Tree:
         """{key: [..., *O]}, stacked again where frames are."""
         found = {}
         for key, items in self.items["obs"].items():
-            stack = self.stacks.get(key)
-            found[key] = items.take(at) if stack is None else self._stacked(items, stack, at)
+            stack, room = self.stacks.get(key), None if out is None else out[key]
+            found[key] = items.take(at, room) if stack is None else self._stacked(items, stack, at, room)
         return found
 
     def done(self, at: np.ndarray) -> Tree:
         """`action`, `reward`, `terminated`, `truncated` (and `extras`, if kept), each [..., *]."""
-        return self._done_of(self.items["steps"].take(at), at)
+        found = self._done_of(self.items["steps"].take(at))
+        return found | {"extras": self._extras(at)} if self.extras else found
 
     def window(self, at: np.ndarray) -> Tree:
         """`obs` and `is_first` of the rows at [B, T+1]; `mask` and what was done of all but the last column [B, T]."""
         steps = self.items["steps"].take(at)
         is_first = steps["is_first"]
-        done = self._done_of(steps[:, :-1], at[:, :-1])
-        return {"obs": self.obs(at), "is_first": is_first, "mask": ~is_first[:, 1:], **done}
-
-    def _done_of(self, steps: np.ndarray, at: np.ndarray) -> Tree:
-        found: Tree = {name: steps[name] for name in DONE}
-        found["action"] = steps["action"].astype(self.action_dtype, copy=False)
+        found = {"obs": self.obs(at), "is_first": is_first, "mask": ~is_first[:, 1:], **self._done_of(steps[:, :-1])}
         if self.extras:
-            found["extras"] = tree_map(lambda items: items.take(at), self.items["extras"])
+            found["extras"] = self._extras(at[:, :-1])
         return found
 
-    def _stacked(self, items: Items, stack: Stack, at: np.ndarray) -> np.ndarray:
+    def _done_of(self, steps: np.ndarray) -> Tree:
+        return {
+            "action": steps["action"].astype(self.action_dtype, copy=False),
+            "reward": steps["reward"],
+            "terminated": steps["terminated"],
+            "truncated": steps["truncated"],
+        }
+
+    def _extras(self, at: np.ndarray) -> Tree:
+        found: Tree = tree_map(lambda items: items.take(at), self.items["extras"])
+        return found
+
+    def _stacked(self, items: Items, stack: Stack, at: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         """The last frames up to the row joined, oldest first; an episode's first one repeated before it."""
         places = [at]
         for _ in range(stack.count - 1):
             places.append(places[-1] - self.E * ~self.is_first(places[-1]))
         frames = [items.take(place) for place in reversed(places)]
-        return np.concatenate(frames, axis=stack.axis + at.ndim if stack.axis >= 0 else stack.axis)
+        return np.concatenate(frames, axis=stack.axis + at.ndim if stack.axis >= 0 else stack.axis, out=out)
 
     # --- writing ---
 
@@ -181,10 +197,11 @@ class Rows:
     def hold(self, obs: Tree, steps: np.ndarray, extras: Tree) -> None:
         """Let these arrays [slots, E, ...] be the ring; `steps` has records of all that isn't in the others."""
         self.E = steps.shape[1]
-        self.pair = np.array([0, self.E])  # from a row to itself and the one after it
+        self.after = np.array([[0], [self.E]])  # from rows [B] to themselves and the ones after them [2, B]
         self.items: Tree = tree_map(Items, {"obs": obs, "steps": steps, "extras": extras})
         fields = {name: np.asarray(steps[name]) for name in steps.dtype.names or ()}
         is_first = fields.pop("is_first")
+        self.firsts = is_first.reshape(-1)  # by place; a view
         done = {**fields, "extras": extras} if self.extras else fields
         self.data = {"obs": obs, "is_first": is_first, "done": done}
 
@@ -238,9 +255,45 @@ class Items:
         size = store.dtype.itemsize * math.prod(self.shape)
         self.items: np.ndarray = np.ndarray(math.prod(store.shape[:2]), f"V{size}", store)
 
-    def take(self, at: np.ndarray) -> np.ndarray:
-        """What lies at places [...], as an array [..., *] of its own."""
-        return np.ndarray((*at.shape, *self.shape), self.dtype, self.items.take(at, mode="wrap"))
+    def take(self, at: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """What lies at places [...], as an array [..., *] of its own, or in `out`."""
+        if out is None:
+            out = np.empty((*at.shape, *self.shape), self.dtype)
+        self.items.take(at, out=np.ndarray(at.shape, self.items.dtype, out), mode="wrap")
+        return out
+
+
+class Pairs:
+    """Windows [B, T = 1] of single rows, in arrays that can be filled again and again: `batch` shows them.
+
+    They lie [2, B], rows and those that the observations after them are of, because numpy goes along few long lines
+    sooner than along many short ones.
+    """
+
+    def __init__(self, rows: Rows, size: int, weighted: bool) -> None:
+        nothing = np.zeros((2, size), np.int64)
+        self.rows, self.obs, self.steps = rows, rows.obs(nothing), rows.items["steps"].take(nothing)
+        is_first, done = self.steps["is_first"].T, self.steps[:1].T
+        self.action, self.after = done["action"], is_first[:, 1:]
+        self.batch = Batch(
+            obs={key: x.swapaxes(0, 1) for key, x in self.obs.items()},
+            is_first=is_first,
+            action=self.action.astype(rows.action_dtype),
+            mask=np.empty((size, 1), bool),
+            discount=np.empty((size, 1), np.float32),
+            weight=np.empty(size, np.float32) if weighted else None,
+            index=np.empty(size, np.int64),
+            carry={},
+            extras={},
+            **{name: done[name] for name in ("reward", "terminated", "truncated")},
+        )
+
+    def fill(self, at: np.ndarray) -> None:
+        """Read the rows at places [2, B]; `discount`, `weight` and `index` are the caller's."""
+        self.rows.obs(at, self.obs)
+        self.rows.items["steps"].take(at, self.steps)
+        np.copyto(self.batch.action, self.action)
+        np.logical_not(self.after, out=self.batch.mask)
 
 
 def record(is_first: np.ndarray, done: Tree) -> np.dtype[Any]:

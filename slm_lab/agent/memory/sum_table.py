@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 FAN = 32  # leaves in a row, rows in a group
+ONES = np.ones(FAN)
 RUNNING = np.triu(np.ones((FAN, FAN)))  # `weights @ RUNNING` are running sums; of rows this short sooner than by cumsum
 
 
@@ -15,6 +16,7 @@ class SumTable:
 
     A sum tree with a fan of 32 and the top searched as one cumulative sum: three array operations deep, where a binary
     tree of a million leaves is twenty. Sums are taken anew from what is below them, so rounding errors don't add up.
+    Maxima are brought up to date when they are asked for, once for all that was set since.
     """
 
     def __init__(self, size: int) -> None:
@@ -22,19 +24,25 @@ class SumTable:
         self.leaf = np.zeros(groups * FAN**2)
         self.row, self.row_max = np.zeros(groups * FAN), np.zeros(groups * FAN)
         self.group, self.group_max = np.zeros(groups), np.zeros(groups)
+        self.stale = np.zeros(groups * FAN, bool)  # rows whose maximum may be another by now
 
     def set(self, index: np.ndarray, value: np.ndarray | float) -> None:
         """Weights at `index` [N], 0 or more; of an index given twice one value counts."""
         self.leaf[index] = value
         rows = index // FAN
-        leaves = _children(self.leaf, rows)
-        self.row[rows], self.row_max[rows] = _folded(leaves, np.add), _folded(leaves, np.maximum)
+        self.stale[rows] = True
+        self.row[rows] = _sums(_children(self.leaf, rows))
         groups = rows // FAN
-        self.group[groups] = _folded(_children(self.row, groups), np.add)
-        self.group_max[groups] = _folded(_children(self.row_max, groups), np.maximum)
+        self.group[groups] = _sums(_children(self.row, groups))
 
     def max(self) -> float:
         """The largest weight now; 0 if there is none."""
+        rows = self.stale.nonzero()[0]
+        if len(rows):
+            self.stale[rows] = False
+            self.row_max[rows] = _maxima(_children(self.leaf, rows))
+            groups = rows // FAN
+            self.group_max[groups] = _maxima(_children(self.row_max, groups))
         return float(self.group_max.max())
 
     def draw(self, share: np.ndarray) -> np.ndarray:
@@ -44,14 +52,16 @@ class SumTable:
         rest = np.minimum(share * total, math.nextafter(total, 0.0))
         group = top.searchsorted(rest, side="right")
         rest -= top.take(group) - self.group.take(group)
-        row = _step(self.row, group, rest)
-        return _step(self.leaf, row, rest)
+        row, below = _step(self.row, group, rest)
+        rest -= below.take(np.arange(0, below.size, FAN) + row % FAN) - self.row.take(row)
+        return _step(self.leaf, row, rest)[0]
 
     def load(self, leaf: np.ndarray) -> None:
         """All weights at once."""
         self.leaf[: len(leaf)] = leaf
-        self.row[:], self.row_max[:] = _folded(self.leaf, np.add), _folded(self.leaf, np.maximum)
-        self.group[:], self.group_max[:] = _folded(self.row, np.add), _folded(self.row_max, np.maximum)
+        self.row[:] = _sums(self.leaf.reshape(-1, FAN))
+        self.group[:] = _sums(self.row.reshape(-1, FAN))
+        self.stale[:] = True
 
 
 def _children(weights: np.ndarray, parent: np.ndarray) -> np.ndarray:
@@ -59,14 +69,20 @@ def _children(weights: np.ndarray, parent: np.ndarray) -> np.ndarray:
     return weights.reshape(-1, FAN).take(parent, axis=0)
 
 
-def _folded(weights: np.ndarray, by: np.ufunc) -> np.ndarray:
-    """The sum or maximum of each FAN of them [..., FAN], the same to the last bit however many there are."""
-    folded: np.ndarray = by.reduceat(weights.reshape(-1), np.arange(0, weights.size, FAN))
-    return folded
+def _sums(weights: np.ndarray) -> np.ndarray:
+    """[N, FAN] -> [N], the same to the last bit however many there are, which a matrix product doesn't promise."""
+    sums: np.ndarray = np.vecdot(weights, ONES)
+    return sums
 
 
-def _step(weights: np.ndarray, parent: np.ndarray, rest: np.ndarray) -> np.ndarray:
-    """Which weight below each `parent` [B] holds `rest` [B], which is lessened in place by those before it.
+def _maxima(weights: np.ndarray) -> np.ndarray:
+    """[N, FAN] -> [N]."""
+    maxima: np.ndarray = np.maximum.reduceat(weights.reshape(-1), np.arange(0, weights.size, FAN))
+    return maxima
+
+
+def _step(weights: np.ndarray, parent: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which weight below each `parent` [B] holds `rest` [B], and the running sums of those there are [B, FAN].
 
     Rounding may carry `rest` to the end of the row or onto a weight of 0: the last one above 0 is meant then.
     """
@@ -74,13 +90,9 @@ def _step(weights: np.ndarray, parent: np.ndarray, rest: np.ndarray) -> np.ndarr
     below = children.dot(RUNNING)
     beyond = below > rest[:, None]
     beyond[:, -1] = True
-    line = np.arange(0, below.size, FAN)
-    found = line + beyond.argmax(axis=1)
-    held = children.take(found)
-    if np.count_nonzero(held) < held.size:
+    index: np.ndarray = parent * FAN + beyond.argmax(axis=1)
+    held = weights.take(index)
+    if np.count_nonzero(held) < len(held):
         empty = np.flatnonzero(held == 0)
-        found[empty] = line[empty] + FAN - 1 - (children[empty, ::-1] > 0).argmax(axis=1)
-        held = children.take(found)
-    rest -= below.take(found) - held
-    index: np.ndarray = found + (parent * FAN - line)
-    return index
+        index[empty] = parent[empty] * FAN + FAN - 1 - (children[empty, ::-1] > 0).argmax(axis=1)
+    return index, below
