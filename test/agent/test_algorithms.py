@@ -181,14 +181,13 @@ def test_n_step_and_lambda_exclude_each_other() -> None:
 
 
 def test_weights_go_with_their_windows() -> None:
-    rows = batch(B=4, T=5).replace(weight=torch.arange(4.0), index=torch.arange(4))
+    rows = batch(B=4, T=5).replace(weight=torch.arange(4.0))
     steps = single_steps(build(PPO).prepare(rows)[0])
     assert torch.equal(steps.weight, torch.arange(4.0)[:, None].expand(4, 5)[rows.mask])
     ppo = build(PPO, net={"core": {"name": "GRU", "hidden_size": 4}}, minibatch_size=5, training_epoch=1)
     prepared, _ = ppo.prepare(rows.replace(carry=ppo.net.initial(4)))
     for minibatch in ppo.minibatches(prepared):
-        assert torch.equal(minibatch.weight, minibatch.index.float())
-        assert torch.equal(minibatch.reward, rows.reward[minibatch.index])
+        assert torch.equal(minibatch.reward, rows.reward[minibatch.weight.long()])
 
 
 def test_rows_that_no_one_played_teach_nothing() -> None:

@@ -188,7 +188,7 @@ def test_replays_draw_the_same_steps_of_the_same_worlds() -> None:
     echo, mirror = batches["echo"], batches["mirror"]
     assert len(echo) == len(mirror) > 5
     for one, two in zip(echo, mirror, strict=True):
-        assert torch.equal(one.index, two.index)
+        assert np.array_equal(one.index, two.index)
         assert torch.equal(one.obs["obs"], two.obs["obs"]) and torch.equal(one.reward, two.reward)  # both see the bit
     assert any(not torch.equal(one.action, two.action) for one, two in zip(echo, mirror, strict=True))
 

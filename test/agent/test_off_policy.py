@@ -411,10 +411,10 @@ def test_an_agent_learns_as_often_as_it_owes(E: int, frequency: int, iterations:
 @pytest.mark.parametrize("memory", ["PrioritizedReplay", "SequenceReplay"])
 def test_errors_come_home_to_the_windows_they_belong_to(memory: str) -> None:
     agent = agent_of("DQN", memory, DISCRETE, 3)
-    agent.algorithm.update = lambda batch, frame: Learned({}, 1.0 + batch.index.float())
+    agent.algorithm.update = lambda batch, frame: Learned({}, 1.0 + torch.from_numpy(batch.index).float())
     came: list[Any] = []
     feedback = agent.memory.feedback
-    agent.memory.feedback = lambda index, priority: (came.append((index, priority)), feedback(index, priority))
+    agent.memory.feedback = lambda index, priority: (came.append((index.copy(), priority)), feedback(index, priority))
     updates = sum(live(agent, 3, 40))
     assert len(came) == updates > 0
     for index, priority in came:

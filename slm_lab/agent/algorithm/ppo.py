@@ -96,8 +96,6 @@ def single_steps(batch: Batch) -> Batch:
     def flat(x: Tensor) -> Tensor:  # [B, T, ...] -> [N, 1, ...]
         return x[batch.mask].unsqueeze(1)
 
-    def per_step(x: Tensor | None) -> Tensor | None:  # [B] -> [N]
-        return None if x is None else x[:, None].expand(B, T)[batch.mask]
-
+    weight = None if batch.weight is None else batch.weight[:, None].expand(B, T)[batch.mask]  # [B] -> [N]
     steps = map_batch(flat, batch.replace(carry={}, weight=None, index=None))
-    return steps.replace(carry=batch.carry, weight=per_step(batch.weight), index=per_step(batch.index))
+    return steps.replace(carry=batch.carry, weight=weight)
