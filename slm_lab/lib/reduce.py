@@ -92,7 +92,7 @@ def reduce_losses(
         for name, term in terms.items():
             scale = scales.get(name, 1.0)
             loss.value += scale * means[name]
-            if name not in losses.slopes:
+            if name not in losses.slopes and term.requires_grad:
                 loss.begin(term, mask * (scale * share))
             for slope in losses.slopes.get(name, ()):
                 loss.begin(slope.of, _chosen(slope.value, mask, count) * (scale * share))
