@@ -116,4 +116,4 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
             table.writeheader()
             table.writerows({name: value for name, value in row.items() if value == value} for row in rows)  # no NaN
 
-    write_atomic(path, write)
+    write_atomic(path, write, sync=False)  # the checkpoint has its rows, and each one writes it again

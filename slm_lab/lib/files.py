@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write(temporary)` write a file, sync it, and rename it to `path`: readers see the old file or the new."""
+def write_atomic(path: Path, write: Callable[[Path], object], sync: bool = True) -> None:
+    """Let `write(temporary)` write a file, sync it, and rename it to `path`: readers see the old file or the new.
+
+    Without `sync` the machine may lose the newest one when its power fails: for what will be written again anyway.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        if sync:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
