@@ -48,7 +48,8 @@ INTRO = """# Benchmarks
 Written by `make bench` (`python -m bench.learning`). One row is one command, `python run_lab.py FILE NAME train`, on 2
 cores with one torch thread a session. Seeds are 0 to n-1, none left out.
 
-Other figures: [StrategicMemory](benchmarks/strategic.md), [speed and RAM](benchmarks/speed.md),
+Other figures: [StrategicMemory](benchmarks/strategic.md), [who learns MemoryTask](benchmarks/memory_task.md),
+beside other libraries, [speed and RAM](benchmarks/speed.md),
 [what a search costs](search.md#what-it-costs), [rollout workers](distributed.md#what-it-gives).
 
 - CartPole, Acrobot, LunarLander, and Pendulum with PPO: mean return of the last 100 training episodes; their mean over
