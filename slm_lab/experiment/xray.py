@@ -99,6 +99,8 @@ class Xray:
             return
         played = ~step.is_first
         for world, reel in enumerate(self._reels):
+            if not self._reels:  # one before it was the last that is kept
+                break
             if not played[world]:
                 self._reels[world] = _Reel()
                 continue
