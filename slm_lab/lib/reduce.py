@@ -44,10 +44,9 @@ class Loss:
         self.gradients: list[Tensor] = []
 
     def begin(self, root: Tensor, gradient: Tensor) -> None:
-        """The loss has this gradient by `root`."""
-        if root.requires_grad:
-            self.roots.append(root)
-            self.gradients.append(gradient)
+        """The loss has this gradient by `root`, which requires one."""
+        self.roots.append(root)
+        self.gradients.append(gradient)
 
     def __iadd__(self, other: Loss) -> Loss:
         self.value += other.value
@@ -94,7 +93,7 @@ def reduce_losses(
             loss.value += scale * means[name]
             if name not in losses.slopes and term.requires_grad:
                 loss.begin(term, mask * (scale * share))
-            for slope in losses.slopes.get(name, ()):
+            for slope in (slope for slope in losses.slopes.get(name, ()) if slope.of.requires_grad):
                 loss.begin(slope.of, _chosen(slope.value, mask, count) * (scale * share))
     return loss, {name: means[name] if name in means else float(x) for name, x in {**terms, **shown}.items()}
 
@@ -103,6 +102,11 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean of `x` [B, Q] over the valid rows."""
     count = int(mask.sum())
     return x.mean() if count == mask.numel() else _chosen(x, mask, count).sum() / max(count, 1)
+
+
+def masked_rms(x: Tensor, mask: Tensor) -> Tensor:
+    """Root mean square of `x` [B, Q] over the valid rows, never 0: something to measure `x` by."""
+    return x[mask].square().mean().sqrt().clamp(min=1e-8)
 
 
 def _means(rows: list[Tensor], mask: Tensor, count: int) -> list[float]:

@@ -15,7 +15,7 @@ from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.heads import body
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
-from slm_lab.lib.reduce import Losses, Metrics, Slope
+from slm_lab.lib.reduce import Losses, Metrics, Slope, masked_rms
 from slm_lab.lib.returns import explained_variance, gae, n_step_returns, td_error
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.running import RunningMoments
@@ -72,7 +72,7 @@ class ActorCritic(PolicyGradient):
             "v_target": self._scale(target),
         }
         if self.spec.entropy_by_surprise:
-            extras["surprise"] = error.abs() / error[batch.mask].square().mean().sqrt().clamp(min=1e-8)
+            extras["surprise"] = error.abs() / masked_rms(error, batch.mask)
         return batch.replace(extras=extras), {"explained_variance": float(variance)}
 
     def raw_value(self, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ from slm_lab.agent.net.core.base import take
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.encode import vector, vector_size
 from slm_lab.agent.net.net import Net, NetOut
-from slm_lab.lib.reduce import Losses, Metrics, masked_mean
+from slm_lab.lib.reduce import Losses, Metrics, masked_mean, masked_rms
 from slm_lab.lib.returns import explained_variance
 from slm_lab.lib.tree import tree_leaves, tree_map
 from slm_lab.lib.types import Batch, Tree
@@ -91,7 +91,7 @@ class Hindsight(Auxiliary):
         count = self._count(error, batch.mask)
         at, mask = surprising(error, batch.mask, count, self.rng)
         error = take(error, at)
-        scale = error[mask].square().mean().sqrt().clamp(min=1e-8)
+        scale = masked_rms(error, mask)
         self.largest = max(self.largest, float(scale))
         weight = torch.full_like(error[:, :1], (float(scale) / self.largest) ** 2)  # [B, 1]
         notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error / scale, "weight": weight}
