@@ -74,14 +74,15 @@ def memory_task(delay: int, mode: str, every: int, max_frame: int, **keys: Any) 
     return Row(name, file, every, max_frame, changes, recalls=True, **keys)
 
 
-def without(task: Row, name: str, change: str, max_frame: int | None = None, **keys: Any) -> Row:
+def without(task: Row, name: str, *change: str, max_frame: int | None = None, **keys: Any) -> Row:
     """A task's row with something taken out."""
     name = f"{task.name.removeprefix('MemoryTask ')}, {name}"
-    changes, frames = (*task.changes, change), max_frame or task.max_frame
+    changes, frames = (*task.changes, *change), max_frame or task.max_frame
     return Row(name, task.file, 4 * task.every, frames, changes, task.bar, seeds=3, **keys)
 
 
 FIFO = "agent.memory.retention=fifo"
+AGELESS = "agent.memory.decay_init=0"  # where hindsight teaches no decay, none should stay as it began
 HARD_64 = memory_task(64, "HARD", 4096, 200_000, far=True)
 CUES_32 = Row("MultiCue 32", "specs/strategic/multi_cue.json", 8192, 400_000, ("env.length=32",), 0.95, 5)
 MAZE_64 = Row("PassiveTMaze 64", "specs/strategic/tmaze.json", 16640, 600_000, ("env.corridor=64",), 0.95, 5)
@@ -101,8 +102,8 @@ ROWS = [
     without(HARD_64, "fifo", FIFO, most=CHANCE),
     without(HARD_64, "reservoir", "agent.memory.retention=reservoir", most=CHANCE),
     without(HARD_64, "no memory", "agent.memory.retention=none", most=CHANCE),
-    without(HARD_64, "no hindsight", "agent.memory.hindsight_coef=0", most=CHANCE),
-    without(HARD_64, "no usefulness", "agent.memory.usefulness_coef=0", claims=False),
+    without(HARD_64, "no hindsight", "agent.memory.hindsight_coef=0", AGELESS, most=CHANCE),
+    without(HARD_64, "no usefulness", "agent.memory.usefulness_coef=0", AGELESS, claims=False),
     without(HARD_64, "no actor term", "agent.memory.actor_coef=0", claims=False),
     without(CUES_32, "fifo", FIFO, max_frame=200_000, most=0.9),  # cues among the last 16 steps it has
     without(MAZE_64, "fifo", FIFO, most=CHANCE),

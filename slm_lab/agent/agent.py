@@ -108,11 +108,11 @@ class Agent:
         return self.algorithm.optim.untrained or set()
 
     def learned(self) -> Tree:
-        """What acting needs, without the experience it came from."""
-        return self.algorithm.state_dict()
+        """What acting needs, without what it was learned by."""
+        return {"net": self.algorithm.net.acting_state()}
 
     def load_learned(self, state: Tree) -> None:
-        self.algorithm.load_state_dict(state)
+        self.algorithm.net.load_acting_state(state["net"])
 
     def state_dict(self) -> Tree:
         return {

@@ -15,11 +15,13 @@ from worlds import OBS_SPACES, Worlds
 from slm_lab.agent.agent import Agent
 from slm_lab.agent.memory.strategic.core import Entries
 from slm_lab.agent.memory.strategic.hindsight import (
+    CHANCE,
     EVEN,
     PROMISE,
+    RATE,
     _mean_actor_critic,
-    _promise,
     _use,
+    promising,
     surprising,
 )
 from slm_lab.agent.net.distribution import Categorical
@@ -193,25 +195,39 @@ def test_without_any_use_all_entries_are_worth_the_same() -> None:
 
 @pytest.mark.parametrize("slope", [0.01, -0.01], ids=["right", "wrong"])
 def test_a_cue_is_of_promise_whatever_the_sign_of_a_critic_that_knows_nothing(slope: float) -> None:
-    """Entry 0 says what the error will be, 1 says something else, 2 the same in all episodes; none is looked at."""
-    rng, B = torch.Generator().manual_seed(0), 500
-    told, noise = (torch.randint(2, (B,), generator=rng) * 2.0 - 1.0 for _ in range(2))
-    value = torch.stack([told, noise, torch.ones(B)], dim=1)[:, :, None, None]  # [B, N, H, d]
-    pulled, there = (told * slope)[:, None, None], torch.ones(B, 3, dtype=torch.bool)
-    found = _promise(pulled, value, value.roll(1, dims=0), there, torch.arange(3).expand(B, 3)).mean(dim=0)
-    assert found[0] > 0.6 > 0.02 > found[1].abs() and found[2] == 0
+    """Entry 0 says what the error will be, 1 something else, louder, 2 the same in all episodes; none is looked at."""
+    rng, B, hindsight = torch.Generator().manual_seed(0), 64, hindsight_of(build())
+    there, step = torch.ones(B, 3, dtype=torch.bool), torch.arange(3).expand(B, 3)
+    for _ in range(12):
+        told, noise = (torch.randint(2, (B,), generator=rng) * 2.0 - 1.0 for _ in range(2))
+        value = torch.stack([told, 3 * noise, torch.ones(B)], dim=1)[:, :, None, None]  # [B, N, H, d]
+        pulled, slope = (told * slope)[:, None, None], -slope  # critics come and go
+        found = hindsight._promise(pulled, value - value.roll(1, dims=0), there, step)
+        assert bool((found >= 0).all()) and bool((found <= 1).all())
+    assert float(found[:, 0].min()) > 0.1 > 0.04 > float(found[:, 1].max()) and not found[:, 2].any()
 
 
 def test_promise_compares_what_is_of_the_same_step() -> None:
     """Windows that begin at different steps; of a step that no other episode has there is none."""
     step = torch.tensor([[5, 6, 7], [6, 7, 8], [5, 6, -1]])
-    value = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, 1.0], [1.0, -1.0, 9.0]])[..., None, None]
-    pulled, there = torch.ones(3, 1, 1), torch.ones(3, 3, dtype=torch.bool)
-    there[1, 2] = there[2, 2] = False
-    found = _promise(pulled, value, torch.zeros_like(value), there, step)
-    assert found.tolist() == [[1.0, 0.0, -1.0], [0.0, -1.0, 0.0], [1.0, -1.0, 0.0]]
-    alone = torch.zeros(1, 3, dtype=torch.bool)
-    assert not _promise(pulled[:1], value[:1], value[:1], alone, step[:1]).any()
+    g = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, 1.0], [1.0, -1.0, 9.0]])
+    there = torch.tensor([[True, True, True], [True, True, False], [True, True, False]])
+    found, new = promising(g, there, step)
+    # 5: 1, 1; 6: 1, 1, -1; 7: -1, 1; of the products of all with all, their own squares and what is chance
+    expected = [(4 - 2 - CHANCE * 2) / 2, (1 - 3 - CHANCE * 3) / 6, (0 - 2 - CHANCE * 2) / 2]
+    assert new.tolist() == [False] * 5 + [True] * 3 + [False]
+    assert found[new].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_promise_of_steps_that_no_batch_has_had_lately_stays() -> None:
+    hindsight = hindsight_of(build())
+    hindsight.promise = torch.tensor([0.5, 0.25, 0.125])
+    step = torch.tensor([[0, 1], [0, 1]])
+    there = torch.tensor([[True, True], [True, False]])
+    pulled, differs = torch.zeros(2, 1, 1), torch.zeros(2, 2, 1, 1)
+    found = hindsight._promise(pulled, differs, there, step)
+    assert hindsight.promise.tolist() == [0.5 * (1 - RATE), 0.25, 0.125]
+    assert found.tolist() == [[0.5 * (1 - RATE), 0.25], [0.5 * (1 - RATE), 0.0]]
 
 
 def test_promise_raises_worth_as_far_as_the_critic_explains_nothing() -> None:
@@ -271,6 +287,17 @@ def test_decay_learns_from_each_step_and_leaves_worth_alone() -> None:
     of_worth, of_decay = torch.autograd.grad(loss, [worth, decay], allow_unused=True)
     assert of_worth is None
     assert bool((of_decay[0, :4] < 0).all()), "where only the newest is looked at, entries should age faster"
+
+
+def test_what_misleads_is_of_no_use_and_no_less() -> None:
+    """A target below 0 has no fixed point: worth and decay would run off."""
+    agent = build(swap=0.0, awake=False)
+    keys = {"worth": torch.zeros(1, 4, requires_grad=True), "decay": torch.full((1, 4), 0.1, requires_grad=True)}
+    found = []
+    for misleads in (0.0, -5.0):
+        terms = toy(agent, torch.tensor([[misleads, 0.0, 0.5, 0.5]]).expand(2, 4), **keys)
+        found.append(torch.autograd.grad(terms["usefulness_loss"].sum() + terms["decay_loss"].sum(), list(keys.values())))
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
 
 
 def test_surprising_steps() -> None:

@@ -17,7 +17,7 @@ import pytest
 import ray
 import torch
 from fake_ray import Actor, FakeRay
-from small_specs import ROOT, make_spec
+from small_specs import MEMORIES, ROOT, make_spec
 
 from slm_lab.agent.build import build_agent
 from slm_lab.agent.memory.onpolicy import OnPolicyBatchReplay
@@ -53,7 +53,15 @@ PER: dict[str, Any] = {
     "agent__memory": {"name": "PrioritizedReplay", "max_size": 400, "batch_size": 16, "n_step": 3},
     "env__max_frame": 900,
 }
-KINDS = {"recurrent": RECURRENT, "episodic": EPISODIC, "per": PER}
+STRATEGIC: dict[str, Any] = {  # what learns beside holds more than weights, and stays with the learner
+    **WORKERS,
+    "agent__algorithm": {"name": "PPO", "time_horizon": 4, "minibatch_size": 16, "training_epoch": 1},
+    "agent__memory": MEMORIES["StrategicMemory"],
+    "agent__net": {"name": "MLP", "hid_layers": [], "shared": True},
+    "agent__auxiliary": [{"name": "RND", "coef": 0.1}],
+    "env": {"name": "MemoryTask", "delay": 5, "num_envs": 4, "max_frame": 600},
+}
+KINDS = {"recurrent": RECURRENT, "episodic": EPISODIC, "per": PER, "strategic": STRATEGIC}
 
 
 @pytest.fixture

@@ -221,6 +221,18 @@ def watch(length: int, cue: list[list[int]], bit: list[int], held: list[list[int
     return seen
 
 
+def test_a_world_that_waits_while_the_last_episode_worth_keeping_ends():
+    """Of answers that nobody tells one is kept; then no world is followed any more, that one neither."""
+    seen, world = Xray(), World([[], []], [0, 0])
+    world.target = lambda: None
+    shown = {name: torch.zeros(2, 1) for name in ("recall_step", "recall_weight", "recall_worth")}
+    for waits, ends in ((False, False), (True, True), (False, True)):
+        seen.look(ActOut(None, {}, {"actor": {**shown, "recall_begin": torch.zeros(2, dtype=torch.int64)}}), world)
+        ended, first = np.array([ends, False]), np.array([False, waits])
+        seen.follow(Step({}, np.zeros(2), first, ended, np.zeros(2, bool), np.zeros(2)), ended, np.ones(2))
+    assert len(seen.episodes) == 1 and seen.count == 2
+
+
 def test_several_cues_and_those_still_to_come():
     seen = watch(6, cue=[[1, 3, 9], [0, 2, -1]], bit=[0, 1], held=[[1, 3, -1, -1], [2, 4, 1, 3]])
     cue = seen.figures()["cue"]

@@ -146,7 +146,7 @@ class A2C(ActorCritic):
         name: Literal["A2C"] = "A2C"
         lam: Unit | None = Field(0.95, description="λ of the generalised advantage estimate")  # type: ignore[assignment]
         training_frequency: PositiveInt = Field(
-            32, description="steps per env (OnPolicyReplay: episodes) between updates"
+            32, description="steps per env (OnPolicyReplay, StrategicMemory: episodes) between updates"
         )
         num_step_returns: PositiveInt | None = Field(None, description="n of n-step returns, in place of lam")
 

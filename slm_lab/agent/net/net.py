@@ -80,6 +80,16 @@ class Net(nn.Module):
         """Carry at the start of an episode."""
         return {name: part.core.initial(B) for name, part in self._parts.items()}
 
+    def acting_state(self) -> dict[str, Tensor]:
+        """What acting needs of the state: nothing of what learns beside, which may hold much."""
+        return _acting(self.state_dict())
+
+    def load_acting_state(self, state: dict[str, Any]) -> None:
+        """What `acting_state` or `state_dict` told; what learns beside stays as it is."""
+        found = self.load_state_dict(_acting(state), strict=False)
+        if found.unexpected_keys or _acting(dict.fromkeys(found.missing_keys)):
+            raise ValueError(f"the state is of another net: {found}")
+
     @property
     def out_sizes(self) -> dict[str, int]:
         """Size F of each part's features."""
@@ -147,3 +157,7 @@ class Net(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def _acting(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: leaf for name, leaf in state.items() if not name.startswith("auxiliaries.")}

@@ -127,7 +127,7 @@ class Crew(VecEnv):
         """A chunk more of each worker, by the weights of now."""
         done, weights = self.put
         if done != self.agent.opt_step:
-            net = self.agent.algorithm.net.state_dict()
+            net = self.agent.algorithm.net.acting_state()
             done, weights = self.put = (self.agent.opt_step, ray.put({k: x.detach().cpu() for k, x in net.items()}))
         before = sum(order.steps for order, _ in self.posts[0].orders)
         order = Order(weights, self.agent.frame + before * self.num_envs, self.agent.memory.missing or STEPS)

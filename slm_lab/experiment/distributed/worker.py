@@ -59,7 +59,7 @@ class Worker:
         """
         if last is not None:
             self.begin()
-        self.agent.algorithm.net.load_state_dict(weights)
+        self.agent.algorithm.net.load_acting_state(weights)
         self.agent.frame = frame
         lived = [] if last is None else [self._bridge(last)]
         while len(lived) < steps:

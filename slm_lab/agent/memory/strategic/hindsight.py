@@ -25,6 +25,8 @@ PAST_BYTES = 2**24  # most of a batch that is kept for replay
 DRAWS = 4  # of actions that can't be counted, for their mean
 EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that is of use they are worth the same
 PROMISE = 0.3  # of what teaches retention, to what may come to be of use, as far as the critic explains nothing
+RATE = 0.25  # by which a batch's promise enters the mean of the batches before
+CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in (E g²)/n
 FEWEST = 2  # windows that are worth keeping
 
 
@@ -74,15 +76,16 @@ class Hindsight(Auxiliary):
         self.part = next(iter(context.features))
         self.gate = 0.0
         self.largest = 0.0  # rms of a batch's errors yet
+        self.promise = torch.zeros(0)  # [S] of the steps of an episode, mean of the last batches
         self.past: list[Tree] = []  # windows of the last batches
 
     def get_extra_state(self) -> Tree:
         past = {str(i): part for i, part in enumerate(self.past)}
-        return {"rng": self.rng.get_state(), "largest": self.largest, "past": past}
+        return {"rng": self.rng.get_state(), "largest": self.largest, "promise": self.promise, "past": past}
 
     def set_extra_state(self, state: Tree) -> None:
         self.rng.set_state(state["rng"].cpu())
-        self.largest = float(state["largest"])
+        self.largest, self.promise = float(state["largest"]), state["promise"].cpu()
         self.past = list(state["past"].values())
 
     @torch.no_grad()
@@ -108,7 +111,8 @@ class Hindsight(Auxiliary):
         self._keep(batch)
         variance = explained_variance(judged[mask], notes["error"][mask])
         self.gate = float(variance.nan_to_num(0.0).clamp(0.0, 1.0))
-        return batch, {"hindsight_explained": float(variance.nan_to_num(0.0))}
+        told = {"hindsight_explained": variance.nan_to_num(0.0), "hindsight_weight": weight.mean()}
+        return batch, {name: float(x) for name, x in told.items()}
 
     def _count(self, error: Tensor, mask: Tensor) -> int:
         """How many steps of an episode are surprising: their participation ratio `(Σδ²)² / Σδ⁴`, mean of episodes."""
@@ -173,13 +177,12 @@ class Hindsight(Auxiliary):
             target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
             among = (valid & mask[..., None]).any(dim=1)
-            even = among / among.sum(dim=1, keepdim=True).clamp(min=1)
-            whole = whole + EVEN * even + PROMISE * (1 - self.gate) * promise * among
+            whole = whole.clamp(min=0) + _even(among) + PROMISE * (1 - self.gate) * promise * among
             terms["usefulness_loss"] = (coef * _cross_entropy(whole, data["worth"], among)[:, None]).expand_as(mask)
             if "decay" in data:
                 age = take(data["count"], now)[..., None] - data["count"][:, None]
                 held = data["worth"].detach()[:, None] - data["decay"][:, None] * age.clamp(0, 2 * core.slots)
-                terms["decay_loss"] = coef * _cross_entropy(target, held, valid)
+                terms["decay_loss"] = coef * _cross_entropy(target.clamp(min=0) + _even(valid), held, valid)
         return terms, value
 
     def _used(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,8 +198,25 @@ class Hindsight(Auxiliary):
         missed = notes["error"] - judged.detach()
         use = _use(missed, slope, read, (logits, data["value"]), (others, other["value"]))
         pulled = torch.einsum("bm,bmhd->bhd", missed * notes["mask"], slope)
-        promise = _promise(pulled, data["value"], other["value"], other["count"] >= 0, entries.step)
+        promise = self._promise(pulled, data["value"] - other["value"], other["count"] >= 0, entries.step)
         return judged.detach(), F.pad(use, (left, 0)), F.pad(promise, (left, 0))
+
+    def _promise(self, pulled: Tensor, differs: Tensor, there: Tensor, step: Tensor) -> Tensor:
+        """How surely each entry [B, N] would change the critic's error if it were looked at; 0 of what says nothing.
+
+        `g = Σ_m missed_m ∂Q_m/∂m · (v − v')` is by how much less would be missed if attention moved a little from
+        another episode's entry v' to this one, v. Use needs attention and a critic that has found the right sign; of a
+        cue g is one or the other in all episodes, whether for better or worse, and of all else by chance. What counts
+        is `E[g]²` of the step, in units of the mean g², from 0 to 1; of one batch it is mostly chance, so it is the
+        mean of the last ones. pulled [B, H, d] is `Σ_m missed_m ∂Q_m/∂m`, differs [B, N, H, d] v − v', there [B, N]
+        whether there is another, step [B, N] of the episode.
+        """
+        g = torch.einsum("bhd,bnhd->bn", pulled, differs.detach())
+        found, new = (x.cpu() for x in promising(g, there, step))
+        self.promise = F.pad(self.promise, (0, max(0, len(found) - len(self.promise))))
+        mean = self.promise[: len(found)]
+        mean += torch.where(new, RATE * (found - mean), 0.0)
+        return torch.where(there, self.promise.to(g)[step.clamp(min=0)].clamp(0.0, 1.0), 0.0)
 
     def _others(self, entries: Entries) -> Tree:
         """For each entry what another window has of the same step of its episode; count -1: nothing."""
@@ -284,21 +304,24 @@ def _use(
     return moved.square() - 2 * missed[..., None] * moved
 
 
-def _promise(pulled: Tensor, value: Tensor, other: Tensor, there: Tensor, step: Tensor) -> Tensor:
-    """How surely each entry [B, N] would change the critic's error if it were looked at; about 0 of what says nothing.
+def promising(g: Tensor, there: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """`E[g]²` of each step [S] of the episode in units of the mean g², and which steps have two or more of it.
 
-    `g = Σ_m missed_m ∂Q_m/∂m · (v − v')` is by how much less would be missed if attention moved a little from another
-    episode's entry v' to this one, v. Use needs attention and a critic that has found the right sign; of a cue g is one
-    or the other in all episodes, whether for better or worse, and of all else by chance. So g times the mean of it in
-    the other episodes at the same step, in units of the mean of g²: its expectation is `E[g]² / E[g²]`, whatever a
-    critic that knows nothing is like. pulled [B, H, d] is `Σ_m missed_m ∂Q_m/∂m`, value and other [B, N, H, d],
-    `there` [B, N] whether there is another, step [B, N] of the episode.
+    The square of a mean, without bias: the mean product of two episodes' g. Where g is chance that is 0 on average,
+    with a deviation of `√2 E[g²]/n`: `CHANCE` is taken off, so that few of many steps promise what isn't there.
+    g, there, step [B, N].
     """
-    g = torch.where(there, torch.einsum("bhd,bnhd->bn", pulled, (value - other).detach()), 0.0)
-    steps, which = torch.unique(step, return_inverse=True)
-    total, count = (g.new_zeros(len(steps)).index_add(0, which.flatten(), x.flatten().float()) for x in (g, there))
-    others = (total[which] - g) / (count[which] - 1).clamp(min=1)
-    return g * others / g[there].square().mean().nan_to_num(0.0).clamp(min=1e-12)
+    g, step = torch.where(there, g, 0.0).flatten(), step.flatten().clamp(min=0)
+    n, total, square = (
+        g.new_zeros(int(step.max()) + 1).index_add(0, step, x) for x in (there.flatten().to(g), g, g.square())
+    )
+    mean = (square.sum() / n.sum().clamp(min=1)).clamp(min=1e-12)
+    return (total.square() - (1 + CHANCE) * square) / (n * (n - 1)).clamp(min=1) / mean, n > 1
+
+
+def _even(among: Tensor) -> Tensor:
+    """A little of all entries [..., N] alike."""
+    return EVEN * among / among.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 def _cross_entropy(target: Tensor, logits: Tensor, valid: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class StrategicMemory(OnPolicyReplay):
             "learned", description="which entries stay: by learned weights, evenly, the newest, none"
         )
         decay_init: float = Field(
-            0.05, ge=0, le=10, description="first λ, by how much an entry's priority falls a step; 0: none"
+            0.05, ge=0, le=10, description="first λ, by how much an entry's priority falls a step (usefulness teaches it); 0: none"
         )
         recall_age: bool = Field(True, description="attention may ask for an age")
         recall_events: bool = Field(True, description="attention may ask for an age counted in entries worth keeping")
@@ -115,14 +115,19 @@ class StrategicMemory(OnPolicyReplay):
 
     @staticmethod
     def notes(spec: LabSpec, world: World) -> list[str]:
-        """Whether retention has a choice at all."""
-        slots, length = spec.agent.memory.slots, world.max_length
-        if spec.agent.memory.persist or length is None or slots < length:
-            return []
-        return [
-            f"agent.memory.slots {slots}: no episode has more than {length} steps, so nothing is ever dropped and "
-            f"retention has nothing to learn; {length - 1} or fewer make it choose"
-        ]
+        """Whether retention has a choice at all, and whether episodes are cut."""
+        keys, length, found = spec.agent.memory, world.max_length, []
+        if length is not None and keys.slots >= length and not keys.persist:
+            found.append(
+                f"agent.memory.slots {keys.slots}: no episode has more than {length} steps, so nothing is ever dropped "
+                f"and retention has nothing to learn; {length - 1} or fewer make it choose"
+            )
+        if length is not None and keys.horizon < length:
+            found.append(
+                f"agent.memory.horizon {keys.horizon}: episodes may have {length} steps and are then cut into windows; "
+                "what was dropped before a window gets no credit from it"
+            )
+        return found
 
     @classmethod
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
