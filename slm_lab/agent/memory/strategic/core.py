@@ -21,7 +21,7 @@ RATES = -1 / torch.tensor(DECAYS)
 ANGLES = 2 * math.pi * torch.arange(max(PERIODS))[:, None] / torch.tensor(PERIODS)
 WAVES = torch.cat([torch.sin(ANGLES), torch.cos(ANGLES)], dim=1)  # [32, 8] by t % 32, as exact after a million steps
 CLOCK = len(DECAYS) + WAVES.shape[1]
-FADED = -80.0  # exponents stop here: what lies below comes to nothing, and numbers next to 0 are slow to multiply
+FADED = -40.0  # exponents stop here: e^-40 comes to nothing, and far less, times a gradient, is slow to multiply
 SPAN = 2048  # steps, a multiple of 32, after which exponentials have faded and only waves go on
 AGE, EVENT_AGE = CLOCK + 1, len(DECAYS) + 1
 EVENT = 2.0  # by how much sharper than retention the clock of events tells entries apart
