@@ -3,7 +3,7 @@
 SPEC ?= specs/ppo_memory.json
 NAME ?=
 MODE ?= dev
-BENCH ?= learning
+BENCH ?= speed
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

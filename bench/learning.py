@@ -45,7 +45,7 @@ class Row:
 
 INTRO = """# Benchmarks
 
-Written by `make bench` (`python -m bench.learning`). One row is one command, `python run_lab.py FILE NAME train`, on 2
+Written by `python run_lab.py bench learning`. One row is one command, `python run_lab.py FILE NAME train`, on 2
 cores with one torch thread a session. Seeds are 0 to n-1, none left out.
 
 Other figures: [StrategicMemory](benchmarks/strategic.md), [who learns MemoryTask](benchmarks/memory_task.md),

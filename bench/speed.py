@@ -61,8 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     kept = json.loads(SAMPLES.read_text()) if SAMPLES.exists() else []
     if args.page:
-        save(kept, known)
-        return 0
+        return 0 if save(kept, known) else 1
     turns, share = (1, QUICK) if args.quick else (args.turns, 1.0)
     failed, fresh = 0, list[Sampled]()
     text = TextColumn("{task.description}", markup=False)
@@ -202,7 +201,11 @@ class Found:
         if self.workload.most is not None:
             return self.span(OURS).middle <= self.workload.most
         ratio = self.ratio
-        return None if ratio is None or self.workload.ratio is None else ratio.middle >= self.workload.ratio
+        if ratio is None or self.workload.ratio is None:
+            return None
+        if ratio.middle < self.workload.ratio:
+            return False
+        return None if self.absent else True  # an absent peer might be the best
 
     @property
     def work(self) -> str:
@@ -250,7 +253,8 @@ HEAD = """# Speed and RAM, measured
 Written by `python run_lab.py bench speed`; [bench.md](../bench.md#speed) says how it measures. Medians (least –
 largest) of all turns of a side; sides take turns, in processes of their own with one thread, all on one core. Rates are
 by CPU seconds, times of whole commands by the clock on the wall. *Times the best peer*: turn by turn; more than 1 is in
-our favour. A peer that is absent was not installed: nothing is said of it. All samples are in [speed.json](speed.json).
+our favour. A peer that is absent was not installed: nothing is said of it. So is CleanRL, which is scripts to copy and
+no package, and SLM-Lab, whose pins turn ours back. All samples are in [speed.json](speed.json).
 """
 COLUMNS = ("workload", "ours", "peers", "times the best peer", "target", "reached")
 
@@ -281,13 +285,16 @@ def row(found: Found) -> tuple[str, ...]:
 
 def about(found: Found) -> list[str]:
     """What a workload is, its note, what was done in a turn and by which code."""
-    commits = sorted({f"commit {x['commit']}, {x['date']}" for x in found.samples if "commit" in x})
     return [
         found.workload.what,
         found.workload.note,
         found.work and f"Done: {found.work}",
-        "; ".join(commits).capitalize(),
+        "; ".join(_commits(found)).capitalize(),
     ]
+
+
+def _commits(found: Found) -> list[str]:
+    return sorted({f"commit {x['commit']}, {x['date']}" for x in found.samples if "commit" in x})
 
 
 def versions(found: Sequence[Found]) -> list[str]:
@@ -304,7 +311,7 @@ def growth(found: Found) -> list[str]:
     """A table of ours alone: a line for each size."""
     workload = found.workload
     rows = [(side, str(found.span(side))) for side in found.by_side]
-    return [f"{workload.what}:", "", *_table((workload.axis, workload.unit), rows)]
+    return [f"{workload.what} ({', '.join(_commits(found))}):", "", *_table((workload.axis, workload.unit), rows)]
 
 
 def graph(found: Sequence[Found]) -> go.Figure:
@@ -334,13 +341,17 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *(f"| {' | '.join(cells)} |" for cells in rows)]
 
 
-def save(samples: list[Sampled], known: dict[str, Workload]) -> None:
-    """Samples, page and graph, each whole or not at all."""
+def save(samples: list[Sampled], known: dict[str, Workload]) -> bool:
+    """Samples, page and graph, each whole or not at all; whether the graph could be drawn."""
     lines = "[\n" + ",\n".join(json.dumps(x) for x in samples) + "\n]\n"
     write_atomic(SAMPLES, lambda file: file.write_text(lines))
     write_atomic(PAGE, lambda file: file.write_text(page(samples, known)))
     drawn = graph([Found(workload, samples) for workload in known.values()])
-    write_pngs({PICTURE: drawn.to_json()})
+    fresh = PICTURE.with_stem(PICTURE.stem + "_new")  # the old one stays until there is another
+    if not write_pngs({fresh: drawn.to_json()}):
+        return False
+    fresh.replace(PICTURE)
+    return True
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from slm_lab.spec.parts import FAMILIES
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *sorted(DOCS.rglob("*.md"))]
-WRITTEN_BY_BENCH = DOCS / "benchmarks"  # there once `make bench` has run
+WRITTEN_BY_BENCH = DOCS / "benchmarks"  # there once `bench learning` has run
 FORBIDDEN = ("/work/", "farm-", "/tmp/", "shared/", "TODO", "localhost")
 MAX_PICTURE = 150_000  # bytes
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -56,6 +56,9 @@ def test_an_absent_peer_is_never_beaten() -> None:
     found = Found(LONELY, [*samples(LONELY, ours=[1e9]), away])
     assert (found.ratio, found.reached) == (None, None)
     assert speed.row(found)[2:] == ("peer absent", "–", "≥ 3 times", "–")
+    gone = {"workload": "race", "side": "fast", "turn": 0, "absent": "no_such_package"}
+    assert Found(RACE, [*samples(RACE, ours=[30], slow=[1]), gone]).reached is None, "the absent one might be faster"
+    assert Found(RACE, [*samples(RACE, ours=[1], slow=[1]), gone]).reached is False
 
 
 def test_a_side_that_did_other_work_is_named() -> None:
@@ -71,11 +74,16 @@ def test_a_side_that_did_other_work_is_named() -> None:
 def test_the_page_tells_all_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SAMPLES", "PAGE", "PICTURE"):
         monkeypatch.setattr(speed, name, tmp_path / getattr(speed, name).name)
-    drawn: dict[Path, str] = {}
-    monkeypatch.setattr(speed, "write_pngs", drawn.update)
+    drawn: list[str] = []
+
+    def draw(figures: dict[Path, str]) -> list[Path]:
+        drawn.extend(figures.values())
+        return [path for path in figures if path.write_text("a picture")]
+
+    monkeypatch.setattr(speed, "write_pngs", draw)
     kept = samples(RACE, ours=[12345, 12345], slow=[1000, 1000], fast=[2000, 1000])
     kept += samples(SIZES, **{"16": [1.5], "64": [1.6]}) + samples(LIGHT, ours=[28.5], peer=[29])
-    speed.save(kept, KNOWN)
+    assert speed.save(kept, KNOWN)
     text = (tmp_path / "speed.md").read_text()
     assert (
         "| race | 12,300 (12,300 – 12,300) frames/s | slow 1,000 (1,000 – 1,000); fast 1,500 (1,000 – 2,000) |" in text
@@ -84,12 +92,17 @@ def test_the_page_tells_all_that_was_measured(tmp_path: Path, monkeypatch: pytes
     assert "| ours ≤ 28 MB | **no** |" in text
     assert "| delay | ms |\n|---|---|\n| 16 | 1.5 (1.5 – 1.5) |\n| 64 | 1.6 (1.6 – 1.6) |" in text
     assert "lonely" not in text, "never run"
-    figure = json.loads(drawn[tmp_path / "speed.png"])
+    assert "it grows (commit abc, 2026-11-23):" in text
+    assert (tmp_path / "speed.png").read_text() == "a picture" and len(list(tmp_path.iterdir())) == 3
+    figure = json.loads(drawn[0])
     assert [bar["y"] for bar in figure["data"]] == [["light"], ["race"]], "what has no ratio has no bar"
     (tmp_path / "speed.md").unlink()
     monkeypatch.setattr(speed, "workloads", lambda: KNOWN)
     assert main(["--page"]) == 0
     assert (tmp_path / "speed.md").read_text() == text == page(json.loads((tmp_path / "speed.json").read_text()), KNOWN)
+    monkeypatch.setattr(speed, "write_pngs", lambda figures: [])
+    assert main(["--page"]) == 1, "no picture"
+    assert (tmp_path / "speed.png").exists(), "the old one stays"
 
 
 def test_sides_take_turns_and_what_is_run_anew_replaces_its_old_samples_only(

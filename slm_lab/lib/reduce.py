@@ -71,6 +71,7 @@ def reduce_losses(
     """
     terms, shown, scales = losses.terms, losses.shown, scales or {}
     assert terms, "no loss terms"
+    assert not terms.keys() & shown.keys(), f"a term and a metric of one name: {terms.keys() & shown.keys()}"
     for name, term in terms.items():
         assert term.shape == mask.shape, (
             f"loss '{name}' has shape {tuple(term.shape)}, expected [B, Q] = {tuple(mask.shape)}"

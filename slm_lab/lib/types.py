@@ -83,7 +83,7 @@ class Batch(NamedTuple):
     after: Any = None  # [B, T] that value belongs to obs[after + 1], None: after = t
     notes: Tree = {}  # {auxiliary: {..: [B, ...]}} what it noted for its losses
     at: Any = None  # [B, Q] the steps of the windows that action, reward, mask, extras ... are of; None: all T
-    index: Any = None  # [B] where the windows lie in the memory; numpy always, as only the memory asks
+    index: Any = None  # [B] where the windows lie in the memory, maybe counted from its end; numpy, as only it asks
     burn_in: int = 0  # leading steps that only bring the carry up to date
 
     def replace(self, **changes: Any) -> Batch:

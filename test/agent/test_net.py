@@ -22,11 +22,18 @@ from slm_lab.agent.net.net import Net
 from slm_lab.agent.net.optim import Optim, make_optim
 from slm_lab.env.base import World
 from slm_lab.lib.errors import LabError
+from slm_lab.lib.reduce import Loss
 from slm_lab.spec.lab_spec import AgentSpec
 from slm_lab.spec.model import LrScheduleSpec, OptimSpec
 
 OBS = {"obs": spaces.Box(-1, 1, (3,))}
 ACTIONS = spaces.Discrete(4)
+
+
+def loss_of(total: Tensor) -> Loss:
+    loss = Loss()
+    loss.begin(total, torch.ones_like(total))
+    return loss
 
 
 def net_of(**keys: object) -> tuple[Net, NetSpec]:
@@ -68,7 +75,8 @@ def test_each_part_has_its_own_optimiser_and_clip() -> None:
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     optim = Optim(net, spec)
     out = net({"obs": torch.ones(1, 1, 3)}, net.initial(1), torch.ones(1, 1, dtype=torch.bool))
-    optim.step((1e4 * out.heads["value"]).sum() + 1e4 * out.heads["policy"].log_prob(torch.zeros(1, 1)).sum(), frame=0)
+    total = 1e4 * out.heads["value"].sum() + 1e4 * out.heads["policy"].log_prob(torch.zeros(1, 1)).sum()
+    optim.step(loss_of(total), frame=0)
     for part, lr in (("actor", 0.1), ("critic", 0.2)):
         own = [name for name, p in net.named_parameters() if any(p is q for q in optim.groups[part])]
         now = dict(net.named_parameters())
@@ -90,7 +98,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
     optim = Optim(net, spec)
     out = net({"obs": torch.ones(1, 1, 3)}, net.initial(1), torch.ones(1, 1, dtype=torch.bool))
     with pytest.raises(LabError, match=r"gradient is not finite at frame 5.*value"):
-        optim.step(out.heads["value"].sum() * torch.inf, frame=5)
+        optim.step(loss_of(out.heads["value"].sum() * torch.inf), frame=5)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
 
 
@@ -99,7 +107,7 @@ def test_untrained_parameters_are_named() -> None:
     optim = Optim(net, spec)
     optim.watch()
     out = net({"obs": torch.ones(1, 1, 3)}, net.initial(1), torch.ones(1, 1, dtype=torch.bool))
-    optim.step(out.heads["value"].sum(), frame=0)
+    optim.step(loss_of(out.heads["value"].sum()), frame=0)
     assert optim.untrained
     assert all("critic" not in name and "value" not in name for name in optim.untrained)
     assert any("policy" in name for name in optim.untrained)

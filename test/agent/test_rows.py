@@ -263,6 +263,14 @@ def test_rounding_never_draws_what_has_no_weight() -> None:
         assert weights[table.draw(np.append(edge, np.nextafter(1.0, 0.0)))].all()
 
 
+@pytest.mark.parametrize("weight", [0.0, np.nan, np.inf])
+def test_what_can_not_be_drawn_from_is_told(weight: float) -> None:
+    table = SumTable(40)
+    table.set(np.array([3]), weight)
+    with pytest.raises(ValueError, match=f"add up to {weight}"):
+        table.draw(np.array([0.5]))
+
+
 def test_a_million_weights_of_all_magnitudes() -> None:
     rng = np.random.default_rng(0)
     table = SumTable(1_000_000)

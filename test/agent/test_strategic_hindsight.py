@@ -296,7 +296,9 @@ def test_what_misleads_is_of_no_use_and_no_less() -> None:
     found = []
     for misleads in (0.0, -5.0):
         terms = toy(agent, torch.tensor([[misleads, 0.0, 0.5, 0.5]]).expand(2, 4), **keys)
-        found.append(torch.autograd.grad(terms["usefulness_loss"].sum() + terms["decay_loss"].sum(), list(keys.values())))
+        found.append(
+            torch.autograd.grad(terms["usefulness_loss"].sum() + terms["decay_loss"].sum(), list(keys.values()))
+        )
     assert all(torch.equal(*both) for both in zip(*found, strict=True))
 
 

@@ -33,7 +33,9 @@ class PPO(ActorCritic):
 
     class Spec(ActorCriticSpec):
         name: Literal["PPO"] = "PPO"
-        time_horizon: PositiveInt = Field(128, description="steps per env between updates (OnPolicyReplay, StrategicMemory: episodes)")
+        time_horizon: PositiveInt = Field(
+            128, description="steps per env between updates (OnPolicyReplay, StrategicMemory: episodes)"
+        )
         minibatch_size: PositiveInt = Field(64, description="steps in a minibatch")
         training_epoch: PositiveInt = Field(4, description="passes over each batch")
         clip_eps_spec: ScheduleSpec = Field(ScheduleSpec(start_val=0.2), description="ε: how far the ratio may move")

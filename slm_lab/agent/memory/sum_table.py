@@ -46,9 +46,13 @@ class SumTable:
         return float(self.group_max.max())
 
     def draw(self, share: np.ndarray) -> np.ndarray:
-        """The index [B] at each `share` [B] of the total, in [0, 1). At least one weight must be above 0."""
+        """The index [B] at each `share` [B] of the total, in [0, 1). Raises `ValueError` unless a total is there."""
         top = self.group.cumsum()
         total = float(top[-1])
+        if not 0 < total < math.inf:
+            raise ValueError(
+                f"nothing can be drawn from weights that add up to {total}: one above 0 was expected, all finite"
+            )
         rest = np.minimum(share * total, math.nextafter(total, 0.0))
         group = top.searchsorted(rest, side="right")
         rest -= top.take(group) - self.group.take(group)

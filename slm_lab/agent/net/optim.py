@@ -37,7 +37,7 @@ class Optim:
         """Note which parameters ever get a gradient (dev mode)."""
         self.untrained = {name for name, _ in self.net.named_parameters()}
 
-    def step(self, loss: Loss | Tensor, frame: int) -> dict[str, float]:
+    def step(self, loss: Loss, frame: int) -> dict[str, float]:
         """One update; its grad_norm and lr. Raises `LabError` on a gradient that isn't finite, and changes nothing."""
         for parameters in self.groups.values():
             for parameter in parameters:

@@ -47,7 +47,10 @@ class StrategicMemory(OnPolicyReplay):
             "learned", description="which entries stay: by learned weights, evenly, the newest, none"
         )
         decay_init: float = Field(
-            0.05, ge=0, le=10, description="first λ, by how much an entry's priority falls a step (usefulness teaches it); 0: none"
+            0.05,
+            ge=0,
+            le=10,
+            description="first λ, by how much an entry's priority falls a step (usefulness teaches it); 0: none",
         )
         recall_age: bool = Field(True, description="attention may ask for an age")
         recall_events: bool = Field(True, description="attention may ask for an age counted in entries worth keeping")

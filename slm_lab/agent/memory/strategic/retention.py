@@ -29,7 +29,7 @@ class Retention:
         self.rule, self.slots = rule, slots
 
     def noise(self, count: Tensor, rng: torch.Generator | None) -> Tensor:
-        """g [B, T] of the steps `count` [B, T]. A reservoir is nothing but chance: without `rng` it hashes count, row."""
+        """g [B, T] of the steps `count` [B, T]. A reservoir is nothing but chance: without `rng` it hashes."""
         if self.rule == "reservoir" and rng is None:
             row = torch.arange(1, 1 + len(count), device=count.device)[:, None]
             return _gumbel(torch.frac(torch.sin((1 + count) * 12.9898 + row * 78.233).abs() * 43758.5453))
