@@ -24,7 +24,7 @@ from slm_lab.env.vec import make_env, offline_env
 from slm_lab.experiment.evaluate import Played, play
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.source import Local, Source
-from slm_lab.experiment.tracker import WINDOW, Tracker, write_table
+from slm_lab.experiment.tracker import WINDOW, Tracker, packed, unpacked, write_table
 from slm_lab.experiment.xray import Xray
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.reduce import Metrics
@@ -341,7 +341,7 @@ class Session:
             "step": step,
             "carry": self.carry,
             "tracker": tracker,
-            "eval_rows": self.eval_rows,
+            "eval_rows": packed(self.eval_rows),
             "best": self.best,
             "due": self.due,
         }
@@ -350,7 +350,7 @@ class Session:
         """Go on from a checkpoint. Where the env could not be saved, from new episodes, and says so."""
         self.agent.load_state_dict(state["agent"])
         self.tracker.load_state_dict(state["tracker"])
-        self.eval_rows, self.best, self.due = state["eval_rows"], state["best"], state["due"]
+        self.eval_rows, self.best, self.due = unpacked(state["eval_rows"]), state["best"], state["due"]
         self.step, self.carry = Step(**state["step"]), to_torch(state["carry"], self.agent.device)
         if state["env"] is not None:
             self.env.load_state_dict(state["env"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections import deque
 from pathlib import Path
@@ -95,16 +96,26 @@ class Tracker:
         return row
 
     def state_dict(self) -> Tree:
-        return {**vars(self), "returns": list(self.returns)}
+        return {**vars(self), "returns": list(self.returns), "rows": packed(self.rows)}
 
     def load_state_dict(self, state: Tree) -> None:
         vars(self).update(state)
-        self.returns = deque(state["returns"], maxlen=WINDOW)
+        self.returns, self.rows = deque(state["returns"], maxlen=WINDOW), unpacked(state["rows"])
 
 
 def _mean(x: np.ndarray) -> float:
     known = x[~np.isnan(x)]
     return float(known.mean()) if known.size else math.nan
+
+
+def packed(rows: list[Metrics]) -> str:
+    """Rows for a checkpoint, exact to the bit; as thousands of numbers they take longer to save than a net."""
+    return json.dumps(rows)
+
+
+def unpacked(text: str) -> list[Metrics]:
+    rows: list[Metrics] = json.loads(text)
+    return rows
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
