@@ -370,7 +370,7 @@ WORKLOADS = [
     training(
         "ppo", "PPO, CartPole-v1: 4 worlds, horizon 256, minibatch 128, 15 epochs, 64x64 tanh each", 2.5,
         ppo_spec(), {"SB3": (SB3, ppo_sb3, POLICY)}, 2_048, 49_152,
-        note="advantages are standardised once a batch by ours, once a minibatch by SB3",
+        note="Advantages are standardised once a batch by ours, once a minibatch by SB3",
     ),
     training(
         "dqn", "DQN, CartPole-v1: batch 32, an update a frame, 64x64 relu", 1.8,
@@ -388,7 +388,7 @@ WORKLOADS = [
     training(
         "lstm_ppo", "recurrent PPO, MemoryTask 16: 32 worlds, LSTM 256 and 64x64 for actor and critic each", 4.0,
         recurrent_spec(shared=False), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=False), POLICY)}, 1_024, 4_096,
-        note="the peer steps 32 worlds one by one, ours are one vector: about 1 % of the peer's time",
+        note="The peer steps 32 worlds one by one, ours are one vector: about 1 % of the peer's time",
     ),
     training(
         "lstm_ppo_shared", "the same with one LSTM for both", 4.0,
