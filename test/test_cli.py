@@ -224,7 +224,11 @@ STRATEGIC = {"agent__net__shared": True, "env": {"name": "MemoryTask", "delay": 
     ("memory", "algorithm", "told"),
     [
         ({"slots": 100}, "PPO", ["agent.memory.slots 100: no episode has more than 16 steps"]),
-        ({"slots": 16}, "PPO", ["retention has nothing to learn; 15 or fewer make it choose"]),
+        (
+            {"slots": 16},
+            "PPO",
+            ["nothing is ever dropped and retention has nothing to learn; 15 or fewer make it choose"],
+        ),
         ({"slots": 15}, "PPO", []),
         ({"slots": 100, "persist": True}, "PPO", []),
         (

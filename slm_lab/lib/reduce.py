@@ -94,8 +94,9 @@ def reduce_losses(
             loss.value += scale * means[name]
             if name not in losses.slopes and term.requires_grad:
                 loss.begin(term, mask * (scale * share))
-            for slope in (slope for slope in losses.slopes.get(name, ()) if slope.of.requires_grad):
-                loss.begin(slope.of, _chosen(slope.value, mask, count) * (scale * share))
+            for slope in losses.slopes.get(name, ()):
+                if slope.of.requires_grad:
+                    loss.begin(slope.of, _chosen(slope.value, mask, count) * (scale * share))
     return loss, {name: means[name] if name in means else float(x) for name, x in {**terms, **shown}.items()}
 
 

@@ -109,10 +109,9 @@ class Hindsight(Auxiliary):
             judged, notes["use"], notes["promise"] = self._used(notes, out.inner[self.part], _core(net, self.part))
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
-        variance = explained_variance(judged[mask], notes["error"][mask])
-        self.gate = float(variance.nan_to_num(0.0).clamp(0.0, 1.0))
-        told = {"hindsight_explained": variance.nan_to_num(0.0), "hindsight_weight": weight.mean()}
-        return batch, {name: float(x) for name, x in told.items()}
+        explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
+        self.gate = min(1.0, max(0.0, explained))
+        return batch, {"hindsight_explained": explained, "hindsight_weight": float(weight[0])}
 
     def _count(self, error: Tensor, mask: Tensor) -> int:
         """How many steps of an episode are surprising: their participation ratio `(Σδ²)² / Σδ⁴`, mean of episodes."""
