@@ -45,7 +45,7 @@ MORE = 20  # updates after it is solved
 SOLVED, LATER, INSIDE = 10**6, 2 * 10**6, 3 * 10**6  # numbers of judgements beside those of the curve
 CHANCE = 0.35  # what luck may earn; a reservoir's at 64 steps is K/T = 0.25
 FAR = (1024, 8192, 65536)  # delays at which those trained at 64 are tested
-KEPT, SEEN = 0.99, 0.8  # least share of the cues that is held, least attention on them, where a row asks for it
+KEPT, SEEN = 0.99, 0.8  # least share of the cues that is held, least attention on them
 
 Found = dict[str, Any]  # what a session came to
 
@@ -64,14 +64,13 @@ class Row:
     most: float | None = None
     claims: bool = True  # else it is told what comes out
     seconds: float | None = None  # most CPU seconds
-    recalls: bool = False  # it keeps the cue and looks at it, 20 updates later too
     far: bool = False  # it holds at the delays FAR
 
 
 def memory_task(delay: int, mode: str, every: int, max_frame: int, **keys: Any) -> Row:
     changes = (f"env.delay={delay}", f"env.difficulty={int(mode == 'HARD')}")
     name, file = f"MemoryTask {delay} {mode}", "specs/strategic/memory_task.json"
-    return Row(name, file, every, max_frame, changes, recalls=True, **keys)
+    return Row(name, file, every, max_frame, changes, **keys)
 
 
 def without(task: Row, name: str, *change: str, max_frame: int | None = None, **keys: Any) -> Row:
@@ -205,8 +204,8 @@ bar counts as endless. *Kept*, *attended*: the cue at the paid decisions, mean o
 *Later*: after {MORE} further updates.
 
 *Reached*: whether all holds that the row claims, and if not, what doesn't: on each of its seeds a return of the bar,
-within its frames, and its seconds where it has some; in MemoryTask also that in every run the cue is kept ({KEPT}) and
-attended to ({SEEN}), and return, cue and attention later too. Where something is taken out (after the comma) the row
+within its frames, and its seconds where it has some; that in every run the cue is kept ({KEPT}) and attended to
+({SEEN}), and return, cue and attention later too. Where something is taken out (after the comma) the row
 claims that no seed earns more than {CHANCE} by the end of its frames (0.9 in MultiCue, where some cues lie among the
 last 16 steps), or claims nothing.
 
@@ -263,10 +262,10 @@ def missed(row: Row, found: list[Found]) -> list[str]:
         return [what for what, holds in held.items() if not holds]
     held["return"] = all(stays(row, x["curve"]) for x in found)
     held["seconds"] = row.seconds is None or all(x["seconds"] <= row.seconds for x in found)
-    for when, said in (("then", ""), ("later", " later")) if row.recalls else ():
+    for when, said in (("then", ""), ("later", " later")):
         held[f"kept{said}"] = worst(found, when, "kept") >= KEPT
         held[f"attended{said}"] = worst(found, when, "seen") >= SEEN
-    held["return later"] = not row.recalls or worst(found, "later", "score") >= row.bar
+    held["return later"] = worst(found, "later", "score") >= row.bar
     held["longer delays"] = not row.far or min(min(x["far"].values()) for x in found) >= row.bar
     return [what for what, holds in held.items() if not holds]
 

@@ -16,7 +16,7 @@ from slm_lab.agent.net.heads import body
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.reduce import Losses, Metrics, Slope, masked_rms
-from slm_lab.lib.returns import explained_variance, gae, n_step_returns, td_error
+from slm_lab.lib.returns import explained_variance, gae, less_others, n_step_returns, td_error
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.tree import map_batch
@@ -34,6 +34,11 @@ class ActorCriticSpec(PolicyGradientSpec):
     normalize_advantages: bool = Field(True, description="standardise advantages over the batch")
     normalize_v_targets: bool = Field(
         False, description="train the critic on targets scaled by their running mean and deviation"
+    )
+    baseline_by_step: bool = Field(
+        False,
+        description="take from each advantage and TD error the mean of the batch's other episodes at the same step of "
+        "theirs: what time alone tells is no action's doing",
     )
     entropy_by_surprise: bool = Field(
         False,
@@ -59,11 +64,13 @@ class ActorCritic(PolicyGradient):
         value = self._unscale(raw)
         advantage, target = self.estimate(batch, value)
         variance = explained_variance(value[:, :-1][batch.mask], target[batch.mask])
+        error = td_error(batch.reward, value, *ends(batch), self.spec.gamma)
+        if self.spec.baseline_by_step:
+            advantage, error = (less_others(x, batch.is_first, batch.mask) for x in (advantage, error))
         if self.spec.normalize_advantages:
             advantage = standardize(advantage, batch.mask)
         if self.spec.normalize_v_targets:
             self.v_moments.update(target[batch.mask].cpu().numpy())
-        error = td_error(batch.reward, value, *ends(batch), self.spec.gamma)
         extras = {
             **batch.extras,
             "advantage": advantage,

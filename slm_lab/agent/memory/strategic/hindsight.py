@@ -25,7 +25,7 @@ PAST_BYTES = 2**24  # most of a batch that is kept for replay
 DRAWS = 4  # of actions that can't be counted, for their mean
 EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that is of use they are worth the same
 PROMISE = 0.3  # of what teaches retention, to what may come to be of use, as far as the critic explains nothing
-RATE = 0.25  # by which a batch's promise enters the mean of the batches before
+RATE = 0.25  # by which a batch's promise and square error enter the means of the batches before
 CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in (E g²)/n
 FEWEST = 2  # windows that are worth keeping
 
@@ -49,14 +49,16 @@ class Hindsight(Auxiliary):
       critic has not learned from yet: one that is looked at and says nothing, or the same in all episodes, or what was
       learned by heart, is of none. As far as the critic explains nothing, what may come to be of use is told too
       (*promise*, see `_promise`): in a long episode nothing is looked at enough to be of use.
-    - *prior*: cross-entropy from `softmax_i 2ρ_i` to the critic's attention, which else goes where chance leads it.
+    - *prior*: cross-entropy from the critic's attention times exp(ρ) to itself: of what it looks at, it is led to what
+      retention prefers, which else it would as soon leave.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Each step counts as in the
       policy loss, which is a mean over all steps: M of T would else outweigh the rest. Discrete actions only.
 
-    Usefulness, prior and decay count as much as the batch surprises: by its mean square error beside the largest yet.
-    Once a task is solved its errors are noise, and what it needs has been found.
+    Errors are in units of their rms over the last batches: in units of one batch that holds no surprise, noise would
+    count as much as mistakes do. Usefulness and decay count as much as the batch surprises, by its mean square error
+    beside the largest yet: once a task is solved its errors are noise, and what it needs has been found.
 
     The critic and usefulness learn from windows of the last batches again (`replay`), so that few surprises are not
     learned by heart.
@@ -75,17 +77,20 @@ class Hindsight(Auxiliary):
         self.rng = torch.Generator().manual_seed(context.seed)
         self.part = next(iter(context.features))
         self.gate = 0.0
-        self.largest = 0.0  # rms of a batch's errors yet
+        self.largest = 0.0  # mean square of a batch's errors yet
+        self.square = 0.0  # of the errors, mean of the last batches
         self.promise = torch.zeros(0)  # [S] of the steps of an episode, mean of the last batches
         self.past: list[Tree] = []  # windows of the last batches
 
     def get_extra_state(self) -> Tree:
         past = {str(i): part for i, part in enumerate(self.past)}
-        return {"rng": self.rng.get_state(), "largest": self.largest, "promise": self.promise, "past": past}
+        numbers = {"largest": self.largest, "square": self.square}
+        return {"rng": self.rng.get_state(), **numbers, "promise": self.promise, "past": past}
 
     def set_extra_state(self, state: Tree) -> None:
         self.rng.set_state(state["rng"].cpu())
-        self.largest, self.promise = float(state["largest"]), state["promise"].cpu()
+        self.largest, self.square = float(state["largest"]), float(state["square"])
+        self.promise = state["promise"].cpu()
         self.past = list(state["past"].values())
 
     @torch.no_grad()
@@ -93,11 +98,13 @@ class Hindsight(Auxiliary):
         error = batch.extras["td_error"]  # [B, T]
         count = self._count(error, batch.mask)
         at, mask = surprising(error, batch.mask, count, self.rng)
-        error = take(error, at)
-        scale = masked_rms(error, mask)
-        self.largest = max(self.largest, float(scale))
-        weight = torch.full_like(error[:, :1], (float(scale) / self.largest) ** 2)  # [B, 1]
-        notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error / scale, "weight": weight}
+        error = take(error, at)  # [B, M]
+        square = float(masked_rms(error, mask)) ** 2
+        self.square += RATE * (square - self.square) if self.square else square
+        self.largest = max(self.largest, square)
+        weight = torch.full_like(error[:, :1], square / self.largest)  # [B, 1]
+        error = error / self.square**0.5
+        notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error, "weight": weight}
         notes["share"] = torch.full_like(weight, min(1.0, at.numel() / int(batch.mask.sum())))  # of all steps
         out = net.features(batch.obs, batch.carry, batch.is_first, ("policy",), go_on=False, at=at)
         policy = net.read("policy", out.features)
@@ -167,10 +174,10 @@ class Hindsight(Auxiliary):
         judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
         if spec.prior_coef:
-            # ρ is a part of the logits too: doubled, or the best that q·k could do would be to say nothing
-            prior = torch.softmax(2 * data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf), dim=-1)
-            loss = _cross_entropy(prior[:, :, None], logits, valid[:, :, None]).mean(dim=2)
-            terms["prior_loss"] = spec.prior_coef * notes["weight"] * loss
+            # ρ is a part of the logits too: once more, or the best that q·k could do would be to say nothing
+            prior = torch.softmax(logits.detach() + data["worth"].detach()[:, None, None], dim=-1)
+            loss = _cross_entropy(prior, logits, valid[:, :, None]).mean(dim=2)
+            terms["prior_loss"] = spec.prior_coef * loss
         if spec.usefulness_coef:
             coef = spec.usefulness_coef * notes["weight"]  # [B, 1]
             target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
@@ -196,26 +203,33 @@ class Hindsight(Auxiliary):
         slope = slope[..., -data["value"][0, 0].numel() :].view(*judged.shape, *data["value"].shape[2:])  # [B, M, H, d]
         missed = notes["error"] - judged.detach()
         use = _use(missed, slope, read, (logits, data["value"]), (others, other["value"]))
-        pulled = torch.einsum("bm,bmhd->bhd", missed * notes["mask"], slope)
-        promise = self._promise(pulled, data["value"] - other["value"], other["count"] >= 0, entries.step)
+        differs = (data["value"] - other["value"]).detach().flatten(2)  # [B, N, H·d]
+        promise = self._promise(self._credit(notes, missed), differs, other["count"] >= 0, entries.step)
         return judged.detach(), F.pad(use, (left, 0)), F.pad(promise, (left, 0))
 
-    def _promise(self, pulled: Tensor, differs: Tensor, there: Tensor, step: Tensor) -> Tensor:
-        """How surely each entry [B, N] would change the critic's error if it were looked at; 0 of what says nothing.
+    def _credit(self, notes: Tree, missed: Tensor) -> Tensor:
+        """`Σ_m missed_m (a_m − E_π a)` [B, A]: how an episode's actions turned out, beyond what is explained."""
+        if self.discrete:
+            chosen = F.one_hot(notes["action"].long(), notes["policy"].shape[-1]) - notes["policy"]
+        else:
+            chosen = self._told(notes["action"]) - self._told(notes["drawn"]).mean(dim=2)
+        return torch.einsum("bm,bma->ba", missed * notes["mask"], chosen)
 
-        `g = Σ_m missed_m ∂Q_m/∂m · (v − v')` is by how much less would be missed if attention moved a little from
-        another episode's entry v' to this one, v. Use needs attention and a critic that has found the right sign; of a
-        cue g is one or the other in all episodes, whether for better or worse, and of all else by chance. What counts
-        is `E[g]²` of the step, in units of the mean g², from 0 to 1; of one batch it is mostly chance, so it is the
-        mean of the last ones. pulled [B, H, d] is `Σ_m missed_m ∂Q_m/∂m`, differs [B, N, H, d] v − v', there [B, N]
-        whether there is another, step [B, N] of the episode.
+    def _promise(self, credit: Tensor, differs: Tensor, there: Tensor, step: Tensor) -> Tensor:
+        """How surely what an entry [B, N] says goes with how actions turned out; 0 of what says nothing.
+
+        Use needs attention on an entry and a critic that has found what it means. Before that `G = credit ⊗ (v − v')`,
+        v' the value of another episode's entry in its place, tells as much: it is what would teach a critic, linear in
+        v, that looks at this entry alone. Of a cue G is alike in all episodes, of all else it is chance. What counts is
+        `|E[G]|²` of the step, in units of the mean |G|², from 0 to 1; of one batch it is mostly chance, so it is the
+        mean of the last ones. credit [B, A] is `_credit`, differs [B, N, D] v − v', there [B, N] whether there is
+        another, step [B, N] of the episode.
         """
-        g = torch.einsum("bhd,bnhd->bn", pulled, differs.detach())
-        found, new = (x.cpu() for x in promising(g, there, step))
+        found, new = (x.cpu() for x in promising(credit, differs, there, step))
         self.promise = F.pad(self.promise, (0, max(0, len(found) - len(self.promise))))
         mean = self.promise[: len(found)]
-        mean += torch.where(new, RATE * (found - mean), 0.0)
-        return torch.where(there, self.promise.to(g)[step.clamp(min=0)].clamp(0.0, 1.0), 0.0)
+        mean += torch.where(new, RATE * (found.clamp(-1.0, 1.0) - mean), 0.0)
+        return torch.where(there, self.promise.to(differs)[step.clamp(min=0)].clamp(min=0.0), 0.0)
 
     def _others(self, entries: Entries) -> Tree:
         """For each entry what another window has of the same step of its episode; count -1: nothing."""
@@ -253,10 +267,15 @@ class Hindsight(Auxiliary):
 
     def _of_actions(self, read: Tensor, actions: Tensor) -> Tensor:
         """Q [B, M, S] of actions [B, M, S, A] that aren't counted, given what was read."""
-        space, lead = self.context.world.action_space, actions.shape[:3]
-        told = vector(space, actions.reshape(*lead, *(space.shape or ()))).reshape(*lead, -1)
-        value: Tensor = self.critic(torch.cat([read.unsqueeze(2).expand(*lead, -1), told], dim=-1))
+        value: Tensor = self.critic(
+            torch.cat([read.unsqueeze(2).expand(*actions.shape[:3], -1), self._told(actions)], -1)
+        )
         return value.squeeze(-1)
+
+    def _told(self, actions: Tensor) -> Tensor:
+        """Actions [..., A] that aren't counted, as features [..., D]."""
+        space, lead = self.context.world.action_space, actions.shape[:-1]
+        return vector(space, actions.reshape(*lead, *(space.shape or ()))).reshape(*lead, -1)
 
     def _of(self, value: Tensor, action: Tensor) -> Tensor:
         """The value [B, M] of the action taken."""
@@ -303,19 +322,25 @@ def _use(
     return moved.square() - 2 * missed[..., None] * moved
 
 
-def promising(g: Tensor, there: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """`E[g]²` of each step [S] of the episode in units of the mean g², and which steps have two or more of it.
+def promising(credit: Tensor, differs: Tensor, there: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """`|E[G]|²` of each step [S], G = credit ⊗ differs, in units of the mean |G|²; and which steps have two or more.
 
-    The square of a mean, without bias: the mean product of two episodes' g. Where g is chance that is 0 on average,
-    with a deviation of `√2 E[g²]/n`: `CHANCE` is taken off, so that few of many steps promise what isn't there.
-    g, there, step [B, N].
+    The square of a mean, without bias: the mean product of two episodes' G. Where G is chance that is 0 on average,
+    with a deviation of `√2 E|G|²/n` at most: `CHANCE` is taken off, so that few of many steps promise what isn't there.
+    credit [B, A], differs [B, N, D], there and step [B, N].
     """
-    g, step = torch.where(there, g, 0.0).flatten(), step.flatten().clamp(min=0)
-    n, total, square = (
-        g.new_zeros(int(step.max()) + 1).index_add(0, step, x) for x in (there.flatten().to(g), g, g.square())
-    )
+    step, differs = step.flatten().clamp(min=0), torch.where(there[..., None], differs, 0.0)
+    steps, D = int(step.max()) + 1, differs.shape[-1]
+
+    def summed(x: Tensor) -> Tensor:
+        """x [B·N, ...] to its sum over each step [S, ...]."""
+        return x.new_zeros(steps, *x.shape[1:]).index_add(0, step, x)
+
+    n = summed(there.flatten().to(differs))
+    square = summed((credit.square().sum(dim=1)[:, None] * differs.square().sum(dim=-1)).flatten())
+    total = sum(summed((c[:, None, None] * differs).view(-1, D)).square().sum(dim=1) for c in credit.T)
     mean = (square.sum() / n.sum().clamp(min=1)).clamp(min=1e-12)
-    return (total.square() - (1 + CHANCE) * square) / (n * (n - 1)).clamp(min=1) / mean, n > 1
+    return (total - (1 + CHANCE) * square) / (n * (n - 1)).clamp(min=1) / mean, n > 1
 
 
 def _even(among: Tensor) -> Tensor:
