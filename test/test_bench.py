@@ -259,7 +259,7 @@ def test_an_absent_peer_is_said_to_be_absent_and_gets_no_number(
 
 # ---- what is claimed of StrategicMemory ------------------------------------------------------------------------------
 
-CLAIM = strategic.Row("task", "no file", 10, 100, seeds=2, seconds=20.0, recalls=True)
+CLAIM = strategic.Row("task", "no file", 10, 100, seeds=2, seconds=20.0)
 CONTROL = strategic.Row("task, without", "no file", 10, 100, seeds=2, most=0.3)
 
 
@@ -281,7 +281,6 @@ def found(row: strategic.Row, seed: int, score: float = 1.0, **changes: Any) -> 
         (replace(CLAIM, seconds=None), {"seconds": 27.0}, []),
         (CLAIM, {"then": {"score": 1.0, "kept": 0.98, "seen": 0.79}}, ["kept", "attended"]),
         (CLAIM, {"later": {"score": 0.4, "kept": 0.98, "seen": 0.0}}, ["kept later", "attended later", "return later"]),
-        (replace(CLAIM, recalls=False), {"then": {"score": 1.0}, "later": {"score": 0.0}}, []),
         (replace(CLAIM, seeds=3), {}, ["2 of 3 seeds"]),
         (replace(CLAIM, far=True), {"far": {"1024": 1.0, "8192": 0.98}}, ["longer delays"]),
         (CONTROL, {}, ["above 0.3"]),

@@ -274,3 +274,20 @@ def test_entropy_counts_where_outcomes_surprise() -> None:
     entropy = found[False].terms["entropy"]
     torch.testing.assert_close(found[True].terms["surprised_entropy"], entropy * torch.tensor([[0.0, 2**0.5]]))
     assert reduce_losses(found[True], rows.mask)[1]["entropy"] == pytest.approx(float(entropy.mean()))
+
+
+def test_what_time_alone_tells_is_no_advantage() -> None:
+    """Three episodes that pay the same but at the last step, by a critic that expects 0. Control: without the key."""
+    found, rows = {}, batch(3, 4)
+    reward = torch.tensor([[1.0, 5.0, 2.0, 1.0], [1.0, 5.0, 2.0, 1.0], [1.0, 5.0, 2.0, 4.0]])
+    rows = rows.replace(reward=reward, terminated=torch.tensor([[False] * 3 + [True]] * 3), truncated=reward < 0)
+    rows = rows.replace(mask=reward > 0, is_first=torch.tensor([[True] + [False] * 4] * 3))
+    for key in (True, False):
+        keys = {"baseline_by_step": key, "normalize_advantages": False, "lam": 0.0}
+        found[key] = build(A2C, net={"critic_init_std": 1e-9}, **keys).prepare(rows)[0].extras
+    for name in ("advantage", "td_error"):
+        torch.testing.assert_close(found[False][name], reward, atol=1e-4, rtol=0)
+        # less two thirds of the others' mean: the sum of two over the three that there are
+        torch.testing.assert_close(found[True][name][:, :3], reward[:, :3] / 3, atol=1e-4, rtol=0)
+        assert found[True][name][:, 3].tolist() == pytest.approx([1 - 5 / 3, 1 - 5 / 3, 4 - 2 / 3], abs=1e-4)
+    assert torch.equal(found[True]["v_target"], found[False]["v_target"]), "what the critic learns is what is earned"

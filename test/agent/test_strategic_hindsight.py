@@ -114,11 +114,16 @@ def test_the_critic_of_actions_that_cannot_be_counted_knows_nothing_else_either(
     assert float(before.detach().abs().max()) > 1e-3 and read.requires_grad
 
 
-def toy(agent: Agent, use: Tensor, promise: Tensor | None = None, weight: float = 1.0, **data: Tensor) -> Any:
-    """What hindsight teaches of one window, use [M, N] and promise [N] given; each query is at the last step."""
+def toy(
+    agent: Agent, use: Tensor, promise: Tensor | None = None, weight: float = 1.0, logits: Tensor | None = None,
+    **data: Tensor,
+) -> Any:  # fmt: skip
+    """What hindsight teaches of one window, use [M, N], promise [N] and attention's logits [N] given; each query is at
+    the last step."""
     hindsight, (M, N) = hindsight_of(agent), use.shape
     seen = torch.zeros(1, M, int(hindsight.critic[0].in_features), requires_grad=True)  # type: ignore[arg-type]
-    core: Any = SimpleNamespace(match_all=lambda *_: torch.zeros(1, M, 1, N), recall_all=lambda *_: seen, slots=N)
+    match = torch.zeros(1, M, 1, N) if logits is None else logits.expand(1, M, 1, N)
+    core: Any = SimpleNamespace(match_all=lambda *_: match, recall_all=lambda *_: seen, slots=N)
     nothing = torch.zeros(1, M)
     notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
              "error": nothing, "policy": torch.full((1, M, 3), 1 / 3), "use": use[None], "weight": torch.full((1, 1), weight),
@@ -193,18 +198,41 @@ def test_without_any_use_all_entries_are_worth_the_same() -> None:
     assert gradient[0, 0] > 0 > gradient[0, 1], "down, and up"
 
 
-@pytest.mark.parametrize("slope", [0.01, -0.01], ids=["right", "wrong"])
-def test_a_cue_is_of_promise_whatever_the_sign_of_a_critic_that_knows_nothing(slope: float) -> None:
-    """Entry 0 says what the error will be, 1 something else, louder, 2 the same in all episodes; none is looked at."""
-    rng, B, hindsight = torch.Generator().manual_seed(0), 64, hindsight_of(build())
+def test_a_cue_is_of_promise_before_a_critic_knows_anything() -> None:
+    """Entry 0 says which action will turn out well, 1 something else, louder, 2 the same in all episodes. Control:
+    actions that turn out by chance."""
+    rng, B, found = torch.Generator().manual_seed(0), 64, {}
     there, step = torch.ones(B, 3, dtype=torch.bool), torch.arange(3).expand(B, 3)
-    for _ in range(12):
-        told, noise = (torch.randint(2, (B,), generator=rng) * 2.0 - 1.0 for _ in range(2))
-        value = torch.stack([told, 3 * noise, torch.ones(B)], dim=1)[:, :, None, None]  # [B, N, H, d]
-        pulled, slope = (told * slope)[:, None, None], -slope  # critics come and go
-        found = hindsight._promise(pulled, value - value.roll(1, dims=0), there, step)
-        assert bool((found >= 0).all()) and bool((found <= 1).all())
-    assert float(found[:, 0].min()) > 0.1 > 0.04 > float(found[:, 1].max()) and not found[:, 2].any()
+    for pays in (True, False):
+        hindsight = hindsight_of(build())
+        for _ in range(12):
+            told, noise, action, chance = (torch.randint(2, (B,), generator=rng) * 2.0 - 1.0 for _ in range(4))
+            value = torch.stack([told, 3 * noise, torch.ones(B)], dim=1)[..., None]  # [B, N, D]
+            error = told * action if pays else chance
+            credit = (error * action)[:, None] * torch.tensor([0.5, -0.5])  # of two actions, each as likely
+            found[pays] = hindsight._promise(credit, value - value.roll(1, dims=0), there, step)
+            assert bool((found[pays] >= 0).all()) and bool((found[pays] <= 1).all())
+    assert float(found[True][:, 0].min()) > 0.1 > 0.04 > float(found[True][:, 1].max()) and not found[True][:, 2].any()
+    assert float(found[False].max()) < 0.04
+
+
+@pytest.mark.parametrize("actions", ["discrete", "box"])
+def test_credit_is_how_actions_turned_out_beside_those_that_might_have_been_taken(actions: str) -> None:
+    agent = build(actions=actions)
+    batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
+    hindsight, notes = hindsight_of(agent), batch.notes["hindsight"]
+    missed = torch.randn(notes["mask"].shape, generator=torch.Generator().manual_seed(0))
+    credit = hindsight._credit(notes, missed)
+    b = int(notes["mask"].sum(dim=1).argmax())
+    expected = torch.zeros(credit.shape[1])
+    for m in torch.nonzero(notes["mask"][b]).flatten().tolist():
+        if actions == "box":
+            expected += missed[b, m] * (notes["action"][b, m] - notes["drawn"][b, m].mean(dim=0))
+        else:
+            chosen = -notes["policy"][b, m]
+            chosen[int(notes["action"][b, m])] += 1
+            expected += missed[b, m] * chosen
+    torch.testing.assert_close(credit[b], expected)
 
 
 def test_promise_compares_what_is_of_the_same_step() -> None:
@@ -212,11 +240,13 @@ def test_promise_compares_what_is_of_the_same_step() -> None:
     step = torch.tensor([[5, 6, 7], [6, 7, 8], [5, 6, -1]])
     g = torch.tensor([[1.0, 1.0, -1.0], [1.0, 1.0, 1.0], [1.0, -1.0, 9.0]])
     there = torch.tensor([[True, True, True], [True, True, False], [True, True, False]])
-    found, new = promising(g, there, step)
-    # 5: 1, 1; 6: 1, 1, -1; 7: -1, 1; of the products of all with all, their own squares and what is chance
-    expected = [(4 - 2 - CHANCE * 2) / 2, (1 - 3 - CHANCE * 3) / 6, (0 - 2 - CHANCE * 2) / 2]
-    assert new.tolist() == [False] * 5 + [True] * 3 + [False]
-    assert found[new].tolist() == pytest.approx(expected, abs=1e-5)
+    one = torch.tensor([0.6, 0.0, -0.8])  # a length of 1, whatever its direction
+    for credit, differs in ((torch.ones(3, 1), g[..., None] * one), (one.expand(3, 3), g[..., None])):
+        found, new = promising(credit, differs, there, step)
+        # 5: 1, 1; 6: 1, 1, -1; 7: -1, 1; of the products of all with all, their own squares and what is chance
+        expected = [(4 - 2 - CHANCE * 2) / 2, (1 - 3 - CHANCE * 3) / 6, (0 - 2 - CHANCE * 2) / 2]
+        assert new.tolist() == [False] * 5 + [True] * 3 + [False]
+        assert found[new].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_promise_of_steps_that_no_batch_has_had_lately_stays() -> None:
@@ -224,8 +254,7 @@ def test_promise_of_steps_that_no_batch_has_had_lately_stays() -> None:
     hindsight.promise = torch.tensor([0.5, 0.25, 0.125])
     step = torch.tensor([[0, 1], [0, 1]])
     there = torch.tensor([[True, True], [True, False]])
-    pulled, differs = torch.zeros(2, 1, 1), torch.zeros(2, 2, 1, 1)
-    found = hindsight._promise(pulled, differs, there, step)
+    found = hindsight._promise(torch.zeros(2, 1), torch.zeros(2, 2, 1), there, step)
     assert hindsight.promise.tolist() == [0.5 * (1 - RATE), 0.25, 0.125]
     assert found.tolist() == [[0.5 * (1 - RATE), 0.25], [0.5 * (1 - RATE), 0.0]]
 
@@ -247,17 +276,34 @@ def test_a_batch_teaches_retention_as_much_as_it_surprises() -> None:
     agent = build(swap=0.0)
     hindsight, batch = hindsight_of(agent), batches(agent, 40)[-1]
     prepared, _ = agent.algorithm._prepared(batch)
-    hindsight.largest, weights = 0.0, []
+    hindsight.largest, hindsight.square, weights, errors = 0.0, 0.0, [], []
     for scale in (1.0, 0.1, 2.0, 1.0):
         prepared.extras["td_error"] = torch.where(prepared.mask, scale, 0.0)
         notes = hindsight.prepare(prepared, agent.algorithm.net)[0].notes["hindsight"]
         weights.append(float(notes["weight"].unique()))
+        errors.append(float(notes["error"][notes["mask"]].unique()))
     assert weights == pytest.approx([1.0, 0.01, 1.0, 0.25])
+    square = 1 + RATE * (0.01 - 1)
+    assert errors[:2] == pytest.approx([1.0, 0.1 / square**0.5]), "in units of the last batches, not of its own"
+    assert errors[2] == pytest.approx(2 / (square + RATE * (4 - square)) ** 0.5)
     data = {"worth": torch.tensor([[3.0, -1.0, 0.0]]), "decay": torch.zeros(1, 3)}
     much, little = (toy(agent, torch.ones(2, 3), weight=weight, **data) for weight in (1.0, 0.25))
     for name, loss in much.items():
-        part = 0.25 if name in ("usefulness_loss", "decay_loss", "prior_loss") else 1.0
+        part = 0.25 if name in ("usefulness_loss", "decay_loss") else 1.0
         torch.testing.assert_close(little[name].detach(), part * loss.detach(), msg=name)
+
+
+def test_retention_leads_attention_among_what_is_looked_at() -> None:
+    """Of two that are looked at, to the one worth more; where all are worth the same attention stays as it is."""
+    agent, moved = build(swap=0.0, awake=False), {}
+    for name, worth in {"unlike": [2.0, 0.0, 4.0], "alike": [1.0, 1.0, 1.0]}.items():
+        logits = torch.tensor([3.0, 3.0, -9.0], requires_grad=True)
+        terms = toy(agent, torch.zeros(2, 3), logits=logits, worth=torch.tensor([worth]))
+        (gradient,) = torch.autograd.grad(terms["prior_loss"].mean(), logits)
+        moved[name] = (-gradient / hindsight_of(agent).spec.prior_coef).tolist()
+    target = torch.tensor([5.0, 3.0, -5.0]).softmax(dim=0) - torch.tensor([3.0, 3.0, -9.0]).softmax(dim=0)
+    assert moved["unlike"] == pytest.approx(target.tolist(), abs=1e-6) and moved["unlike"][0] > 0.3
+    assert moved["alike"] == pytest.approx([0.0] * 3, abs=1e-6)
 
 
 def test_what_the_critic_has_learned_by_heart_is_of_no_use() -> None:
@@ -378,6 +424,7 @@ def test_what_is_learned_does_not_depend_on_the_scale_of_rewards() -> None:
         prepared, _ = agent.algorithm._prepared(batch)
         prepared.extras["td_error"] *= scale
         hindsight_of(agent).rng.manual_seed(0)
+        hindsight_of(agent).square = 0.0
         found.append(hindsight_of(agent).prepare(prepared, agent.algorithm.net)[0].notes["hindsight"]["error"])
     torch.testing.assert_close(found[0], found[1])
 

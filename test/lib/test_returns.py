@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_lab.lib.returns import explained_variance, gae, n_step_returns
+from slm_lab.lib.returns import explained_variance, gae, less_others, n_step_returns
 
 
 def random_rows(seed: int, B: int, T: int) -> dict[str, torch.Tensor]:
@@ -109,3 +109,41 @@ def test_explained_variance() -> None:
     assert explained_variance(target, target) == 1
     assert explained_variance(torch.full((3,), 2.0), target) == 0
     assert explained_variance(target, torch.ones(3)).isnan()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 12))
+def test_what_others_have_at_the_same_step_is_taken_off(seed: int, B: int, T: int) -> None:
+    """By a loop: over all valid rows of that step in other episodes; rows of an episode that began earlier stay."""
+    rows, rng = random_rows(seed, B, T), np.random.default_rng(seed)
+    mask, x = rows["mask"], rows["reward"]
+    is_first = torch.zeros(B, T + 1, dtype=torch.bool)
+    is_first[:, 0] = torch.as_tensor(rng.random(B) < 0.7)
+    is_first[:, 1:T] = mask[:, 1:] & ~mask[:, :-1]
+    step = {}
+    for b in range(B):
+        t0 = None
+        for t in range(T):
+            t0 = t if is_first[b, t] else t0
+            if t0 is not None and mask[b, t]:
+                step[b, t] = t - t0
+    expected = x.clone()
+    for at, t in step.items():
+        others = [float(x[other]) for other, u in step.items() if u == t and other != at]
+        expected[at] -= sum(others) / (len(others) + 1)
+    torch.testing.assert_close(less_others(x, is_first, mask), expected)
+
+
+def test_a_baseline_of_time_leaves_the_gradients_mean_as_it_is() -> None:
+    """Two actions, one pays 1, and a noise that all episodes share; by 4,000 batches of 3. Control: with its own in the
+    mean, the gradient is too small by a third."""
+    rng = torch.Generator().manual_seed(0)
+    action = torch.randint(2, (4000, 3, 1), generator=rng).double()
+    x = action + torch.randn(4000, 1, 1, generator=rng).double()
+    first, mask = torch.ones(3, 1, dtype=torch.bool), torch.ones(3, 1, dtype=torch.bool)
+    score = action - 0.5  # of a policy that is even
+    by_others = torch.stack([less_others(one, first, mask) for one in x])
+    # the shrunk mean leaves a third of the shared noise, which goes with no action
+    assert float((score * by_others).mean()) == pytest.approx(0.25, abs=0.01)
+    assert float((score * (x - x.mean(dim=1, keepdim=True))).mean()) == pytest.approx(0.25 * 2 / 3, abs=0.01)
+    assert float((score * by_others).var()) < 0.5 * float((score * x).var())
