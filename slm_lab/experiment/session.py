@@ -24,7 +24,7 @@ from slm_lab.env.vec import make_env, offline_env
 from slm_lab.experiment.evaluate import Played, play
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.source import Local, Source
-from slm_lab.experiment.tracker import WINDOW, Tracker, packed, unpacked, write_table
+from slm_lab.experiment.tracker import WINDOW, Table, Tracker, packed, unpacked
 from slm_lab.experiment.xray import Xray
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.reduce import Metrics
@@ -74,6 +74,9 @@ class Session:
         self.env, self.agent, self.source = self._built(gamma)
         self.tracker = Tracker(self.env.num_envs, self.env.agents)
         self.eval_rows: list[Metrics] = []
+        self.table, self.eval_table = (
+            Table(run.session_file(index, f"session_df_{kind}.csv")) for kind in ("train", "eval")
+        )
         self.eval_env: VecEnv | None = None
         if spec.meta.rigorous_eval:
             self.eval_env = make_env(spec.env, num_envs=min(spec.env.num_envs, spec.meta.rigorous_eval), gamma=gamma)
@@ -241,12 +244,9 @@ class Session:
             checkpoint.save(self.run_dir.model, f"session{self.index}_best", self.best_state, self.best_state["frame"])
             self.best_state = None
         checkpoint.save(self.run_dir.model, f"session{self.index}", self.state_dict(), self.frame)
-        self._write_tables()
-
-    def _write_tables(self) -> None:
-        write_table(self.run_dir.session_file(self.index, "session_df_train.csv"), self.tracker.rows)
+        self.table.write(self.tracker.rows)
         if self.eval_rows:
-            write_table(self.run_dir.session_file(self.index, "session_df_eval.csv"), self.eval_rows)
+            self.eval_table.write(self.eval_rows)
 
     def finish(self) -> Progress:
         """Save and close; 'done' when the last frame was played, else 'stopped'."""

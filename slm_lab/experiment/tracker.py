@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -118,13 +118,27 @@ def unpacked(text: str) -> list[Metrics]:
     return rows
 
 
-def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as CSV, whole or not at all; numbers in full precision, nothing where a row has no number."""
+class Table:
+    """A file of rows as CSV, whole or not at all; a row is made into text once, however often the file is written.
 
-    def write(file: Path) -> None:
-        with open(file, "w", newline="", encoding="utf-8") as stream:
-            table = csv.DictWriter(stream, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+    Numbers in full precision, nothing where a row has no number.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.columns, self.text, self.made = path, list[str](), io.StringIO(), 0
+
+    def write(self, rows: list[Metrics]) -> None:
+        """These rows: those of the last call, and more."""
+        columns = list(dict.fromkeys([*self.columns, *(name for row in rows[self.made :] for name in row)]))
+        if columns != self.columns:
+            self.columns, self.made = columns, 0  # the lines so far lack one
+        if not self.made:
+            self.text = io.StringIO()
+        table = csv.DictWriter(self.text, self.columns, lineterminator="\n")
+        if not self.made:
             table.writeheader()
-            table.writerows({name: value for name, value in row.items() if value == value} for row in rows)  # no NaN
-
-    write_atomic(path, write, sync=False)  # the checkpoint has its rows, and each one writes it again
+        for row in rows[self.made :]:
+            table.writerow({name: value for name, value in row.items() if value == value})  # no NaN
+        self.made, text = len(rows), self.text.getvalue()
+        # not synced: the checkpoint has its rows, and each one writes it again
+        write_atomic(self.path, lambda file: file.write_text(text, encoding="utf-8", newline=""), sync=False)

@@ -21,7 +21,7 @@ from small_specs import ROOT, make_spec, raw_spec
 from slm_lab.agent import checkpoint
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Progress, Session
-from slm_lab.experiment.tracker import WALL, Tracker, write_table
+from slm_lab.experiment.tracker import WALL, Table, Tracker
 from slm_lab.experiment.trial import run_sessions
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Step
@@ -330,11 +330,25 @@ def test_a_table_reads_back_as_it_was(tmp_path: Path) -> None:
         {"frame": 1, "loss": 0.1 + 0.2, "total_reward": float("nan")},
         {"frame": 10**9, "entropy": 1e-30, "total_reward": -3.0},
     ]
-    write_table(tmp_path / "rows.csv", rows)
+    Table(tmp_path / "rows.csv").write(rows)
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "rows.csv"), pd.DataFrame(rows), check_exact=True)
     assert "nan" not in (tmp_path / "rows.csv").read_text(), "nothing, where no episode has ended"
-    write_table(tmp_path / "none.csv", [])
+    Table(tmp_path / "none.csv").write([])
     assert (tmp_path / "none.csv").stat().st_size == 1, "what the reader takes for no table"
+
+
+def test_a_table_that_grows_is_as_one_that_is_written_at_once(tmp_path: Path) -> None:
+    """Also where a column comes late."""
+    rows: list[dict[str, float]] = [
+        {"frame": i, "loss": i / 3} | ({"late": i * 1.5} if i > 3 else {}) for i in range(6)
+    ]
+    growing = Table(tmp_path / "growing.csv")
+    for count in (0, 0, 1, 3, 3, 5, 6):
+        growing.write(rows[:count])
+        at_once = Table(tmp_path / "once.csv")
+        at_once.write(rows[:count])
+        assert growing.path.read_bytes() == at_once.path.read_bytes()
+    pd.testing.assert_frame_equal(pd.read_csv(growing.path), pd.DataFrame(rows), check_exact=True)
 
 
 def test_one_lucky_episode_is_not_the_best_for_ever(tmp_path: Path) -> None:
