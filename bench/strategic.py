@@ -156,7 +156,7 @@ def judge(learner: LabLearner, seed: int, number: int, delay: int | None = None)
 
 
 def recall(learner: LabLearner, seed: int, number: int) -> dict[str, Any]:
-    """At the decisions that are paid: how often the cue is kept, how much it is attended to; worst class of answer."""
+    """At decisions that need it: how often the cue is kept, how much it is attended to; mean of the worst answer's."""
     env = worlds(learner)
     first = world_seed(seed, EVAL_WORLDS, number + INSIDE)
     step, carry, played = env.reset(first), learner.agent.initial(env.num_envs), 0
@@ -169,7 +169,8 @@ def recall(learner: LabLearner, seed: int, number: int) -> dict[str, Any]:
         shown = next(x for x in act.extras.values() if isinstance(x, dict))
         after = env.step(world_action(act, env))
         ended = after.terminated | after.truncated
-        for e in np.flatnonzero((after.reward != 0) & (ended | (env_name(learner) != "PassiveTMaze"))):
+        asked = ended if env_name(learner) in ("MemoryTask", "PassiveTMaze") else target >= 0
+        for e in np.flatnonzero(asked & ~after.is_first):
             hit = np.isin(shown["recall_step"][e].numpy(), cues[e][cues[e] >= 0])
             kept.setdefault(int(target[e]), []).append(float(hit.sum() / max(1, (cues[e] >= 0).sum())))
             seen.setdefault(int(target[e]), []).append(float(shown["recall_weight"][e].numpy()[hit].sum()))
@@ -200,7 +201,7 @@ Written by `python -m bench.strategic`. One setting of hyper-parameters for ever
 none left out; CPU seconds of training on one core, beside other work. A session trains until three evaluations in a row
 reach the bar, or its frames are spent. *Return*: of the last one, worst seed; each has {EPISODES} fresh greedy episodes
 (class-balanced in MemoryTask). *Frames*, *CPU s*: median (worst) to the end of training; a seed that never reached the
-bar counts as endless. *Kept*, *attended*: the cue at the paid decisions, mean of the worst class of answer, worst seed.
+bar counts as endless. *Kept*, *attended*: the cue that a decision needs, mean of the worst class of answer, worst seed.
 *Later*: after {MORE} further updates.
 
 *Reached*: whether all holds that the row claims, and if not, what doesn't: on each of its seeds a return of the bar,

@@ -65,11 +65,12 @@ def n_step_returns(
 
 
 def less_others(x: Tensor, is_first: Tensor, mask: Tensor) -> Tensor:
-    """x [B, T] less what it comes to in the other episodes at the same step of theirs: a baseline that knows the time.
+    """x [B, T] less what other rows have at the same step of an episode: a baseline that knows the time.
 
-    `x_i − Σ_{j≠i} x_j / n`, over the n episodes that have a valid row of that step, i itself among them: nearly the
-    mean of the others where they are many, nothing taken where i is alone. No action of i has a part in it, so a policy
-    gradient keeps its mean. Rows whose episode began before its window stay as they are. is_first [B, T or more].
+    `x_i − Σ_j x_j / (n + 1)` over the n valid entries j of that step in other rows: nearly their mean where they are
+    many, nothing taken where there is none. No action of the row has a part in it (the one that ended an episode has in
+    the next one), so where rows are of worlds apart a policy gradient keeps its mean. Steps of an episode that began
+    before its window are not known, and stay as they are. is_first [B, T or more].
 
     Source: a baseline of time, as in the linear one of Duan et al. 2016, arXiv 1604.06778; without its own sample, as
     in Kool et al. 2019 (Buy 4 REINFORCE samples, get a baseline for free).
@@ -78,9 +79,12 @@ def less_others(x: Tensor, is_first: Tensor, mask: Tensor) -> Tensor:
     t = torch.arange(T, device=x.device)
     begin = torch.where(is_first[:, :T], t, -1).cummax(dim=1).values
     known = mask & (begin >= 0)
-    step, own = (t - begin).clamp(max=T - 1), torch.where(known, x, 0.0)
-    n, total = (x.new_zeros(T).index_add(0, step.flatten(), part.flatten()) for part in (known.to(x), own))
-    return torch.where(known, x - (total[step] - own) / n[step].clamp(min=1), x)
+    step = (t - begin).clamp(max=T - 1)
+    n, total = (
+        torch.zeros_like(x).scatter_add(1, step, part) for part in (known.to(x), torch.where(known, x, 0.0))
+    )  # [B, T] of each row by the step
+    n, total = ((each.sum(dim=0) - each).gather(1, step) for each in (n, total))  # of the others
+    return torch.where(known, x - total / (n + 1), x)
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:

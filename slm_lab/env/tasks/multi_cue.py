@@ -56,4 +56,6 @@ class MultiCueRecall(Rules):
         return rows(state, "answers")
 
     def cue_steps(self, state: State) -> np.ndarray:
-        return state["steps"]
+        """The cues' steps; at a question only that of the cue asked for."""
+        asked = rows(state, "show")[:, -self.num_cues :] == 1  # [E, C]
+        return np.where(asked | ~asked.any(axis=1, keepdims=True), state["steps"], -1)

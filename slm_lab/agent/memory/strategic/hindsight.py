@@ -26,8 +26,9 @@ DRAWS = 4  # of actions that can't be counted, for their mean
 EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that is of use they are worth the same
 PROMISE = 0.3  # of what teaches retention, to what may come to be of use, as far as the critic explains nothing
 RATE = 0.25  # by which a batch's promise and square error enter the means of the batches before
-CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in (E g²)/n
+CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in E|G|²/n
 FEWEST = 2  # windows that are worth keeping
+LONGEST = 2**20  # steps of an episode that promise knows apart; later ones have none
 
 
 class Hindsight(Auxiliary):
@@ -204,32 +205,36 @@ class Hindsight(Auxiliary):
         missed = notes["error"] - judged.detach()
         use = _use(missed, slope, read, (logits, data["value"]), (others, other["value"]))
         differs = (data["value"] - other["value"]).detach().flatten(2)  # [B, N, H·d]
-        promise = self._promise(self._credit(notes, missed), differs, other["count"] >= 0, entries.step)
+        promise = self._promise(self._credit(notes, missed, entries), differs, other["count"] >= 0, entries.step)
         return judged.detach(), F.pad(use, (left, 0)), F.pad(promise, (left, 0))
 
-    def _credit(self, notes: Tree, missed: Tensor) -> Tensor:
-        """`Σ_m missed_m (a_m − E_π a)` [B, A]: how an episode's actions turned out, beyond what is explained."""
+    def _credit(self, notes: Tree, missed: Tensor, entries: Entries) -> Tensor:
+        """`Σ_m missed_m (a_m − E_π a)` [B, N, A] over the steps from each entry on: how actions turned out thereafter,
+        beyond what is explained."""
         if self.discrete:
             chosen = F.one_hot(notes["action"].long(), notes["policy"].shape[-1]) - notes["policy"]
         else:
             chosen = self._told(notes["action"]) - self._told(notes["drawn"]).mean(dim=2)
-        return torch.einsum("bm,bma->ba", missed * notes["mask"], chosen)
+            chosen = chosen / chosen[notes["mask"]].square().mean(dim=0).sqrt().clamp(min=1e-8)  # each in its own units
+        seen = _seen(notes["at"], entries) & notes["mask"][..., None]  # [B, M, N]
+        return torch.einsum("bma,bmn->bna", missed[..., None] * chosen, seen.to(missed))
 
     def _promise(self, credit: Tensor, differs: Tensor, there: Tensor, step: Tensor) -> Tensor:
-        """How surely what an entry [B, N] says goes with how actions turned out; 0 of what says nothing.
+        """How surely what an entry [B, N] says goes with how actions turned out after it; 0 of what says nothing.
 
-        Use needs attention on an entry and a critic that has found what it means. Before that `G = credit ⊗ (v − v')`,
-        v' the value of another episode's entry in its place, tells as much: it is what would teach a critic, linear in
-        v, that looks at this entry alone. Of a cue G is alike in all episodes, of all else it is chance. What counts is
-        `|E[G]|²` of the step, in units of the mean |G|², from 0 to 1; of one batch it is mostly chance, so it is the
-        mean of the last ones. credit [B, A] is `_credit`, differs [B, N, D] v − v', there [B, N] whether there is
-        another, step [B, N] of the episode.
+        Use needs attention on an entry and a critic that has found what it means. Before that `G = (c − E c) ⊗ (v −
+        v')`, c the credit, v' the value of another episode's entry in its place, tells as much: it is what would teach
+        a critic, linear in v, that looks at this entry alone. Of a cue G is alike in all episodes, of all else it is
+        chance. What counts is `|E[G]|²` of the step, in units of the mean |G|² of all steps, at most 1; of one batch it
+        is mostly chance, so it is the mean of the last ones. credit [B, N, A] is `_credit`, differs [B, N, D] v − v',
+        there [B, N] whether there is another, step [B, N] of the episode.
         """
-        found, new = (x.cpu() for x in promising(credit, differs, there, step))
-        self.promise = F.pad(self.promise, (0, max(0, len(found) - len(self.promise))))
-        mean = self.promise[: len(found)]
-        mean += torch.where(new, RATE * (found.clamp(-1.0, 1.0) - mean), 0.0)
-        return torch.where(there, self.promise.to(differs)[step.clamp(min=0)].clamp(min=0.0), 0.0)
+        there = there & (step < LONGEST)
+        found, steps = (x.cpu() for x in promising(credit, differs, there, step))
+        known = int(torch.where(there, step, 0).max()) + 1
+        self.promise = F.pad(self.promise, (0, max(0, known - len(self.promise))))
+        self.promise[steps] += RATE * (found.clamp(-1.0, 1.0) - self.promise[steps])
+        return torch.where(there, self.promise.to(differs)[torch.where(there, step, 0)].clamp(min=0.0), 0.0)
 
     def _others(self, entries: Entries) -> Tree:
         """For each entry what another window has of the same step of its episode; count -1: nothing."""
@@ -307,7 +312,7 @@ def _use(
     """By how much `missed²` [B, M] would grow without each entry [B, M, N]; less than 0 if it misleads.
 
     Permutation importance (Breiman 2001; Fisher, Rudin & Dominici 2019, arXiv 1801.01489): what another episode has in
-    its place is put there. Errors have a mean square of 1, so a cue that tells all of them is of a use of 1 or 2, and
+    its place is put there. Errors have a mean square of about 1, so a cue that tells all is of a use of 1 or 2, and
     as long as the critic explains nothing, nothing is of much use. `missed` is the error less Q, slope [B, M, H, d]
     ∂Q/∂m, read [B, M, F + H·d] h and the memory m; own and other are logits [B, M, H, N] and values [B, N, H, d].
     Attention is exact, the critic to first order: Q would move by `∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')`.
@@ -323,24 +328,29 @@ def _use(
 
 
 def promising(credit: Tensor, differs: Tensor, there: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """`|E[G]|²` of each step [S], G = credit ⊗ differs, in units of the mean |G|²; and which steps have two or more.
+    """`|E[G]|²`, G = (credit − its mean) ⊗ differs, less what chance comes to; [S], of the steps [S] with two or more.
 
-    The square of a mean, without bias: the mean product of two episodes' G. Where G is chance that is 0 on average,
-    with a deviation of `√2 E|G|²/n` at most: `CHANCE` is taken off, so that few of many steps promise what isn't there.
-    credit [B, A], differs [B, N, D], there and step [B, N].
+    In units of the mean |G|² of all steps. The square of a mean is the mean product of two episodes' G; where G is
+    chance that is 0 on average (but for 1/n², as one mean is taken off all), with a deviation of `√2 E|G|²/n` at most:
+    `CHANCE` is taken off, so that few of many steps promise what isn't there. The mean is taken off the credit since
+    neighbours share a v': where one action is simply better, they would seem to disagree about every entry.
+    credit [B, N, A], differs [B, N, D], there and step [B, N].
     """
-    step, differs = step.flatten().clamp(min=0), torch.where(there[..., None], differs, 0.0)
-    steps, D = int(step.max()) + 1, differs.shape[-1]
+    credit, differs, step = credit[there], differs[there], step[there]  # [R, ...] of rows
+    steps, at = torch.unique(step, return_inverse=True)
 
     def summed(x: Tensor) -> Tensor:
-        """x [B·N, ...] to its sum over each step [S, ...]."""
-        return x.new_zeros(steps, *x.shape[1:]).index_add(0, step, x)
+        """x [R, ...] to its sum over each step [S, ...]."""
+        return x.new_zeros(len(steps), *x.shape[1:]).index_add(0, at, x)
 
-    n = summed(there.flatten().to(differs))
-    square = summed((credit.square().sum(dim=1)[:, None] * differs.square().sum(dim=-1)).flatten())
-    total = sum(summed((c[:, None, None] * differs).view(-1, D)).square().sum(dim=1) for c in credit.T)
-    mean = (square.sum() / n.sum().clamp(min=1)).clamp(min=1e-12)
-    return (total - (1 + CHANCE) * square) / (n * (n - 1)).clamp(min=1) / mean, n > 1
+    n = summed(torch.ones_like(differs[:, 0]))
+    credit = credit - (summed(credit) / n[:, None])[at]
+    square = summed(credit.square().sum(dim=1) * differs.square().sum(dim=1))
+    total = torch.zeros_like(n)
+    for c in credit.T:  # one action at a time: [R, A, D] may be large
+        total += summed(c[:, None] * differs).square().sum(dim=1)
+    found = (total - (1 + CHANCE) * square) / (n * (n - 1)) / (square.sum() / n.sum()).clamp(min=1e-12)
+    return found[n > 1], steps[n > 1]
 
 
 def _even(among: Tensor) -> Tensor:
