@@ -291,3 +291,7 @@ def test_what_time_alone_tells_is_no_advantage() -> None:
         torch.testing.assert_close(found[True][name][:, :3], reward[:, :3] / 3, atol=1e-4, rtol=0)
         assert found[True][name][:, 3].tolist() == pytest.approx([1 - 5 / 3, 1 - 5 / 3, 4 - 2 / 3], abs=1e-4)
     assert torch.equal(found[True]["v_target"], found[False]["v_target"]), "what the critic learns is what is earned"
+    standard = build(A2C, net={"critic_init_std": 1e-9}, baseline_by_step=True, lam=0.0).prepare(rows)[0].extras
+    taken = found[True]["advantage"]
+    expected = (taken - taken.mean()) / taken.std(unbiased=False)
+    torch.testing.assert_close(standard["advantage"], expected, atol=1e-4, rtol=0, msg="standardised after it")

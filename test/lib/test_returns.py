@@ -114,7 +114,7 @@ def test_explained_variance() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 12))
 def test_what_others_have_at_the_same_step_is_taken_off(seed: int, B: int, T: int) -> None:
-    """By a loop: over all valid rows of that step in other episodes; rows of an episode that began earlier stay."""
+    """By a loop: all that is valid of that step in other rows; what is of an episode that began earlier stays."""
     rows, rng = random_rows(seed, B, T), np.random.default_rng(seed)
     mask, x = rows["mask"], rows["reward"]
     is_first = torch.zeros(B, T + 1, dtype=torch.bool)
@@ -129,14 +129,14 @@ def test_what_others_have_at_the_same_step_is_taken_off(seed: int, B: int, T: in
                 step[b, t] = t - t0
     expected = x.clone()
     for at, t in step.items():
-        others = [float(x[other]) for other, u in step.items() if u == t and other != at]
+        others = [float(x[other]) for other, u in step.items() if u == t and other[0] != at[0]]
         expected[at] -= sum(others) / (len(others) + 1)
     torch.testing.assert_close(less_others(x, is_first, mask), expected)
 
 
 def test_a_baseline_of_time_leaves_the_gradients_mean_as_it_is() -> None:
-    """Two actions, one pays 1, and a noise that all episodes share; by 4,000 batches of 3. Control: with its own in the
-    mean, the gradient is too small by a third."""
+    """Two actions, one pays 1, and a noise that all episodes share; 4,000 batches of 3. Control: with its own in the
+    mean the gradient is too small by a third."""
     rng = torch.Generator().manual_seed(0)
     action = torch.randint(2, (4000, 3, 1), generator=rng).double()
     x = action + torch.randn(4000, 1, 1, generator=rng).double()
@@ -147,3 +147,14 @@ def test_a_baseline_of_time_leaves_the_gradients_mean_as_it_is() -> None:
     assert float((score * by_others).mean()) == pytest.approx(0.25, abs=0.01)
     assert float((score * (x - x.mean(dim=1, keepdim=True))).mean()) == pytest.approx(0.25 * 2 / 3, abs=0.01)
     assert float((score * by_others).var()) < 0.5 * float((score * x).var())
+
+
+def test_an_action_that_ends_an_episode_has_no_part_in_its_baseline() -> None:
+    """Whether the next episode begins in its row is its doing: what pays the same everywhere is then no advantage."""
+    rng = torch.Generator().manual_seed(0)
+    gradient = torch.zeros(4000, 2, 4)
+    for i in range(4000):
+        ends = torch.rand(2, 4, generator=rng) < 0.5
+        first = torch.cat([torch.ones(2, 1, dtype=torch.bool), ends], dim=1)
+        gradient[i] = (ends.float() - 0.5) * less_others(torch.ones(2, 4), first, torch.ones(2, 4, dtype=torch.bool))
+    assert float(gradient.mean()) == pytest.approx(0.0, abs=4 * float(gradient.std()) / gradient.numel() ** 0.5)

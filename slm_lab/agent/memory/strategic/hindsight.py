@@ -204,8 +204,7 @@ class Hindsight(Auxiliary):
         slope = slope[..., -data["value"][0, 0].numel() :].view(*judged.shape, *data["value"].shape[2:])  # [B, M, H, d]
         missed = notes["error"] - judged.detach()
         use = _use(missed, slope, read, (logits, data["value"]), (others, other["value"]))
-        differs = (data["value"] - other["value"]).detach().flatten(2)  # [B, N, H·d]
-        promise = self._promise(self._credit(notes, missed, entries), differs, other["count"] >= 0, entries.step)
+        promise = self._promise(self._credit(notes, missed, entries), data["value"].detach().flatten(2), entries.step)
         return judged.detach(), F.pad(use, (left, 0)), F.pad(promise, (left, 0))
 
     def _credit(self, notes: Tree, missed: Tensor, entries: Entries) -> Tensor:
@@ -219,22 +218,21 @@ class Hindsight(Auxiliary):
         seen = _seen(notes["at"], entries) & notes["mask"][..., None]  # [B, M, N]
         return torch.einsum("bma,bmn->bna", missed[..., None] * chosen, seen.to(missed))
 
-    def _promise(self, credit: Tensor, differs: Tensor, there: Tensor, step: Tensor) -> Tensor:
+    def _promise(self, credit: Tensor, value: Tensor, step: Tensor) -> Tensor:
         """How surely what an entry [B, N] says goes with how actions turned out after it; 0 of what says nothing.
 
-        Use needs attention on an entry and a critic that has found what it means. Before that `G = (c − E c) ⊗ (v −
-        v')`, c the credit, v' the value of another episode's entry in its place, tells as much: it is what would teach
-        a critic, linear in v, that looks at this entry alone. Of a cue G is alike in all episodes, of all else it is
-        chance. What counts is `|E[G]|²` of the step, in units of the mean |G|² of all steps, at most 1; of one batch it
-        is mostly chance, so it is the mean of the last ones. credit [B, N, A] is `_credit`, differs [B, N, D] v − v',
-        there [B, N] whether there is another, step [B, N] of the episode.
+        Use needs attention on an entry and a critic that has found what it means. Before that the covariance of credit
+        and value tells as much: it is what would teach a critic, linear in v, that looks at this entry alone. Of a cue
+        `G = (c − E c) ⊗ (v − E v)` is alike in all episodes, of all else it is chance. What counts is `|E G|²` of the
+        step, in units of the mean |G|² of all steps, at most 1; of one batch it is mostly chance, so it is the mean of
+        the last ones. credit c [B, N, A] is `_credit`, value v [B, N, D], step [B, N] of the episode, or -1.
         """
-        there = there & (step < LONGEST)
-        found, steps = (x.cpu() for x in promising(credit, differs, there, step))
+        there = (step >= 0) & (step < LONGEST)
+        found, steps = (x.cpu() for x in promising(credit, value, there, step))
         known = int(torch.where(there, step, 0).max()) + 1
         self.promise = F.pad(self.promise, (0, max(0, known - len(self.promise))))
         self.promise[steps] += RATE * (found.clamp(-1.0, 1.0) - self.promise[steps])
-        return torch.where(there, self.promise.to(differs)[torch.where(there, step, 0)].clamp(min=0.0), 0.0)
+        return torch.where(there, self.promise.to(value)[torch.where(there, step, 0)].clamp(min=0.0), 0.0)
 
     def _others(self, entries: Entries) -> Tree:
         """For each entry what another window has of the same step of its episode; count -1: nothing."""
@@ -327,28 +325,27 @@ def _use(
     return moved.square() - 2 * missed[..., None] * moved
 
 
-def promising(credit: Tensor, differs: Tensor, there: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """`|E[G]|²`, G = (credit − its mean) ⊗ differs, less what chance comes to; [S], of the steps [S] with two or more.
+def promising(credit: Tensor, value: Tensor, there: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
+    """`|E G|²`, G = (credit − its mean) ⊗ (value − its mean), less what chance comes to; [S], of steps [S] with two.
 
     In units of the mean |G|² of all steps. The square of a mean is the mean product of two episodes' G; where G is
-    chance that is 0 on average (but for 1/n², as one mean is taken off all), with a deviation of `√2 E|G|²/n` at most:
-    `CHANCE` is taken off, so that few of many steps promise what isn't there. The mean is taken off the credit since
-    neighbours share a v': where one action is simply better, they would seem to disagree about every entry.
-    credit [B, N, A], differs [B, N, D], there and step [B, N].
+    chance that is 0 on average (but for 1/n², as the means are those of the same episodes), with a deviation of
+    `√2 E|G|²/n` at most: `CHANCE` is taken off, so that few of many steps promise what isn't there.
+    credit [B, N, A], value [B, N, D], there and step [B, N].
     """
-    credit, differs, step = credit[there], differs[there], step[there]  # [R, ...] of rows
+    credit, value, step = credit[there], value[there], step[there]  # [R, ...] of rows
     steps, at = torch.unique(step, return_inverse=True)
 
     def summed(x: Tensor) -> Tensor:
         """x [R, ...] to its sum over each step [S, ...]."""
         return x.new_zeros(len(steps), *x.shape[1:]).index_add(0, at, x)
 
-    n = summed(torch.ones_like(differs[:, 0]))
-    credit = credit - (summed(credit) / n[:, None])[at]
-    square = summed(credit.square().sum(dim=1) * differs.square().sum(dim=1))
+    n = summed(torch.ones_like(value[:, 0]))
+    credit, value = (x - (summed(x) / n[:, None])[at] for x in (credit, value))
+    square = summed(credit.square().sum(dim=1) * value.square().sum(dim=1))
     total = torch.zeros_like(n)
     for c in credit.T:  # one action at a time: [R, A, D] may be large
-        total += summed(c[:, None] * differs).square().sum(dim=1)
+        total += summed(c[:, None] * value).square().sum(dim=1)
     found = (total - (1 + CHANCE) * square) / (n * (n - 1)) / (square.sum() / n.sum()).clamp(min=1e-12)
     return found[n > 1], steps[n > 1]
 
