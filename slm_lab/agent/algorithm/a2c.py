@@ -37,8 +37,8 @@ class ActorCriticSpec(PolicyGradientSpec):
     )
     baseline_by_step: bool = Field(
         False,
-        description="take from each advantage and TD error the mean of the batch's other episodes at the same step of "
-        "theirs: what time alone tells is no action's doing",
+        description="take from each advantage and TD error what the batch's other windows have at the same step of an "
+        "episode: what time alone tells is no action's doing. For batches of several episodes from their first step",
     )
     entropy_by_surprise: bool = Field(
         False,

@@ -128,7 +128,7 @@ class StrategicMemory(OnPolicyReplay):
         if length is not None and keys.horizon < length:
             found.append(
                 f"agent.memory.horizon {keys.horizon}: episodes may have {length} steps and are then cut into windows; "
-                "what was dropped before a window gets no credit from it"
+                "what was dropped before a window gets no credit from it, nor its steps a baseline_by_step"
             )
         return found
 
