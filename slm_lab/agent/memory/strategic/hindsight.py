@@ -182,14 +182,16 @@ class Hindsight(Auxiliary):
         if spec.usefulness_coef:
             coef = spec.usefulness_coef * notes["weight"]  # [B, 1]
             target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
+            might = PROMISE * (1 - self.gate) * promise
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
             among = (valid & mask[..., None]).any(dim=1)
-            whole = whole.clamp(min=0) + _even(among) + PROMISE * (1 - self.gate) * promise * among
+            whole = whole.clamp(min=0) + _even(among) + might * among
             terms["usefulness_loss"] = (coef * _cross_entropy(whole, data["worth"], among)[:, None]).expand_as(mask)
             if "decay" in data:
                 age = take(data["count"], now)[..., None] - data["count"][:, None]
                 held = data["worth"].detach()[:, None] - data["decay"][:, None] * age.clamp(0, 2 * core.slots)
-                terms["decay_loss"] = coef * _cross_entropy(target.clamp(min=0) + _even(valid), held, valid)
+                each = target.clamp(min=0) + _even(valid) + might[:, None] * valid  # [B, M, N]
+                terms["decay_loss"] = coef * _cross_entropy(each, held, valid)
         return terms, value
 
     def _used(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,15 +210,15 @@ class Hindsight(Auxiliary):
         return judged.detach(), F.pad(use, (left, 0)), F.pad(promise, (left, 0))
 
     def _credit(self, notes: Tree, missed: Tensor, entries: Entries) -> Tensor:
-        """`Σ_m missed_m (a_m − E_π a)` [B, N, A] over the steps from each entry on: how actions turned out thereafter,
-        beyond what is explained."""
+        """`Σ_m missed_m a_m` [B, N, A] over the steps from each entry on: how what was done thereafter turned out,
+        beyond what is explained; a is one-hot, or 1 and the action in units of each of its numbers."""
         if self.discrete:
-            chosen = F.one_hot(notes["action"].long(), notes["policy"].shape[-1]) - notes["policy"]
+            taken = F.one_hot(notes["action"].long(), notes["policy"].shape[-1]).to(missed)
         else:
-            chosen = self._told(notes["action"]) - self._told(notes["drawn"]).mean(dim=2)
-            chosen = chosen / chosen[notes["mask"]].square().mean(dim=0).sqrt().clamp(min=1e-8)  # each in its own units
+            taken = F.pad(self._told(notes["action"]), (1, 0), value=1.0)
+            taken = taken / taken[notes["mask"]].square().mean(dim=0).sqrt().clamp(min=1e-8)
         seen = _seen(notes["at"], entries) & notes["mask"][..., None]  # [B, M, N]
-        return torch.einsum("bma,bmn->bna", missed[..., None] * chosen, seen.to(missed))
+        return torch.einsum("bma,bmn->bna", missed[..., None] * taken, seen.to(missed))
 
     def _promise(self, credit: Tensor, value: Tensor, step: Tensor) -> Tensor:
         """How surely what an entry [B, N] says goes with how actions turned out after it; 0 of what says nothing.
