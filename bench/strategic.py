@@ -202,7 +202,7 @@ none left out; CPU seconds of training on one core, beside other work. A session
 reach the bar, or its frames are spent. *Return*: of the last one, worst seed; each has {EPISODES} fresh greedy episodes
 (class-balanced in MemoryTask). *Frames*, *CPU s*: median (worst) to the end of training; a seed that never reached the
 bar counts as endless. *Kept*, *attended*: the cue that a decision needs, mean of the worst class of answer, worst seed.
-*Later*: after {MORE} further updates.
+*Later*: after {MORE} further updates. A row of an older commit is of the algorithm and the measurement of that time.
 
 *Reached*: whether all holds that the row claims, and if not, what doesn't: on each of its seeds a return of the bar,
 within its frames, and its seconds where it has some; that in every run the cue is kept ({KEPT}) and attended to
