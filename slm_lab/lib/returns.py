@@ -64,6 +64,12 @@ def n_step_returns(
     return returns * mask
 
 
+def episode_begin(is_first: Tensor) -> Tensor:
+    """The row [B, T] of its window at which each row's episode began; -1: before the window. is_first [B, T]."""
+    t = torch.arange(is_first.shape[1], device=is_first.device)
+    return torch.where(is_first, t, -1).cummax(dim=1).values
+
+
 def less_others(x: Tensor, is_first: Tensor, mask: Tensor) -> Tensor:
     """x [B, T] less what other rows have at the same step of an episode: a baseline that knows the time.
 
@@ -76,10 +82,9 @@ def less_others(x: Tensor, is_first: Tensor, mask: Tensor) -> Tensor:
     in Kool et al. 2019 (Buy 4 REINFORCE samples, get a baseline for free).
     """
     T = x.shape[1]
-    t = torch.arange(T, device=x.device)
-    begin = torch.where(is_first[:, :T], t, -1).cummax(dim=1).values
+    begin = episode_begin(is_first[:, :T])
     known = mask & (begin >= 0)
-    step = (t - begin).clamp(max=T - 1)
+    step = (torch.arange(T, device=x.device) - begin).clamp(max=T - 1)
     n, total = (
         torch.zeros_like(x).scatter_add(1, step, part) for part in (known.to(x), torch.where(known, x, 0.0))
     )  # [B, T] of each row by the step

@@ -14,6 +14,7 @@ from slm_lab.agent.net.encode import is_image, vector_size, vectors
 from slm_lab.agent.net.net import Net, NetOut
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.reduce import Losses, Metrics
+from slm_lab.lib.returns import episode_begin
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import NonNegativeInt, SpecModel
 from slm_lab.spec.parts import MEMORY
@@ -53,7 +54,7 @@ class CueHead(Auxiliary):
     def prepare(self, batch: Batch, net: Net) -> tuple[Batch, Metrics]:
         seen = vectors(self.cue_space, batch.obs)  # [B, T, D]
         time = torch.arange(seen.shape[1], device=seen.device).expand(seen.shape[:2])
-        begin = torch.where(batch.is_first, time, -1).cummax(dim=1).values  # -1: the episode began before the window
+        begin = episode_begin(batch.is_first)
         at = begin + self.spec.step
         later = (begin >= 0) & (time > at)
         cue = {"seen": take(seen, at.clamp(0, seen.shape[1] - 1)), "later": later}

@@ -85,8 +85,8 @@ class Hindsight(Auxiliary):
 
     def get_extra_state(self) -> Tree:
         past = {str(i): part for i, part in enumerate(self.past)}
-        numbers = {"largest": self.largest, "square": self.square}
-        return {"rng": self.rng.get_state(), **numbers, "promise": self.promise, "past": past}
+        held = {"largest": self.largest, "square": self.square, "promise": self.promise, "past": past}
+        return {"rng": self.rng.get_state(), **held}
 
     def set_extra_state(self, state: Tree) -> None:
         self.rng.set_state(state["rng"].cpu())
