@@ -172,6 +172,20 @@ def test_value_targets_can_be_scaled_and_values_are_scaled_back() -> None:
     assert state["count"] == 3 * int(rows.mask.sum())
 
 
+def test_what_the_critic_says_stays_the_same_as_its_scale_changes() -> None:
+    a2c, rows = build(A2C, normalize_v_targets=True), batch()
+
+    def said() -> torch.Tensor:
+        with torch.no_grad():
+            return a2c._unscale(a2c.raw_value(rows))
+
+    a2c.prepare(rows)
+    before = said()
+    prepared, _ = a2c.prepare(rows.replace(reward=rows.reward * 10 + 5 * rows.mask))
+    torch.testing.assert_close(said(), before)
+    torch.testing.assert_close(a2c._unscale(prepared.extras["value"]), before[:, :-1])
+
+
 def test_n_step_and_lambda_exclude_each_other() -> None:
     spec = A2C.Spec(num_step_returns=3)
     assert spec.lam is None

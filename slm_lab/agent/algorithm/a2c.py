@@ -33,7 +33,9 @@ class ActorCriticSpec(PolicyGradientSpec):
     val_loss_coef: float = Field(0.5, ge=0, description="weight of the value loss")
     normalize_advantages: bool = Field(True, description="standardise advantages over the batch")
     normalize_v_targets: bool = Field(
-        False, description="train the critic on targets scaled by their running mean and deviation"
+        False,
+        description="train the critic on targets scaled by their running mean and deviation; what it says stays the "
+        "same as these change (PopArt: van Hasselt et al. 2016, arXiv 1602.07714)",
     )
     baseline_by_step: bool = Field(
         False,
@@ -70,7 +72,7 @@ class ActorCritic(PolicyGradient):
         if self.spec.normalize_advantages:
             advantage = standardize(advantage, batch.mask)
         if self.spec.normalize_v_targets:
-            self.v_moments.update(target[batch.mask].cpu().numpy())
+            raw = self._rescale(target[batch.mask], raw)
         extras = {
             **batch.extras,
             "advantage": advantage,
@@ -114,17 +116,30 @@ class ActorCritic(PolicyGradient):
         scales = super().scales(frame)
         return {**scales, "surprised_entropy": scales["entropy"], "value_loss": self.spec.val_loss_coef}
 
+    @torch.no_grad()
+    def _rescale(self, target: Tensor, raw: Tensor) -> Tensor:
+        """Take the targets [N] into the scale; the raw values in the new one.
+
+        The critic's last layer is set so that its values stay what they were: else what it tells states apart by grows
+        with the scale, for nothing (threefold in four batches where a task has just been solved). Not the first time,
+        when it hasn't learned any.
+        """
+        moments, last, value = self.v_moments, self.net.heads["value"][-1], self._unscale(raw)
+        mean, std, first = float(moments.mean), float(moments.std()), moments.count == 0
+        moments.update(target.cpu().numpy())
+        if first:
+            return raw
+        last.weight.mul_(std / float(moments.std()))
+        last.bias.copy_(self._scale(last.bias * std + mean))
+        return self._scale(value)
+
     def _scale(self, value: Tensor) -> Tensor:
-        return (
-            (value - float(self.v_moments.mean)) / float(self.v_moments.std())
-            if self.spec.normalize_v_targets
-            else value
-        )
+        moments = self.v_moments
+        return (value - float(moments.mean)) / float(moments.std()) if self.spec.normalize_v_targets else value
 
     def _unscale(self, value: Tensor) -> Tensor:
-        return (
-            value * float(self.v_moments.std()) + float(self.v_moments.mean) if self.spec.normalize_v_targets else value
-        )
+        moments = self.v_moments
+        return value * float(moments.std()) + float(moments.mean) if self.spec.normalize_v_targets else value
 
     def state_dict(self) -> Tree:
         return {**super().state_dict(), "v_moments": self.v_moments.state_dict()}

@@ -51,7 +51,8 @@ class Hindsight(Auxiliary):
       learned by heart, is of none. As far as the critic explains nothing, what may come to be of use is told too
       (*promise*, see `_promise`): in a long episode nothing is looked at enough to be of use.
     - *prior*: cross-entropy from the critic's attention times exp(ρ) to itself: of what it looks at, it is led to what
-      retention prefers, which else it would as soon leave.
+      retention prefers, which else it would as soon leave. It counts as far as retention prefers any: by how far
+      softmax(ρ) is from even, in nats, at most 1. Where all steps are worth the same, ρ is noise.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Each step counts as in the
@@ -177,8 +178,8 @@ class Hindsight(Auxiliary):
         if spec.prior_coef:
             # ρ is a part of the logits too: once more, or the best that q·k could do would be to say nothing
             prior = torch.softmax(logits.detach() + data["worth"].detach()[:, None, None], dim=-1)
-            loss = _cross_entropy(prior, logits, valid[:, :, None]).mean(dim=2)
-            terms["prior_loss"] = spec.prior_coef * loss
+            loss = _cross_entropy(prior, logits, valid[:, :, None]).mean(dim=2)  # [B, M]
+            terms["prior_loss"] = spec.prior_coef * _preference(data["worth"].detach()[:, None], valid) * loss
         if spec.usefulness_coef:
             coef = spec.usefulness_coef * notes["weight"]  # [B, 1]
             target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
@@ -355,6 +356,13 @@ def promising(credit: Tensor, value: Tensor, there: Tensor, step: Tensor) -> tup
 def _even(among: Tensor) -> Tensor:
     """A little of all entries [..., N] alike."""
     return EVEN * among / among.sum(dim=-1, keepdim=True).clamp(min=1)
+
+
+def _preference(worth: Tensor, valid: Tensor) -> Tensor:
+    """How far softmax(ρ) [...] is from even among the valid [..., N]: its divergence in nats, at most 1."""
+    log_p = torch.log_softmax(worth.masked_fill(~valid, -torch.inf), dim=-1)
+    beside_even = log_p + valid.sum(dim=-1, keepdim=True).clamp(min=1).log()
+    return torch.where(valid, log_p.exp() * beside_even, 0.0).sum(dim=-1).clamp(max=1.0)
 
 
 def _cross_entropy(target: Tensor, logits: Tensor, valid: Tensor) -> Tensor:

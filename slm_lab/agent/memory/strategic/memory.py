@@ -63,7 +63,7 @@ class StrategicMemory(OnPolicyReplay):
         hindsight_coef: float = Field(4.0, ge=0, description="weight of the hindsight critic; 0 turns hindsight off")
         usefulness_coef: float = Field(0.1, ge=0, description="weight of what teaches retention by hindsight")
         prior_coef: float = Field(
-            0.02, ge=0, description="weight of what leads hindsight to the entries that retention prefers"
+            0.15, ge=0, description="weight of what leads hindsight to the entries that retention prefers"
         )
         actor_coef: float = Field(1.0, ge=0, description="weight of the gated mean-actor-critic term")
 
