@@ -187,8 +187,7 @@ class BalancedMemoryTask(MemoryTask):
         self.drawn += 1
         while True:
             script = super().script(rng)
-            first = {"t": np.zeros(1, np.int64), **{key: value[None] for key, value in script.items()}}
-            if self.target(first)[0] == wanted:
+            if script["bits"][0, 0] == wanted:
                 return script
 
 

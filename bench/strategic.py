@@ -169,18 +169,13 @@ def recall(learner: LabLearner, seed: int, number: int) -> dict[str, Any]:
         shown = next(x for x in act.extras.values() if isinstance(x, dict))
         after = env.step(world_action(act, env))
         ended = after.terminated | after.truncated
-        asked = ended if env_name(learner) in ("MemoryTask", "PassiveTMaze") else target >= 0
-        for e in np.flatnonzero(asked & ~after.is_first):
+        for e in np.flatnonzero((target >= 0) & ~after.is_first):
             hit = np.isin(shown["recall_step"][e].numpy(), cues[e][cues[e] >= 0])
             kept.setdefault(int(target[e]), []).append(float(hit.sum() / max(1, (cues[e] >= 0).sum())))
             seen.setdefault(int(target[e]), []).append(float(shown["recall_weight"][e].numpy()[hit].sum()))
         played += int(ended.sum())
         step, carry = after, act.carry
     return {name: round(min(map(np.mean, by.values())), 3) for name, by in (("kept", kept), ("seen", seen)) if by}
-
-
-def env_name(learner: LabLearner) -> str:
-    return str(learner.spec.name)
 
 
 def commit() -> str:

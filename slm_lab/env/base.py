@@ -116,7 +116,7 @@ class VecEnv(ABC):
         """Take over another vector's `wrapper_state()`; the number of envs may differ."""
 
     def target(self) -> np.ndarray | None:  # [E]
-        """The right answer, in a task of ours; else None."""
+        """The right answer, -1 where there is none at this step, in a task of ours; else None."""
         return None
 
     def cue_steps(self) -> np.ndarray | None:  # [E, C]

@@ -22,7 +22,7 @@ class MemoryTask(Rules):
     Best return 1; without memory 0 on average.
 
     Raises `EnvError` for a delay below 1, a difficulty other than 0 and 1, or a `continuous` that is no bool.
-    Source: the task of the StrategicMemory notebook, for which the lab was first built. The class is `target()`.
+    Source: the task of the StrategicMemory notebook, for which the lab was first built. The class is the first bit.
     """
 
     def __init__(self, delay: int = 16, difficulty: int = HARD, continuous: bool = False) -> None:
@@ -52,7 +52,8 @@ class MemoryTask(Rules):
         return np.where(state["t"] == self.length - 1, right, 0.0)
 
     def target(self, state: State) -> np.ndarray:
-        return state["bits"][:, 0, 0].astype(np.int64)
+        """The class, at the last step; -1 before it."""
+        return np.where(state["t"] == self.length - 1, state["bits"][:, 0, 0].astype(np.int64), -1)
 
     def cue_steps(self, state: State) -> np.ndarray:
         return np.zeros((len(state["t"]), 1), np.int64)

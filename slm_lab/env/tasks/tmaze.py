@@ -50,8 +50,8 @@ class PassiveTMaze(Rules):
         return np.where(state["t"] == self.length - 1, (state["y"] == state["side"]).astype(np.float64), late)
 
     def target(self, state: State) -> np.ndarray:
-        """The action that is right at the junction: UP or DOWN."""
-        return np.where(state["side"] > 0, UP, DOWN)
+        """The action that is right at the junction, UP or DOWN, at the last step; -1 before it."""
+        return np.where(state["t"] == self.length - 1, np.where(state["side"] > 0, UP, DOWN), -1)
 
     def cue_steps(self, state: State) -> np.ndarray:
         return np.zeros((len(state["t"]), 1), np.int64)
