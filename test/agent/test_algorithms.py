@@ -186,6 +186,18 @@ def test_what_the_critic_says_stays_the_same_as_its_scale_changes() -> None:
     torch.testing.assert_close(a2c._unscale(prepared.extras["value"]), before[:, :-1])
 
 
+@pytest.mark.parametrize("earned", [[1.0], [1000.0], [0.0, 1000.0], [0.0, 0.0, 0.01, 1000.0]])
+def test_where_there_was_no_scale_yet_the_critic_takes_the_new_one(earned: list[float]) -> None:
+    """Kept what it was, in units a thousandth of those to come, it would take long to grow."""
+    a2c, rows = build(A2C, normalize_v_targets=True), batch()
+    weight = a2c.net.heads["value"][-1].weight.detach()
+    before = weight.clone()
+    for reward in earned:
+        a2c.prepare(rows.replace(reward=rows.reward * reward))
+    assert len(earned) > 1 or torch.equal(weight, before)
+    assert weight.norm() > 0.3 * before.norm()
+
+
 def test_n_step_and_lambda_exclude_each_other() -> None:
     spec = A2C.Spec(num_step_returns=3)
     assert spec.lam is None
@@ -221,7 +233,8 @@ def test_one_advantage_is_not_standardised_away() -> None:
 def test_the_value_is_clipped_around_what_the_critic_said() -> None:
     """With scaled targets too: before any gradient step the critic has moved from its old value by nothing."""
     ppo = build(PPO, normalize_v_targets=True, clip_vloss=True)
-    prepared, _ = ppo.prepare(batch().replace(reward=batch().reward * 1000))
+    for scale in (300, 1000):
+        prepared, _ = ppo.prepare(batch().replace(reward=batch().reward * scale))
     out = ppo.net(prepared.obs, prepared.carry, prepared.is_first)
     torch.testing.assert_close(out.heads["value"].squeeze(-1), prepared.extras["value"])
 

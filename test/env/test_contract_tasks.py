@@ -80,8 +80,9 @@ def test_the_two_faces_are_equal(build, task, num_envs, max_t):
 def test_worlds_of_a_vector_are_different(build, task):
     env = build(task[0], 64, **task[1])
     env.reset(0)
-    steps = [env.step(np.zeros(64, int)) for _ in range(env.rules.length + 3)]
+    steps = [env.step(np.zeros(64, int)) for _ in range(env.rules.length)]
     targets = env.target()
+    steps += [env.step(np.zeros(64, int)) for _ in range(3)]
     shown = {tuple(shown_bytes(step, world) for step in steps) for world in range(64)}
     assert len(shown) > 1 or len(set(targets.tolist())) > 1
 
@@ -95,7 +96,7 @@ def test_the_same_seed_gives_the_same_worlds_and_episodes_differ(build, task):
         a, b = one.step(np.zeros(2, int)), two.step(np.zeros(2, int))
         np.testing.assert_equal(a.obs, b.obs)
         classes.add(one.target()[0])
-    assert len(classes) > 1
+    assert len(classes - {-1}) > 1
 
 
 @memory_task

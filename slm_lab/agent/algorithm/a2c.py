@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from gymnasium import spaces
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from slm_lab.agent.algorithm.policy_gradient import PolicyGradient, PolicyGradientSpec, standardize
 from slm_lab.agent.net.base import NetSpec
@@ -24,6 +24,7 @@ from slm_lab.lib.types import Batch, Tree
 from slm_lab.spec.model import PositiveInt, Unit
 
 AT_ONCE = 65_536  # steps that the critic judges at a time
+LEAST_RATIO = 0.1  # of the value targets' deviation to what it is a batch later, for there to have been a scale
 
 
 class ActorCriticSpec(PolicyGradientSpec):
@@ -34,8 +35,8 @@ class ActorCriticSpec(PolicyGradientSpec):
     normalize_advantages: bool = Field(True, description="standardise advantages over the batch")
     normalize_v_targets: bool = Field(
         False,
-        description="train the critic on targets scaled by their running mean and deviation; what it says stays the "
-        "same as these change (PopArt: van Hasselt et al. 2016, arXiv 1602.07714)",
+        description="train the critic on targets scaled by their running mean and deviation; as these change, what it "
+        "says stays the same (PopArt: van Hasselt et al. 2016, arXiv 1602.07714)",
     )
     baseline_by_step: bool = Field(
         False,
@@ -121,17 +122,19 @@ class ActorCritic(PolicyGradient):
         """Take the targets [N] into the scale; the raw values in the new one.
 
         The critic's last layer is set so that its values stay what they were: else what it tells states apart by grows
-        with the scale, for nothing (threefold in four batches where a task has just been solved). Not the first time,
-        when it hasn't learned any.
+        with the scale, for nothing (threefold in four batches where a task has just been solved). Not where there was
+        no scale yet: at first, and where one batch makes it ten times what it was, as the first reward does. What the
+        critic says is then of no use, and kept small it would take long to grow.
         """
-        moments, last, value = self.v_moments, self.net.heads["value"][-1], self._unscale(raw)
+        moments, last = self.v_moments, [x for x in self.net.heads["value"].modules() if isinstance(x, nn.Linear)][-1]
         mean, std, first = float(moments.mean), float(moments.std()), moments.count == 0
         moments.update(target.cpu().numpy())
-        if first:
+        ratio, shift = std / float(moments.std()), (mean - float(moments.mean)) / float(moments.std())
+        if first or ratio < LEAST_RATIO:
             return raw
-        last.weight.mul_(std / float(moments.std()))
-        last.bias.copy_(self._scale(last.bias * std + mean))
-        return self._scale(value)
+        last.weight.mul_(ratio)
+        last.bias.mul_(ratio).add_(shift)
+        return raw * ratio + shift
 
     def _scale(self, value: Tensor) -> Tensor:
         moments = self.v_moments

@@ -76,7 +76,8 @@ class RepeatFirst(_Deck):
         return np.where(action == self.target(state), 1.0, -1.0) / self.length
 
     def target(self, state: State) -> np.ndarray:
-        return state["cards"][:, 0]
+        """The right answer; -1 at the last observation."""
+        return np.where(state["t"] < self.length, state["cards"][:, 0], -1)
 
     def cue_steps(self, state: State) -> np.ndarray:
         return np.zeros((len(state["t"]), 1), np.int64)

@@ -126,9 +126,10 @@ class StrategicMemory(OnPolicyReplay):
                 f"and retention has nothing to learn; {length - 1} or fewer make it choose"
             )
         if length is not None and keys.horizon < length:
+            by_step = getattr(spec.agent.algorithm, "baseline_by_step", False)
             found.append(
                 f"agent.memory.horizon {keys.horizon}: episodes may have {length} steps and are then cut into windows; "
-                "what was dropped before a window gets no credit from it, nor its steps a baseline_by_step"
+                f"what was dropped before a window gets no credit from it{', nor its steps a baseline' * by_step}"
             )
         return found
 
