@@ -423,6 +423,24 @@ def test_replay_teaches_hindsight_alone() -> None:
     assert all(p.grad is None or not p.grad.any() for p in net.heads.parameters())
 
 
+@pytest.mark.parametrize(("grows", "gate"), [(-1.0, 0.0), (0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (5.0, 1.0), (None, 1.0)])
+def test_the_gate_opens_as_far_as_the_advantage_bears_the_critic_out(grows: float | None, gate: float) -> None:
+    """What is wrong with V is all of a TD error and explained best; of the advantage it is little."""
+    agent = build(swap=0.0)
+    hindsight, batch = hindsight_of(agent), batches(agent, 40)[-1]
+    prepared, _ = agent.algorithm._prepared(batch)
+    error = torch.randn(prepared.mask.shape, generator=torch.Generator().manual_seed(0))
+    extras = {**prepared.extras, "td_error": error}
+    extras.pop("raw_advantage")
+    if grows is not None:
+        extras["raw_advantage"] = grows * error + 7  # what is the same for all says nothing
+    used = hindsight._used
+    hindsight._used = lambda notes, *rest: (notes["error"], *used(notes, *rest)[1:])  # type: ignore[method-assign]
+    _, metrics = hindsight.prepare(prepared.replace(extras=extras), agent.algorithm.net)
+    assert metrics["hindsight_explained"] == pytest.approx(1.0)
+    assert hindsight.gate == pytest.approx(gate, abs=1e-4)
+
+
 def test_noise_keeps_the_gate_shut_and_a_cause_opens_it() -> None:
     """Rewards by chance are nobody's doing; the same rewards for one of the actions are."""
     gates = {}

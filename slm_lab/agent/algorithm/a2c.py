@@ -70,6 +70,7 @@ class ActorCritic(PolicyGradient):
         error = td_error(batch.reward, value, *ends(batch), self.spec.gamma)
         if self.spec.baseline_by_step:
             advantage, error = (less_others(x, batch.is_first, batch.mask) for x in (advantage, error))
+        raw_advantage = advantage
         if self.spec.normalize_advantages:
             advantage = standardize(advantage, batch.mask)
         if self.spec.normalize_v_targets:
@@ -77,6 +78,7 @@ class ActorCritic(PolicyGradient):
         extras = {
             **batch.extras,
             "advantage": advantage,
+            "raw_advantage": raw_advantage,
             "value": raw[:, :-1],
             "td_error": error,
             "v_target": self._scale(target),

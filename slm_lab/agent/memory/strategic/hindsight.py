@@ -55,8 +55,10 @@ class Hindsight(Auxiliary):
       softmax(ρ) is from even, in nats, at most 1. Where all steps are worth the same, ρ is noise.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
-      explained variance of the critic (0 to 1) on episodes that it has not learned from yet. Each step counts as in the
-      policy loss, which is a mean over all steps: M of T would else outweigh the rest. Discrete actions only.
+      explained variance of the critic (0 to 1) on episodes that it has not learned from yet, times how far the advantage
+      bears it out (its slope on Q there, 0 to 1). A TD error has all of what V says wrongly of the next state, and what
+      always is so is explained best; of a λ-advantage that is 1 − λ. Each step counts as in the policy loss, which is a
+      mean over all steps: M of T would else outweigh the rest. Discrete actions only.
 
     Errors are in units of their rms over the last batches: in units of one batch that holds no surprise, noise would
     count as much as mistakes do. Usefulness and decay count as much as the batch surprises, by its mean square error
@@ -119,8 +121,12 @@ class Hindsight(Auxiliary):
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
         explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
-        self.gate = min(1.0, max(0.0, explained))
-        return batch, {"hindsight_explained": explained, "hindsight_weight": float(weight[0])}
+        borne_out = 1.0
+        if "raw_advantage" in batch.extras:  # REINFORCE knows no values, and none that are wrong
+            borne_out = slope_of(take(batch.extras["raw_advantage"], at)[mask] / self.square**0.5, judged[mask])
+        self.gate = min(1.0, max(0.0, explained)) * min(1.0, max(0.0, borne_out))
+        shown = {"hindsight_explained": explained, "hindsight_borne_out": borne_out}
+        return batch, shown | {"hindsight_weight": float(weight[0])}
 
     def _count(self, error: Tensor, mask: Tensor) -> int:
         """How many steps of an episode are surprising: their participation ratio `(Σδ²)² / Σδ⁴`, mean of episodes."""
@@ -326,6 +332,12 @@ def _use(
     told, told2 = (torch.einsum("bmhd,bnhd->bmhn", slope, v) - at_rest for v in (value, value2))
     moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).sum(dim=2)  # [B, M, N]
     return moved.square() - 2 * missed[..., None] * moved
+
+
+def slope_of(y: Tensor, x: Tensor) -> float:
+    """By how much y [R] grows with x [R], by least squares; 0 where x is constant."""
+    x = x - x.mean()
+    return float((x * y).sum() / x.square().sum().clamp(min=1e-12))
 
 
 def promising(credit: Tensor, value: Tensor, there: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
