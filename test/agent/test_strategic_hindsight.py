@@ -197,7 +197,7 @@ def test_without_any_use_all_entries_are_worth_the_same() -> None:
     assert gradient[0, 0] > 0 > gradient[0, 1], "down, and up"
 
 
-def test_promise_raises_worth_and_spares_age_as_far_as_the_critic_explains_nothing() -> None:
+def test_promise_raises_worth_and_spares_age_as_far_as_the_gate_is_shut() -> None:
     """To decay too: else it would age out what is kept for its promise."""
     agent, moved, spared = build(awake=False), [], []
     for gate in (0.0, 0.5, 1.0):

@@ -24,7 +24,7 @@ NAME = "hindsight"
 PAST_BYTES = 2**24  # most of a batch that is kept for replay
 DRAWS = 4  # of actions that can't be counted, for their mean
 EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that is of use they are worth the same
-PROMISE = 0.3  # of what teaches retention, to what may come to be of use, as far as the critic explains nothing
+PROMISE = 0.3  # of what teaches retention, to what may come to be of use, as far as the gate is shut
 RATE = 0.25  # by which a batch's promise and square error enter the means of the batches before
 CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in E|G|²/n
 FEWEST = 2  # windows that are worth keeping
@@ -48,17 +48,19 @@ class Hindsight(Auxiliary):
       i will be, is the right weight of a reservoir. The use of entry i is by how much the critic's error would grow if
       what another episode has of the same step stood in its place (nothing, where that has none), on episodes that the
       critic has not learned from yet: one that is looked at and says nothing, or the same in all episodes, or what was
-      learned by heart, is of none. As far as the critic explains nothing, what may come to be of use is told too
-      (*promise*, see `_promise`): in a long episode nothing is looked at enough to be of use.
+      learned by heart, is of none. As far as the gate below is shut, what may come to be of use is told too (*promise*,
+      see `_promise`): in a long episode nothing is looked at enough to be of use.
     - *prior*: cross-entropy from the critic's attention times exp(ρ) to itself: of what it looks at, it is led to what
       retention prefers, which else it would as soon leave. It counts as far as retention prefers any: by how far
       softmax(ρ) is from even, in nats, at most 1. Where all steps are worth the same, ρ is noise.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
-      explained variance of the critic (0 to 1) on episodes that it has not learned from yet, times how far the advantage
-      bears it out (its slope on Q there, 0 to 1). A TD error has all of what V says wrongly of the next state, and what
-      always is so is explained best; of a λ-advantage that is 1 − λ. Each step counts as in the policy loss, which is a
-      mean over all steps: M of T would else outweigh the rest. Discrete actions only.
+      *gate*: the explained variance of the critic (0 to 1) on episodes that it has not learned from yet, times how far
+      the advantage bears it out (its slope on Q there, 0 to 1). A TD error has all of what V says wrongly of the next
+      state, and what always is so is explained best; a λ-advantage has 1 − λ of what is wrong for one step, more of what
+      lasts. (That the steps are chosen by |δ| makes the slope too large where little is explained; explained variance
+      holds the gate then.) Each step counts as in the policy loss, which is a mean over all steps: M of T would else
+      outweigh the rest. Discrete actions only.
 
     Errors are in units of their rms over the last batches: in units of one batch that holds no surprise, noise would
     count as much as mistakes do. Usefulness and decay count as much as the batch surprises, by its mean square error
@@ -123,8 +125,9 @@ class Hindsight(Auxiliary):
         explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
         borne_out = 1.0
         if "raw_advantage" in batch.extras:  # REINFORCE knows no values, and none that are wrong
-            borne_out = slope_of(take(batch.extras["raw_advantage"], at)[mask] / self.square**0.5, judged[mask])
-        self.gate = min(1.0, max(0.0, explained)) * min(1.0, max(0.0, borne_out))
+            came = take(batch.extras["raw_advantage"], at) / self.square**0.5
+            borne_out = min(1.0, max(0.0, slope_of(came[mask], judged[mask])))
+        self.gate = min(1.0, max(0.0, explained)) * borne_out
         shown = {"hindsight_explained": explained, "hindsight_borne_out": borne_out}
         return batch, shown | {"hindsight_weight": float(weight[0])}
 
@@ -335,8 +338,8 @@ def _use(
 
 
 def slope_of(y: Tensor, x: Tensor) -> float:
-    """By how much y [R] grows with x [R], by least squares; 0 where x is constant."""
-    x = x - x.mean()
+    """By how much y [R] grows with x [R], by least squares; about 0 where x is constant."""
+    x, y = x - x.mean(), y - y.mean()
     return float((x * y).sum() / x.square().sum().clamp(min=1e-12))
 
 
