@@ -322,4 +322,6 @@ def test_what_time_alone_tells_is_no_advantage() -> None:
     taken = found[True]["advantage"]
     expected = (taken - taken.mean()) / taken.std(unbiased=False)
     torch.testing.assert_close(standard["advantage"], expected, atol=1e-4, rtol=0, msg="standardised after it")
-    torch.testing.assert_close(standard["raw_advantage"], taken, atol=1e-4, rtol=0, msg="less the others', in own units")
+    torch.testing.assert_close(
+        standard["raw_advantage"], taken, atol=1e-4, rtol=0, msg="less the others', in own units"
+    )

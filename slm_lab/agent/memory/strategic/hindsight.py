@@ -57,10 +57,10 @@ class Hindsight(Auxiliary):
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       *gate*: the explained variance of the critic (0 to 1) on episodes that it has not learned from yet, times how far
       the advantage bears it out (its slope on Q there, 0 to 1). A TD error has all of what V says wrongly of the next
-      state, and what always is so is explained best; a λ-advantage has 1 − λ of what is wrong for one step, more of what
-      lasts. (That the steps are chosen by |δ| makes the slope too large where little is explained; explained variance
-      holds the gate then.) Each step counts as in the policy loss, which is a mean over all steps: M of T would else
-      outweigh the rest. Discrete actions only.
+      state, and what always is so is explained best; a λ-advantage has 1 − λ of what is wrong for one step, more of
+      what lasts. That the steps are chosen by |δ| makes the slope too large where little is explained; explained
+      variance holds the gate then. Each step counts as in the policy loss, which is a mean over all steps: M of T would
+      else outweigh the rest. Discrete actions only.
 
     Errors are in units of their rms over the last batches: in units of one batch that holds no surprise, noise would
     count as much as mistakes do. Usefulness and decay count as much as the batch surprises, by its mean square error
