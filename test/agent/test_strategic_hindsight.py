@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -314,7 +315,7 @@ def test_surprising_steps() -> None:
 
 
 def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() -> None:
-    agent = build(swap=0.3)
+    agent = build(swap=0.5)
     hindsight = hindsight_of(agent)
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
     entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
@@ -323,10 +324,21 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
     hindsight.rng.set_state(drawn)
     swapped = hindsight._swapped(entries)
     there, moved = other["count"] >= 0, swapped["worth"] != data["worth"]
-    assert 0.15 < float(moved[there].float().mean()) < 0.45 and not moved[~there].any()
+    assert 0.15 < float(moved[there].float().mean()) < 0.55 and not moved[~there].any()
     assert torch.equal(swapped["key"][moved], other["key"][moved]), "key and worth of the same one"
     assert swapped["value"] is data["value"], "what it says stays its own"
     assert not any(torch.equal(other["key"][b], data["key"][b]) for b in range(len(there)))
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.0, 4.0])
+def test_entries_are_swapped_the_less_the_less_they_are_worth_the_same(gap: float) -> None:
+    hindsight, N = hindsight_of(build(swap=0.5)), 2000
+    step = torch.arange(N).expand(2, N)
+    worth = torch.tensor([0.0, gap])[:, None].expand(2, N)
+    data = {"key": torch.randn(2, N, 1, 4), "value": torch.randn(2, N, 1, 4), "worth": worth, "count": step}
+    swapped = hindsight._swapped(Entries(data, 0, step[..., None], step))
+    moved = (swapped["key"] != data["key"]).flatten(2).any(dim=2).float().mean(dim=1)
+    assert moved.tolist() == pytest.approx([0.5 * math.exp(-gap)] * 2, abs=0.05)
 
 
 def test_one_window_alone_has_no_others() -> None:

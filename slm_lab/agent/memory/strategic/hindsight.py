@@ -42,7 +42,8 @@ class Hindsight(Auxiliary):
       chance, and since what no action caused explains nothing, it doesn't learn the noise of the value function. Where
       actions can't be counted, the mean is that of four drawn from the policy.
       A share of the entries (`swap`) is looked up by the key of another episode's entry of the same step: attention
-      must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say.
+      must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say. They
+      are swapped the less, the less they are worth the same: a cue's key for what is no cue would only mislead.
     - *usefulness*: cross-entropy from what each entry does for the critic, mean over the steps, and a little of all
       entries alike, to `softmax_i ρ_i` over the episode so far: its fixed point, exp(ρ_i) in proportion to the use that
       i will be, is the right weight of a reservoir. The use of entry i is by how much the critic's error would grow if
@@ -256,9 +257,10 @@ class Hindsight(Auxiliary):
         return {**found, "count": torch.where(there, found["count"], -1)}
 
     def _swapped(self, entries: Entries) -> Tree:
-        """The entries, a share of them with key and worth of another's."""
+        """The entries, each with key and worth of the other one, by a chance of `swap · exp(−|ρ − ρ'|)`."""
         data, other = entries.data, self._others(entries)
-        drawn = torch.rand(data["count"].shape, generator=self.rng).to(data["count"].device) < self.spec.swap
+        alike = (other["worth"] - data["worth"]).detach().abs().neg().exp()
+        drawn = torch.rand(data["count"].shape, generator=self.rng).to(alike.device) < self.spec.swap * alike
         drawn = drawn & (other["count"] >= 0)
         key = torch.where(drawn[..., None, None], other["key"], data["key"])
         return {**data, "key": key, "worth": torch.where(drawn, other["worth"], data["worth"])}

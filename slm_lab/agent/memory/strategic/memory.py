@@ -58,12 +58,15 @@ class StrategicMemory(OnPolicyReplay):
         horizon: PositiveInt = Field(16384, description="longest window; of longer episodes the rest is another one")
         queries: PositiveInt = Field(4, description="M: surprising steps of an episode that hindsight looks at")
         max_queries: PositiveInt = Field(64, description="most of them, where rewards are dense")
-        swap: Unit = Field(0.25, description="share of entries that hindsight finds by another episode's key")
+        swap: Unit = Field(
+            0.5,
+            description="chance that hindsight finds an entry by the key of another episode's that is worth the same",
+        )
         replay: NonNegativeInt = Field(16, description="batches that hindsight learns from again")
         hindsight_coef: float = Field(4.0, ge=0, description="weight of the hindsight critic; 0 turns hindsight off")
         usefulness_coef: float = Field(0.1, ge=0, description="weight of what teaches retention by hindsight")
         prior_coef: float = Field(
-            0.15, ge=0, description="weight of what leads hindsight to the entries that retention prefers"
+            0.3, ge=0, description="weight of what leads hindsight to the entries that retention prefers"
         )
         actor_coef: float = Field(1.0, ge=0, description="weight of the gated mean-actor-critic term")
 
