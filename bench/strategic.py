@@ -83,6 +83,7 @@ def without(task: Row, name: str, *change: str, max_frame: int | None = None, **
 FIFO = "agent.memory.retention=fifo"
 AGELESS = "agent.memory.decay_init=0"  # where hindsight teaches no decay, none should stay as it began
 HARD_64 = memory_task(64, "HARD", 4096, 200_000, far=True)
+HARD_256 = memory_task(256, "HARD", 16384, 300_000, seconds=20)
 CUES_32 = Row("MultiCue 32", "specs/strategic/multi_cue.json", 8192, 400_000, ("env.length=32",), 0.95, 5)
 MAZE_64 = Row("PassiveTMaze 64", "specs/strategic/tmaze.json", 16640, 600_000, ("env.corridor=64",), 0.95, 5)
 ROWS = [
@@ -90,7 +91,7 @@ ROWS = [
     *(memory_task(16, mode, 1024, 100_000) for mode in ("EASY", "HARD")),
     memory_task(64, "EASY", 4096, 200_000),
     HARD_64,
-    memory_task(256, "HARD", 16384, 300_000, seconds=20),
+    HARD_256,
     memory_task(1024, "HARD", 65536, 1_200_000, seconds=60),
     memory_task(4096, "HARD", 262144, 6_000_000, seconds=240, seeds=3),
     Row("RepeatPrevious 4", "specs/strategic/repeat_previous.json", 3264, 200_000, bar=0.9, seeds=5),
@@ -101,7 +102,10 @@ ROWS = [
     without(HARD_64, "fifo", FIFO, most=CHANCE),
     without(HARD_64, "reservoir", "agent.memory.retention=reservoir", most=CHANCE),
     without(HARD_64, "no memory", "agent.memory.retention=none", most=CHANCE),
-    without(HARD_64, "no hindsight", "agent.memory.hindsight_coef=0", AGELESS, most=CHANCE),
+    *(
+        without(task, "no hindsight", "agent.memory.hindsight_coef=0", AGELESS, most=CHANCE)
+        for task in (HARD_64, HARD_256)
+    ),
     without(HARD_64, "no usefulness", "agent.memory.usefulness_coef=0", AGELESS, claims=False),
     without(HARD_64, "no actor term", "agent.memory.actor_coef=0", claims=False),
     without(CUES_32, "fifo", FIFO, max_frame=200_000, most=0.9),  # cues among the last 16 steps it has
