@@ -1,0 +1,225 @@
+"""The command line, as a person meets it: every bad input has one clear message and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_specs import raw_spec
+from typed import SHORT, Lab, assert_refused, save
+
+from slm_lab.lib.registry import Registry
+from slm_lab.spec import parts as tables
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        ("", ["required", "--help"]),
+        ("ok.json", ["which mode?", "dev, train"]),
+        ("dev", ["which spec?"]),
+        ("ok.json trian", ["unknown mode 'trian'", "Did you mean 'train'?"]),
+        ("ok.json Train", ["Did you mean 'train'?"]),
+        ("lst", ["Did you mean 'list'?"]),
+        ("train ok.json", ["the mode goes last", "ok.json train"]),
+        ("ok.json check", ["'check' goes first", "check ok.json"]),
+        ("ok.json ok ok dev", ["too many words"]),
+        ("ok.json dev --sett a=1", ["--sett", "--help"]),
+        ("ok.json dev --set env.max_frame=10 env.num_envs=1", ["'env.num_envs=1'", "--set of its own"]),
+        ("ok.json search", ["search: nothing to search"]),
+        ("ok.json search --max-trial 0", ["--max-trial 0", "at least one"]),
+        ("ok.json train --max-trial 3", ["--max-trial is for search"]),
+        ("ok.json search@latest", ["no run of ok under data"]),
+        ("ok.json enjoy", ["enjoy@latest"]),
+        ("ok.json dev@latest", ["only train, enjoy and search"]),
+        ("ok.json train@", ["train@latest", "train@RUN_DIR"]),
+        ("ok.json train@latest", ["no run of ok under data", "'train'"]),
+        ("enjoy@latest", ["no run under data"]),
+        ("train@lastest", ["doesn't exist", "Did you mean 'latest'?"]),
+        ("train@nowhere", ["nowhere isn't a run folder"]),
+        ("enjoy@ok.json", ["isn't a run folder"]),
+        ("plot", ["which run?"]),
+        ("plot nowhere", ["nowhere isn't a run folder"]),
+        ("train@latest --set env.max_frame=10", ["--set can't change a run that was started"]),
+        ("bench memory_tsk", ["unknown benchmark 'memory_tsk'", "Did you mean 'memory_task'?"]),
+        ("bench race", ["unknown benchmark 'race'"]),
+        ("--data here bench memory_task", ["'bench' goes first", "bench memory_task"]),
+        ("memory_task bench", ["'bench' goes first", "bench memory_task"]),
+        ("list nets", ["unknown family 'nets'", "Did you mean 'net'?"]),
+        ("check", ["which spec file?"]),
+        ("show", ["which spec file?"]),
+        ("check ok.json ok ok", ["too many words"]),
+        ("no.json dev", ["no.json: no such file"]),
+        ("two.json dev", ["holds 2 specs", "first, second"]),
+        ("two.json secnd dev", ["unknown spec 'secnd'", "Did you mean 'second'?"]),
+    ],
+)
+def test_a_command_typed_wrong_is_told_what_was_meant(lab: Lab, words: str, parts: list[str]) -> None:
+    assert_refused(lab(*words.split()), *parts)
+    assert not Path("data").exists(), "nothing was started"
+
+
+def test_list_tells_every_part_of_every_family(lab: Lab) -> None:
+    said = lab("list")
+    families = [table for table in vars(tables).values() if isinstance(table, Registry)]
+    listed = [line.split()[0] for line in said.out.splitlines()]
+    assert sorted(listed) == sorted(word for table in families for word in (table.family, *table))
+    assert "the last steps" in lab("list", "entry").out
+
+
+# ---- specs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"agent__algorithm__gama": 0.9}, ["agent.algorithm.gama: unknown key", "Did you mean 'gamma'?"]),
+        ({"env__num_envs": "four"}, ["env.num_envs: 'four' is text", "expected: whole number >= 1"]),
+        ({"agent__algorithm__gamma": 1.5}, ["agent.algorithm.gamma: 1.5 is above 1"]),
+        ({"agent__net__name": "MPL"}, ["unknown net 'MPL'", "Did you mean 'MLP'?"]),
+        ({"agent__net__core": {"name": "GRUU"}}, ["unknown core 'GRUU'"]),
+        ({"agent__net": {"name": "Conv"}}, ["agent.net.name: 'Conv' reads uint8 images"]),
+        ({"env__name": "Cartpole-v1"}, ["unknown env 'Cartpole-v1'", "Did you mean 'CartPole-v1'?"]),
+        ({"env__gravity": 3}, ["env.gravity: unknown key. CartPole-v1 takes"]),
+        ({"env__name": "LunarLander-v3"}, ["needs a package", "pip install", "box2d"]),
+        ({"env__name": "ALE/Pong-v5"}, ['pip install "gymnasium[atari]"']),
+        ({"env__name": "nobody_has_this:Env-v0"}, ["pip install nobody_has_this"]),
+        ({"env__name": "needs_more:Env-v0"}, ["can't import needs_more", "pip install a_package_nobody_has"]),
+        ({"env__name": "syntax:Env-v0"}, ["can't import syntax: SyntaxError", "line 1"]),
+        ({"env__name": "bad_env:Broken-v0"}, ["can't be built: RuntimeError: no licence"]),
+    ],
+)
+@pytest.mark.parametrize("mode", ["train", "check"])
+def test_a_bad_spec_is_told_where_and_what_was_expected(
+    lab: Lab, changes: dict[str, Any], parts: list[str], mode: str
+) -> None:
+    package = {"LunarLander-v3": "Box2D", "ALE/Pong-v5": "ale_py"}.get(changes.get("env__name", ""))
+    if package and find_spec(package):
+        pytest.skip(f"{package} is installed here")
+    save("spec.json", {"spec": raw_spec(**changes)})
+    words = ("check", "spec.json") if mode == "check" else ("spec.json", "train")
+    assert_refused(lab(*words), "spec 'spec' can't be run: 1 problem", *parts)
+    assert not Path("data").exists()
+
+
+STRATEGIC = {"agent__net__shared": True, "env": {"name": "MemoryTask", "delay": 16, "num_envs": 2, "max_frame": 100}}
+
+
+@pytest.mark.parametrize(
+    ("memory", "algorithm", "told"),
+    [
+        ({"slots": 100}, "PPO", ["agent.memory.slots 100: no episode has more than 16 steps"]),
+        (
+            {"slots": 16},
+            "PPO",
+            ["nothing is ever dropped and retention has nothing to learn; 15 or fewer make it choose"],
+        ),
+        ({"slots": 15}, "PPO", []),
+        ({"slots": 100, "persist": True}, "PPO", []),
+        (
+            {"horizon": 8, "slots": 8},
+            "REINFORCE",
+            [
+                "agent.memory.horizon 8: episodes may have 16 steps and are then cut into windows",
+                "REINFORCE learns from windows of at most 8 steps and episodes have up to 16",
+            ],
+        ),
+        ({"horizon": 16, "slots": 8}, "REINFORCE", []),
+        ({"horizon": 8, "slots": 8}, "A2C", ["what was dropped before a window gets no credit from it"]),
+    ],
+    ids=str,
+)
+def test_what_keeps_nothing_from_working_is_noted(
+    lab: Lab, memory: dict[str, Any], algorithm: str, told: list[str]
+) -> None:
+    agent = {"agent__algorithm": {"name": algorithm}, "agent__memory": {"name": "StrategicMemory", **memory}}
+    save("spec.json", {"spec": raw_spec(**STRATEGIC, **agent)})
+    code, _, err = lab("check", "spec.json")
+    assert code == 0
+    assert [line[:5] for line in err.splitlines()] == ["note:"] * len(told)
+    assert all(part in err for part in told)
+
+
+@pytest.mark.parametrize(
+    ("file", "parts"),
+    [
+        ("empty.json", ["empty.json: the file is empty"]),
+        ("broken.json", ["broken.json:2:13: broken JSON", "^"]),
+        ("broken.yaml", ["broken.yaml:3:6: broken YAML", "^"]),
+        ("text.yaml", ["env.max_frame: '2e5' is text", "write 200000 or 2.0e+5"]),
+    ],
+)
+def test_a_broken_file_is_told_by_line_and_column(lab: Lab, file: str, parts: list[str]) -> None:
+    assert_refused(lab(file, "dev"), *parts)
+    assert_refused(lab("check", file), *parts)
+    assert_refused(lab("show", file), *parts)
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "../../evil", "x" * 200, "a\nb", "[red]x[/red]", ".hidden", "a*"])
+def test_a_name_that_is_no_folder_is_refused(lab: Lab, name: str) -> None:
+    save("spec.json", {name: raw_spec(**SHORT)})
+    assert_refused(lab("spec.json", "train", "--data", "in/here"), "its name is also that of the run's folder")
+    assert not Path("in").exists()
+
+
+def test_check_tells_all_errors_of_all_specs_at_once(lab: Lab) -> None:
+    bad = [raw_spec(env__num_envs=0, agent__algorithm__gama=1), raw_spec(agent__net__name="MPL")]
+    save("several.json", {"good": raw_spec(), "bad": bad[0], "worse": bad[1]})
+    said = lab("check", "several.json")
+    assert_refused(said, "env.num_envs", "'gamma'", "spec 'worse' can't be run", "'MLP'")
+    assert "good: ok" in said.out
+    assert lab("check", "several.json", "good").code == 0
+    assert not Path("data").exists()
+
+
+def test_show_prints_the_resolved_spec_and_overrides_are_validated(lab: Lab) -> None:
+    said = lab("show", "ok.json", "--set", "agent.algorithm.gamma=0.5", "--set", "env.max_frame=3e2")
+    shown = json.loads(said.out)["ok"]
+    assert (shown["agent"]["algorithm"]["gamma"], shown["env"]["max_frame"]) == (0.5, 300)
+    assert shown["agent"]["algorithm"]["lam"] == 0.95, "defaults are written out"
+    assert_refused(lab("show", "ok.json", "--set", "agent.algorithm.gamma=2"), "2 is above 1")
+    assert_refused(lab("show", "ok.json", "--set", "agent.algorithm.gama=0.5"), "Did you mean 'gamma'?")
+
+
+# ---- benchmarks ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def programs(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of benchmarks with one that can be run, and a part of it."""
+    folder = tmp_path / "our_benches"
+    folder.mkdir()
+    (folder / "part.py").write_text("import a_package_nobody_has")
+    (folder / "hello.py").write_text(
+        '"""Says it back.\n\nAnd more."""\nimport sys\ndef main():\n    print(sys.argv[1:])\n    return 3\n'
+        'if __name__ == "__main__":\n    sys.exit(main())\n'
+    )
+    monkeypatch.setattr("slm_lab.cli.BENCH", folder)
+    return folder
+
+
+def test_bench_lists_what_can_be_run_and_what_it_is(lab: Lab, programs: Path) -> None:
+    said = lab("bench")
+    assert (said.code, said.out.split()) == (0, ["hello", "Says", "it", "back."])
+    assert lab("bench", "--help").out == said.out
+
+
+def test_bench_hands_on_words_and_exit_code(
+    lab: Lab, programs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = list(sys.argv)
+    with pytest.raises(SystemExit) as end:
+        lab("bench", "hello", "--set", "x", "-h")
+    assert end.value.code == 3
+    assert capsys.readouterr().out == "['--set', 'x', '-h']\n"
+    assert sys.argv == before
+
+
+def test_bench_without_the_repository_says_so(lab: Lab, programs: Path) -> None:
+    shutil.rmtree(programs)
+    assert_refused(lab("bench"), "come with the repository")
