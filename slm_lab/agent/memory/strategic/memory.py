@@ -121,18 +121,23 @@ class StrategicMemory(OnPolicyReplay):
 
     @staticmethod
     def notes(spec: LabSpec, world: World) -> list[str]:
-        """Whether retention has a choice at all, and whether episodes are cut."""
+        """Whether retention has a choice at all, episodes are cut, and a batch has several to compare."""
         keys, length, found = spec.agent.memory, world.max_length, []
+        by_step = getattr(spec.agent.algorithm, "baseline_by_step", False)
         if length is not None and keys.slots >= length and not keys.persist:
             found.append(
                 f"agent.memory.slots {keys.slots}: no episode has more than {length} steps, so nothing is ever dropped "
                 f"and retention has nothing to learn; {length - 1} or fewer make it choose"
             )
         if length is not None and keys.horizon < length:
-            by_step = getattr(spec.agent.algorithm, "baseline_by_step", False)
             found.append(
                 f"agent.memory.horizon {keys.horizon}: episodes may have {length} steps and are then cut into windows; "
                 f"what was dropped before a window gets no credit from it{', nor its steps a baseline' * by_step}"
+            )
+        if by_step and spec.agent.algorithm.frequency == 1:
+            found.append(
+                "agent.algorithm.baseline_by_step takes nothing: an update sees one episode, and there is no other to "
+                "compare it with. Use a larger training_frequency (PPO: time_horizon)"
             )
         return found
 
