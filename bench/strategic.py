@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -206,8 +207,8 @@ bar counts as endless. *Kept*, *attended*: the cue that a decision needs, mean o
 *Reached*: whether all holds that the row claims, and if not, what doesn't: on each of its seeds a return of the bar,
 within its frames, and its seconds where it has some; that in every run the cue is kept ({KEPT}) and attended to
 ({SEEN}), and return, cue and attention later too. Where something is taken out (after the comma) the row
-claims that no seed earns more than {CHANCE} by the end of its frames (0.9 in MultiCue, where some cues lie among the
-last 16 steps), or claims nothing.
+claims that no seed earns more than {CHANCE}, in two evaluations in a row, at the end or later (0.9 in MultiCue, where
+some cues lie among the last 16 steps), or claims nothing.
 
 In MemoryTask 4 and 16 and RepeatPrevious 4 the 16 slots hold all that is asked for, so retention has nothing to choose:
 the newest 16 steps (`fifo`) do as well. From 32 steps on it must choose.
@@ -257,7 +258,7 @@ def missed(row: Row, found: list[Found]) -> list[str]:
     """What of the row's claim these sessions don't show."""
     held = {f"{len(found)} of {row.seeds} seeds": len(found) == row.seeds}
     if row.most is not None:
-        held[f"above {row.most}"] = max(x["then"]["score"] for x in found) <= row.most
+        held[f"above {row.most}"] = max(map(lasting, found)) <= row.most
     if row.most is not None or not row.claims:
         return [what for what, holds in held.items() if not holds]
     held["return"] = all(stays(row, x["curve"]) for x in found)
@@ -268,6 +269,12 @@ def missed(row: Row, found: list[Found]) -> list[str]:
     held["return later"] = worst(found, "later", "score") >= row.bar
     held["longer delays"] = not row.far or min(min(x["far"].values()) for x in found) >= row.bar
     return [what for what, holds in held.items() if not holds]
+
+
+def lasting(x: Found) -> float:
+    """The most that it had in two evaluations in a row, or at the end, or later: what it lost again counts too."""
+    scores = [score for _, score in x["curve"]]
+    return float(max([x["then"]["score"], x["later"]["score"], *map(min, pairwise(scores))]))
 
 
 def worst(found: list[Found], when: str, what: str) -> float:

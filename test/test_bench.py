@@ -297,9 +297,23 @@ def test_a_row_is_reached_when_all_of_its_claim_holds_on_every_seed(
     assert strategic.line(row, sessions).split(" | ")[1] == said
 
 
-def test_a_control_fails_when_no_seed_is_above_chance() -> None:
-    assert strategic.missed(CONTROL, [found(CONTROL, seed, score=0.3) for seed in (0, 1)]) == []
-    assert strategic.missed(CONTROL, [found(CONTROL, seed, score=0.3 + seed) for seed in (0, 1)]) == ["above 0.3"]
+@pytest.mark.parametrize(
+    ("scores", "later", "fails"),
+    [
+        ([0.0, 0.3], 0.3, True),
+        ([0.0, 0.4, 0.1, 0.3], 0.3, True),  # luck, once
+        ([0.0, 0.9, 0.8, 0.1], 0.1, False),  # it had it, and lost it
+        ([0.0, 0.0, 0.4], 0.0, False),
+        ([0.0, 0.3], 0.9, False),
+    ],
+)
+def test_a_control_fails_when_no_seed_is_above_chance(scores: list[float], later: float, fails: bool) -> None:
+    curve = [[25 * i, score] for i, score in enumerate(scores)]
+    kept = {"kept": 1.0, "seen": 1.0}
+    then, after = ({**kept, "score": score} for score in (scores[-1], later))
+    sessions = [found(CONTROL, 0, score=0.0), found(CONTROL, 1, curve=curve, then=then, later=after)]
+    sessions[0]["later"]["score"] = 0.0
+    assert strategic.missed(CONTROL, sessions) == ([] if fails else ["above 0.3"])
 
 
 def test_a_seed_that_never_got_there_counts_as_endless() -> None:

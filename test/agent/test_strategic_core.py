@@ -243,6 +243,13 @@ def test_many_entries_that_are_worth_little_are_few_events() -> None:
     torch.testing.assert_close(torch.cat([half[0], rest], dim=1), time, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("clock", [True, False])
+def test_entries_are_told_the_step_by_one_key(clock: bool) -> None:
+    core, same = build(clock=clock), inputs()[:, :1].expand(B, T, D)
+    worth = core(same, core.initial(B), firsts(0)).extras["recall_worth"][:, -1]  # [B, K] of what is held at the end
+    assert bool((worth.std(dim=1) > 1e-3).all()) is clock
+
+
 def test_clock_features_are_bounded_and_tell_steps_apart() -> None:
     t = torch.tensor([0, 1, 2, 3, 15, 16, 31, 1000, 10**6])
     told = clock_features(t)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +16,6 @@ from slm_lab.agent.agent import Agent
 from slm_lab.agent.memory.strategic.core import Entries
 from slm_lab.agent.memory.strategic.hindsight import (
     EVEN,
-    PROMISE,
     RATE,
     _mean_actor_critic,
     _preference,
@@ -209,9 +207,12 @@ def test_promise_raises_worth_and_spares_age_as_far_as_the_gate_is_shut() -> Non
         (of_decay,) = torch.autograd.grad(terms["decay_loss"].mean(), decay)
         moved.append(-float(of_worth[0, 0]))
         spared.append(float(of_decay[0, 0]))
-    coef = hindsight_of(agent).spec.usefulness_coef
-    assert moved == pytest.approx([coef * PROMISE * 0.75, coef * PROMISE * 0.375, 0.0], abs=1e-6)
+    whole = hindsight_of(agent).spec.usefulness_coef * hindsight_of(agent).spec.promise_coef
+    assert moved == pytest.approx([whole * 0.75, whole * 0.375, 0.0], abs=1e-6)
     assert spared == pytest.approx([3 * x for x in moved], abs=1e-6), "it is 3 steps old"
+    worth = torch.zeros(1, 4, requires_grad=True)
+    silent = toy(build(awake=False, promise_coef=0.0), torch.zeros(2, 4), torch.tensor([1.0, 0, 0, 0]), worth=worth)
+    assert float(torch.autograd.grad(silent["usefulness_loss"].mean(), worth)[0].abs().max()) < 1e-6, "one key"
 
 
 def test_a_batch_teaches_retention_as_much_as_it_surprises() -> None:
@@ -330,15 +331,53 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
     assert not any(torch.equal(other["key"][b], data["key"][b]) for b in range(len(there)))
 
 
-@pytest.mark.parametrize("gap", [0.0, 1.0, 4.0])
-def test_entries_are_swapped_the_less_the_less_they_are_worth_the_same(gap: float) -> None:
-    hindsight, N = hindsight_of(build(swap=0.5)), 2000
-    step = torch.arange(N).expand(2, N)
-    worth = torch.tensor([0.0, gap])[:, None].expand(2, N)
-    data = {"key": torch.randn(2, N, 1, 4), "value": torch.randn(2, N, 1, 4), "worth": worth, "count": step}
+def test_entries_that_differ_in_worth_are_rarely_swapped() -> None:
+    """By the difference to the entry that would come in its place, in the window before."""
+    hindsight, N, worth = hindsight_of(build(swap=0.5)), 4000, torch.tensor([0.0, 0.5, 2.5])
+    step = torch.arange(N).expand(3, N)
+    data = {name: torch.randn(3, N, 1, 4) for name in ("key", "value")}
+    data |= {"worth": worth[:, None].expand(3, N), "count": step}
+    drawn = hindsight.rng.get_state()
+    by = 1 + int(torch.equal(hindsight._others(Entries(data, 0, step[..., None], step))["worth"][0], data["worth"][1]))
+    hindsight.rng.set_state(drawn)
     swapped = hindsight._swapped(Entries(data, 0, step[..., None], step))
     moved = (swapped["key"] != data["key"]).flatten(2).any(dim=2).float().mean(dim=1)
-    assert moved.tolist() == pytest.approx([0.5 * math.exp(-gap)] * 2, abs=0.05)
+    expected = 0.5 * torch.exp(-(worth - worth.roll(by)).abs())
+    assert moved.tolist() == pytest.approx(expected.tolist(), abs=0.03)
+
+
+def test_keys_are_swapped_where_hindsight_learns_and_not_where_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for swap in (0.0, 1.0):
+        agent = build(swap=swap, prior_coef=0.0, usefulness_coef=0.0)
+        first, batch = batches(agent, 60)[:2]
+        monkeypatch.setattr(hindsight_of(agent), "_others", lambda entries: {  # the last entry of each window is its first
+            **{name: entries.data[name].flip(1) for name in ("key", "value", "worth")}, "count": entries.data["count"]
+        })  # fmt: skip
+        agent.algorithm._prepared(first)
+        losses = taught(agent, batch)[1]
+        use = agent.algorithm._prepared(batch)[0].notes["hindsight"]["use"]
+        of = (losses["hindsight_loss"].sum(), losses["hindsight_replay_loss"][0, 0], use.sum())
+        found[swap] = [float(x.detach()) for x in of]
+    (loss, replayed, use), (loss2, replayed2, use2) = found.values()
+    assert abs(loss - loss2) > 1e-3 and abs(replayed - replayed2) > 1e-3
+    assert use == pytest.approx(use2, abs=1e-4)
+
+
+def test_an_entry_is_asked_for_by_the_age_it_has_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's, in its place, too: also where the other episode has ended by then."""
+    agent = build(swap=0.0)
+    hindsight, core, asked = hindsight_of(agent), core_of(agent), []
+    batch, _ = agent.algorithm._prepared(batches(agent, 60)[0])
+    entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
+    match = core.match_all
+    monkeypatch.setattr(core, "match_all", lambda data, now: asked.append(data["count"]) or match(data, now))
+    others = hindsight._others
+    ended = []
+    monkeypatch.setattr(hindsight, "_others", lambda entries: ended.append(others(entries)) or ended[0])
+    hindsight._used(batch.notes["hindsight"], entries, core)
+    assert bool((ended[0]["count"] < entries.data["count"]).any()), "some have no other"
+    assert len(asked) == 2 and all(torch.equal(count, entries.data["count"]) for count in asked)
 
 
 def test_one_window_alone_has_no_others() -> None:

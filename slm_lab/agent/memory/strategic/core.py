@@ -67,9 +67,9 @@ class StrategicCore(Core):
     """K slots for the steps of an episode that are worth keeping, read by attention.
 
     Each step is written as an entry `h = f(u)` with key, value, query and a log-retention ρ (`worth`); `Retention`
-    decides which entries stay. Recall: `a = softmax over kept j of (q·k_j/√d + ρ_j + age terms)`, `m = Σ a_j v_j`,
-    features `tanh(W[h; m])`. ρ stands in the logits, so what the policy gains by recalling an entry teaches what to
-    keep. One step costs O(K), however long the episode.
+    decides which entries stay. Recall: `a = softmax over kept j of (softplus(q·k_j/√d) + ρ_j + age terms)`,
+    `m = Σ a_j v_j`, features `tanh(W[h; m])`. ρ stands in the logits, so what the policy gains by recalling an entry
+    teaches what to keep. One step costs O(K), however long the episode.
 
     The carry: the slots (as embedded when written, and the inputs `u` that they were made of), the time, the last
     inputs. Which entries were kept is chance of the world once it has been acted: learning reads it from `trace`
@@ -198,7 +198,7 @@ class StrategicCore(Core):
     def _inputs(self, x: Tensor, clock: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
         """The last inputs of each step [B, T, window, D], zeros before its episode began; and those to carry on."""
         window = self.entry.window
-        x = torch.cat([x, clock_features(clock)], dim=-1)
+        x = torch.cat([x, clock_features(clock) * self.spec.clock], dim=-1)
         if window == 1:
             return x.unsqueeze(2), recent
         whole = torch.cat([recent, x], dim=1)  # [B, window-1 + T, D]

@@ -24,7 +24,6 @@ NAME = "hindsight"
 PAST_BYTES = 2**24  # most of a batch that is kept for replay
 DRAWS = 4  # of actions that can't be counted, for their mean
 EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that is of use they are worth the same
-PROMISE = 0.3  # of what teaches retention, to what may come to be of use, as far as the gate is shut
 RATE = 0.25  # by which a batch's promise and square error enter the means of the batches before
 CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in E|G|²/n
 FEWEST = 2  # windows that are worth keeping
@@ -41,9 +40,9 @@ class Hindsight(Auxiliary):
       `Q(h_j, m_j)[a_j] − Σ_b π(b) Q(h_j, m_j)[b] → δ_j` in units of their rms. It learns from a policy that acts by
       chance, and since what no action caused explains nothing, it doesn't learn the noise of the value function. Where
       actions can't be counted, the mean is that of four drawn from the policy.
-      A share of the entries (`swap`) is looked up by the key of another episode's entry of the same step: attention
-      must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say. They
-      are swapped the less, the less they are worth the same: a cue's key for what is no cue would only mislead.
+      Entries are looked up by the key of another episode's entry of the same step, by a chance (`swap`): attention
+      must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say. Those
+      that differ in ρ are rarely swapped: the key of what is no cue, in a cue's place, would only mislead.
     - *usefulness*: cross-entropy from what each entry does for the critic, mean over the steps, and a little of all
       entries alike, to `softmax_i ρ_i` over the episode so far: its fixed point, exp(ρ_i) in proportion to the use that
       i will be, is the right weight of a reservoir. The use of entry i is by how much the critic's error would grow if
@@ -193,7 +192,7 @@ class Hindsight(Auxiliary):
         if spec.usefulness_coef:
             coef = spec.usefulness_coef * notes["weight"]  # [B, 1]
             target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
-            might = PROMISE * (1 - self.gate) * promise
+            might = spec.promise_coef * (1 - self.gate) * promise
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
             among = (valid & mask[..., None]).any(dim=1)
             whole = whole.clamp(min=0) + _even(among) + might * among
@@ -212,7 +211,8 @@ class Hindsight(Auxiliary):
         value, read, logits = self._judge(notes, entries, core)
         judged = self._of(value, notes["action"])
         there = _seen(notes["at"], entries) & (other["count"] >= 0)[:, None]
-        others = core.match_all({**data, **other}, now).masked_fill(~there.unsqueeze(2), -torch.inf)
+        placed = {**data, **other, "count": data["count"]}  # other's is -1 where its episode has ended
+        others = core.match_all(placed, now).masked_fill(~there.unsqueeze(2), -torch.inf)
         (slope,) = torch.autograd.grad(judged.sum(), read)
         slope = slope[..., -data["value"][0, 0].numel() :].view(*judged.shape, *data["value"].shape[2:])  # [B, M, H, d]
         missed = notes["error"] - judged.detach()

@@ -52,6 +52,7 @@ class StrategicMemory(OnPolicyReplay):
             le=10,
             description="first λ, by how much an entry's priority falls a step (usefulness teaches it); 0: none",
         )
+        clock: bool = Field(True, description="an entry is told the step of its episode")
         recall_age: bool = Field(True, description="attention may ask for an age")
         recall_events: bool = Field(True, description="attention may ask for an age counted in entries worth keeping")
         persist: bool = Field(False, description="slots outlive the episode")
@@ -65,6 +66,9 @@ class StrategicMemory(OnPolicyReplay):
         replay: NonNegativeInt = Field(16, description="batches that hindsight learns from again")
         hindsight_coef: float = Field(4.0, ge=0, description="weight of the hindsight critic; 0 turns hindsight off")
         usefulness_coef: float = Field(0.1, ge=0, description="weight of what teaches retention by hindsight")
+        promise_coef: float = Field(
+            0.3, ge=0, description="weight, beside use, of what may come to be of use, as far as the gate is shut"
+        )
         prior_coef: float = Field(
             0.3, ge=0, description="weight of what leads hindsight to the entries that retention prefers"
         )
@@ -134,7 +138,7 @@ class StrategicMemory(OnPolicyReplay):
                 f"agent.memory.horizon {keys.horizon}: episodes may have {length} steps and are then cut into windows; "
                 f"what was dropped before a window gets no credit from it{', nor its steps a baseline' * by_step}"
             )
-        if by_step and spec.agent.algorithm.frequency == 1:
+        if by_step and spec.agent.algorithm.frequency == spec.env.num_envs == 1:
             found.append(
                 "agent.algorithm.baseline_by_step takes nothing: an update sees one episode, and there is no other to "
                 "compare it with. Use a larger training_frequency (PPO: time_horizon)"
