@@ -42,7 +42,7 @@ def test_a_number_can_say_the_bit_too(tmp_path: Path) -> None:
 
 
 FAST = ["MemoryTask 64 EASY", "MemoryTask 64 HARD", "MemoryTask 256 HARD", "RepeatPrevious 4", "MultiCue 32"]
-FAST += ["64 HARD, fifo", "64 HARD, reservoir", "64 HARD, no hindsight"]
+FAST += ["64 HARD, fifo", "64 HARD, reservoir"]
 
 
 @pytest.mark.learn
@@ -51,3 +51,11 @@ FAST += ["64 HARD, fifo", "64 HARD, reservoir", "64 HARD, no hindsight"]
 def test_a_row_of_the_table_holds(name: str, seed: int) -> None:
     row = replace(next(row for row in strategic.ROWS if row.name == name), seeds=1, far=False, seconds=None)
     assert strategic.missed(row, [strategic.session(row, seed)]) == []
+
+
+@pytest.mark.learn
+@pytest.mark.parametrize("seed", range(3))
+def test_without_hindsight_it_takes_more_than_twice_as_long(seed: int) -> None:
+    """With it the median of ten seeds is 20,480 frames; without it one of three had it after 114,688, and lost it."""
+    row = next(row for row in strategic.ROWS if row.name == "64 HARD, no hindsight")
+    assert strategic.session(replace(row, max_frame=49_152), seed)["then"]["score"] <= strategic.CHANCE
