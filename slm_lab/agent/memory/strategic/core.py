@@ -198,7 +198,8 @@ class StrategicCore(Core):
     def _inputs(self, x: Tensor, clock: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
         """The last inputs of each step [B, T, window, D], zeros before its episode began; and those to carry on."""
         window = self.entry.window
-        x = torch.cat([x, clock_features(clock) * self.spec.clock], dim=-1)
+        told = clock_features(clock)
+        x = torch.cat([x, told if self.spec.clock else torch.zeros_like(told)], dim=-1)
         if window == 1:
             return x.unsqueeze(2), recent
         whole = torch.cat([recent, x], dim=1)  # [B, window-1 + T, D]

@@ -1,0 +1,75 @@
+"""Another episode's entries in the place of one's own: whose key hindsight looks up, and what that leaves alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_strategic import batches, build, core_of, hindsight_of
+from test_strategic_hindsight import taught
+
+from slm_lab.agent.memory.strategic.core import Entries
+
+
+def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() -> None:
+    agent = build(swap=0.3)
+    hindsight = hindsight_of(agent)
+    batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
+    entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
+    data, drawn = entries.data, hindsight.rng.get_state()
+    other = hindsight._others(entries)
+    hindsight.rng.set_state(drawn)
+    swapped = hindsight._swapped(entries)
+    there, moved = other["count"] >= 0, swapped["worth"] != data["worth"]
+    assert 0.15 < float(moved[there].float().mean()) < 0.45 and not moved[~there].any()
+    assert torch.equal(swapped["key"][moved], other["key"][moved]), "key and worth of the same one"
+    assert swapped["value"] is data["value"], "what it says stays its own"
+    assert not any(torch.equal(other["key"][b], data["key"][b]) for b in range(len(there)))
+
+
+def test_entries_that_differ_in_worth_are_rarely_swapped() -> None:
+    """By the difference to the entry that would come in its place, in the window before."""
+    hindsight, N, worth = hindsight_of(build(swap=0.5)), 4000, torch.tensor([0.0, 0.5, 2.5])
+    step = torch.arange(N).expand(3, N)
+    data = {name: torch.randn(3, N, 1, 4) for name in ("key", "value")}
+    data |= {"worth": worth[:, None].expand(3, N), "count": step}
+    drawn = hindsight.rng.get_state()
+    by = 1 + int(torch.equal(hindsight._others(Entries(data, 0, step[..., None], step))["worth"][0], data["worth"][1]))
+    hindsight.rng.set_state(drawn)
+    swapped = hindsight._swapped(Entries(data, 0, step[..., None], step))
+    moved = (swapped["key"] != data["key"]).flatten(2).any(dim=2).float().mean(dim=1)
+    expected = 0.5 * torch.exp(-(worth - worth.roll(by)).abs())
+    assert moved.tolist() == pytest.approx(expected.tolist(), abs=0.03)
+
+
+def test_keys_are_swapped_where_hindsight_learns_and_not_where_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for swap in (0.0, 1.0):
+        agent = build(swap=swap, prior_coef=0.0, usefulness_coef=0.0)
+        first, batch = batches(agent, 60)[:2]
+        monkeypatch.setattr(hindsight_of(agent), "_others", lambda entries: {  # the last entry of each window is its first
+            **{name: entries.data[name].flip(1) for name in ("key", "value", "worth")}, "count": entries.data["count"]
+        })  # fmt: skip
+        agent.algorithm._prepared(first)
+        losses = taught(agent, batch)[1]
+        use = agent.algorithm._prepared(batch)[0].notes["hindsight"]["use"]
+        of = (losses["hindsight_loss"].sum(), losses["hindsight_replay_loss"][0, 0], use.sum())
+        found[swap] = [float(x.detach()) for x in of]
+    (loss, replayed, use), (loss2, replayed2, use2) = found.values()
+    assert abs(loss - loss2) > 1e-3 and abs(replayed - replayed2) > 1e-3
+    assert use == pytest.approx(use2, abs=1e-4)
+
+
+def test_an_entry_is_asked_for_by_the_age_it_has_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other's, in its place, too: also where the other episode has ended by then."""
+    agent = build(swap=0.0)
+    hindsight, core, asked = hindsight_of(agent), core_of(agent), []
+    batch, _ = agent.algorithm._prepared(batches(agent, 60)[0])
+    entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
+    match = core.match_all
+    monkeypatch.setattr(core, "match_all", lambda data, now: asked.append(data["count"]) or match(data, now))
+    others = hindsight._others
+    ended = []
+    monkeypatch.setattr(hindsight, "_others", lambda entries: ended.append(others(entries)) or ended[0])
+    hindsight._used(batch.notes["hindsight"], entries, core)
+    assert bool((ended[0]["count"] < entries.data["count"]).any()), "some have no other"
+    assert len(asked) == 2 and all(torch.equal(count, entries.data["count"]) for count in asked)
