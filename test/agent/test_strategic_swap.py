@@ -15,30 +15,36 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
     hindsight = hindsight_of(agent)
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
     entries = agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"]
+    first = torch.zeros_like(entries.data["worth"]).index_fill(1, torch.tensor([0, 1, entries.before]), 4.0)
+    entries = entries._replace(data={**entries.data, "worth": first})  # the same steps in all episodes
     data, drawn = entries.data, hindsight.rng.get_state()
     other = hindsight._others(entries)
     hindsight.rng.set_state(drawn)
     swapped = hindsight._swapped(entries)
-    there, moved = other["count"] >= 0, swapped["worth"] != data["worth"]
+    there, moved = other["count"] >= 0, (swapped["key"] != data["key"]).flatten(2).any(dim=2)
     assert 0.15 < float(moved[there].float().mean()) < 0.45 and not moved[~there].any()
-    assert torch.equal(swapped["key"][moved], other["key"][moved]), "key and worth of the same one"
+    assert torch.equal(swapped["key"][moved], other["key"][moved])
     assert swapped["value"] is data["value"], "what it says stays its own"
-    assert not any(torch.equal(other["key"][b], data["key"][b]) for b in range(len(there)))
 
 
-def test_entries_that_differ_in_worth_are_rarely_swapped() -> None:
-    """By the difference to the entry that would come in its place, in the window before."""
-    hindsight, N, worth = hindsight_of(build(swap=0.5)), 4000, torch.tensor([0.0, 0.5, 2.5])
-    step = torch.arange(N).expand(3, N)
-    data = {name: torch.randn(3, N, 1, 4) for name in ("key", "value")}
-    data |= {"worth": worth[:, None].expand(3, N), "count": step}
+@pytest.mark.parametrize(("gap", "share"), [(3.0, 1.0), (1.0, 0.444), (0.0, 0.0)])
+def test_entries_that_differ_in_worth_are_rarely_swapped_and_none_where_all_are_worth_the_same(
+    gap: float, share: float
+) -> None:
+    """By the difference to the entry that would come in its place; half of each episode is worth more by `gap`, which is
+    0.5, 0.11 and 0 nats from even."""
+    hindsight, N = hindsight_of(build(swap=0.5)), 4000
+    more, step = torch.tensor([0.0, 0.5, 2.5]), torch.arange(N).expand(3, N)
+    worth = more[:, None] + gap * (step % 2)
+    data = {name: torch.randn(3, N, 1, 4) for name in ("key", "value")} | {"worth": worth, "count": step}
     drawn = hindsight.rng.get_state()
-    by = 1 + int(torch.equal(hindsight._others(Entries(data, 0, step[..., None], step))["worth"][0], data["worth"][1]))
+    other = hindsight._others(Entries(data, 0, step[..., None], step))
     hindsight.rng.set_state(drawn)
     swapped = hindsight._swapped(Entries(data, 0, step[..., None], step))
-    moved = (swapped["key"] != data["key"]).flatten(2).any(dim=2).float().mean(dim=1)
-    expected = 0.5 * torch.exp(-(worth - worth.roll(by)).abs())
-    assert moved.tolist() == pytest.approx(expected.tolist(), abs=0.03)
+    moved = (swapped["key"] != data["key"]).flatten(2).any(dim=2)
+    assert torch.equal(swapped["worth"][moved], other["worth"][moved]), "key and worth of the same one"
+    expected = share * 0.5 * torch.exp(-(other["worth"] - worth)[:, 0].abs())
+    assert moved.float().mean(dim=1).tolist() == pytest.approx(expected.tolist(), abs=0.03)
 
 
 def test_keys_are_swapped_where_hindsight_learns_and_not_where_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

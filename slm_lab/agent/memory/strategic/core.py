@@ -25,6 +25,7 @@ FADED = -40.0  # exponents stop here: e^-40 comes to nothing, and far less, time
 SPAN = 2048  # steps, a multiple of 32, after which exponentials have faded and only waves go on
 AGE, EVENT_AGE = CLOCK + 1, len(DECAYS) + 1
 EVENT = 2.0  # by how much sharper than retention the clock of events tells entries apart
+NO_EVENT = 0.01  # what is worth less beside the best one is none: ten thousand of it must come to nothing
 LOW = -1e3  # below any ρ
 ASKED = ("h", "query")  # of an entry, while it is the newest: what it asks with; slots don't hold them
 UNKNOWN = -2  # in a trace: no decision was taken at this step
@@ -222,13 +223,13 @@ class StrategicCore(Core):
     def _events(self, worth: Tensor, carry: Tree) -> tuple[Tensor, Tensor]:
         """Events so far [B, T], and the largest ρ so far [B].
 
-        A clock that ticks as much as a step is worth keeping beside the best one yet, `exp(2 (ρ − max ρ))`: many that
-        are worth little should come to little, however long the episode.
+        A clock that ticks as much as a step is worth keeping beside the best one yet, `exp(2 (ρ − max ρ)) − 0.01` or
+        nothing: many that are worth little should come to nothing, however long the episode.
         """
         if "time" not in self.clocks:
             return torch.zeros_like(worth), carry["peak"]
         peak = torch.maximum(worth.detach().cummax(dim=1).values, carry["peak"][:, None])
-        tick = torch.exp(EVENT * (worth - peak))
+        tick = (torch.exp(EVENT * (worth - peak)) - NO_EVENT).clamp(min=0)
         return carry["time"][:, None] + tick.cumsum(dim=1), peak[:, -1]
 
     # --- what is kept and recalled ---

@@ -26,6 +26,7 @@ DRAWS = 4  # of actions that can't be counted, for their mean
 EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that is of use they are worth the same
 RATE = 0.25  # by which a batch's promise and square error enter the means of the batches before
 CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in E|G|²/n
+APART = 0.25  # nats from even at which ρ tells entries apart well enough to swap those that are worth the same
 FEWEST = 2  # windows that are worth keeping
 LONGEST = 2**20  # steps of an episode that promise knows apart; later ones have none
 
@@ -42,7 +43,8 @@ class Hindsight(Auxiliary):
       actions can't be counted, the mean is that of four drawn from the policy.
       Entries are looked up by the key of another episode's entry of the same step, by a chance (`swap`): attention
       must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say. Those
-      that differ in ρ are rarely swapped: the key of what is no cue, in a cue's place, would only mislead.
+      that differ in ρ are rarely swapped, and none while ρ is even: the key of what is no cue, in a cue's place, would
+      only mislead.
     - *usefulness*: cross-entropy from what each entry does for the critic, mean over the steps, and a little of all
       entries alike, to `softmax_i ρ_i` over the episode so far: its fixed point, exp(ρ_i) in proportion to the use that
       i will be, is the right weight of a reservoir. The use of entry i is by how much the critic's error would grow if
@@ -257,9 +259,14 @@ class Hindsight(Auxiliary):
         return {**found, "count": torch.where(there, found["count"], -1)}
 
     def _swapped(self, entries: Entries) -> Tree:
-        """The entries, each with key and worth of the other one, by a chance of `swap · exp(−|ρ − ρ'|)`."""
+        """The entries, each with key and worth of the other one, by a chance of `swap · exp(−|ρ − ρ'|)`.
+
+        Less where ρ hardly tells entries apart: that two of them are worth the same says nothing then.
+        """
         data, other = entries.data, self._others(entries)
-        alike = (other["worth"] - data["worth"]).detach().abs().neg().exp()
+        alike = (other["worth"] - data["worth"]).detach().abs().neg().exp()  # [B, K + T]
+        told = _preference(data["worth"].detach(), data["count"] >= 0)[:, None] / APART  # [B, 1]
+        alike = alike * told.clamp(max=1.0)
         drawn = torch.rand(data["count"].shape, generator=self.rng).to(alike.device) < self.spec.swap * alike
         drawn = drawn & (other["count"] >= 0)
         key = torch.where(drawn[..., None, None], other["key"], data["key"])
