@@ -264,7 +264,11 @@ def page(samples: Sequence[Sampled], known: dict[str, Workload]) -> str:
     found = [one for workload in known.values() if (one := Found(workload, samples)).samples]
     races, growths = ([one for one in found if bool(one.workload.axis) == alone] for alone in (False, True))
     lines = [HEAD, *_table(COLUMNS, [row(one) for one in races])]
-    lines += ["", f"![Times the best peer]({PICTURE.name})", "", "## What each is, and what was done in a turn", ""]
+    lines += ["", f"![Times the best peer]({PICTURE.name})", ""]
+    if why := [one.workload for one in races if one.reached is False]:
+        reasons = [f"- **{workload.name}**: {workload.missed or 'not known yet'}." for workload in why]
+        lines += ["## What is missed, and why", "", *reasons, ""]
+    lines += ["## What each is, and what was done in a turn", ""]
     lines += [f"- **{one.workload.name}**: {'. '.join(filter(None, about(one)))}." for one in races]
     lines += ["", "## As the work grows", "", "Ours alone."] if growths else []
     for one in growths:
@@ -277,7 +281,8 @@ def row(found: Found) -> tuple[str, ...]:
     workload, ratio = found.workload, found.ratio
     peers = [f"{side} {found.span(side)}" for side in found.by_side if side != OURS]
     peers += [f"{side} absent" for side in found.absent]
-    target = f"ours ≤ {workload.most:g} {workload.unit}" if workload.most is not None else f"≥ {workload.ratio:g} times"
+    target = "–" if workload.ratio is None else f"≥ {workload.ratio:g} times"
+    target = target if workload.most is None else f"ours ≤ {workload.most:g} {workload.unit}"
     reached = {True: "yes", False: "**no**", None: "–"}[found.reached]
     ours = f"{found.span(OURS)} {workload.unit}" if OURS in found.by_side else "–"
     return (workload.name, ours, "; ".join(peers) or "–", "–" if ratio is None else str(ratio), target, reached)
@@ -289,12 +294,15 @@ def about(found: Found) -> list[str]:
         found.workload.what,
         found.workload.note,
         found.work and f"Done: {found.work}",
-        "; ".join(_commits(found)).capitalize(),
+        _origin(found),
     ]
 
 
-def _commits(found: Found) -> list[str]:
-    return sorted({f"commit {x['commit']}, {x['date']}" for x in found.samples if "commit" in x})
+def _origin(found: Found) -> str:
+    """How many turns the sides had (a median of one says little), at which commit and when."""
+    turns = max(map(len, found.by_side.values()), default=0)
+    commits = sorted({f"commit {x['commit']}, {x['date']}" for x in found.samples if "commit" in x})
+    return f"{turns} turn{'s' * (turns != 1)}, {'; '.join(commits)}"
 
 
 def versions(found: Sequence[Found]) -> list[str]:
@@ -311,7 +319,7 @@ def growth(found: Found) -> list[str]:
     """A table of ours alone: a line for each size."""
     workload = found.workload
     rows = [(side, str(found.span(side))) for side in found.by_side]
-    return [f"{workload.what} ({', '.join(_commits(found))}):", "", *_table((workload.axis, workload.unit), rows)]
+    return [f"{workload.what} ({_origin(found)}):", "", *_table((workload.axis, workload.unit), rows)]
 
 
 def graph(found: Sequence[Found]) -> go.Figure:
@@ -320,7 +328,7 @@ def graph(found: Sequence[Found]) -> go.Figure:
     figure = new_figure(
         "Times the fastest peer", "medians, least and largest of the turns; dotted: target; orange: missed", "", "times"
     )
-    names = [one.workload.name for one, _ in shown]
+    names = [f"{one.workload.name} ({one.best})" for one, _ in shown]
     for at, (one, ratio) in enumerate(shown):
         low, high = ratio.middle - min(ratio.values), max(ratio.values) - ratio.middle
         whiskers = {"type": "data", "symmetric": False, "array": [high], "arrayminus": [low], "color": INK}

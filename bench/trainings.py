@@ -21,6 +21,7 @@ import gymnasium
 import numpy as np
 
 import slm_lab.env.tasks  # noqa: F401  registers our tasks with Gymnasium
+from bench.peers import NOTEBOOK
 from bench.race import LabLearner
 from bench.turn import Sample, Side, Workload
 from slm_lab.spec.lab_spec import LabSpec
@@ -128,6 +129,21 @@ def recurrent_sb3(shared: bool) -> Any:
     net = {"shared_lstm": True, "enable_critic_lstm": False} if shared else {}
     rollout = {"n_steps": 32, "batch_size": 128, "n_epochs": 10}
     return RecurrentPPO("MlpLstmPolicy", env, policy_kwargs=net, **rollout, device="cpu", seed=0)
+
+
+def strategic_spec(delay: int) -> Spec:
+    """StrategicMemory as it is told to be used: an update after 64 episodes."""
+    file = "specs/strategic/memory_task.json"
+    raw = pick(load_file(ROOT / file), None, file)[1]
+    return apply_overrides(raw, [f"env.delay={delay}", f"env.max_frame={FOREVER}"])
+
+
+def notebook_sb3(delay: int) -> Any:
+    """RecurrentPPO as the race of `bench memory_task` has it: one world, two episodes a rollout."""
+    from sb3_contrib import RecurrentPPO
+
+    env = gymnasium.make("slm_lab/MemoryTask-v0", delay=delay, difficulty=1)
+    return RecurrentPPO("MlpLstmPolicy", env, **NOTEBOOK, n_steps=2 * delay, device="cpu", seed=0)
 
 
 # ---- off-policy ------------------------------------------------------------------------------------------------------
@@ -333,9 +349,7 @@ LAST = 64  # steps
 
 def long_episodes(delay: int, share: float) -> Sample:
     """Milliseconds in which StrategicMemory acts in 64 worlds; the median of the last steps of an episode."""
-    file = "specs/strategic/memory_task.json"
-    name, raw = pick(load_file(ROOT / file), None, file)
-    learner = LabLearner(resolve(apply_overrides(raw, [f"env.delay={delay}"]), name), 0)
+    learner = LabLearner(resolve(strategic_spec(delay), "speed"), 0)
     agent, act, seconds = learner.agent, learner.agent.act, []
 
     def timed(*arguments: Any) -> Any:
@@ -393,6 +407,14 @@ WORKLOADS = [
     training(
         "lstm_ppo_shared", "the same with one LSTM for both", 4.0,
         recurrent_spec(shared=True), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=True), POLICY)}, 1_024, 6_144,
+    ),
+    Workload(
+        "strategic", "MemoryTask 256: StrategicMemory beside a recurrent PPO", "frames/s",
+        {
+            "ours": Side(partial(ours, strategic_spec(256), 16_384, 65_536)),
+            "SB3": Side(partial(peer, partial(notebook_sb3, 256), POLICY, 512, 512), CONTRIB),
+        },
+        note="Each as it is used and not the same work, so no target. Who learns it: memory_task.md and strategic.md",
     ),
     Workload("help", "`python run_lab.py --help`", "s", {"ours": Side(show_help)}, most=0.3, less=True),
     Workload(

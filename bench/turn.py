@@ -49,6 +49,7 @@ class Workload:
     less: bool = False  # less is better (seconds, MB)
     axis: str = ""
     note: str = ""
+    missed: str = ""  # why the target is missed, told where it is
 
 
 def cpu_rate(count: float, work: Callable[[], object]) -> float:
