@@ -446,3 +446,10 @@ def test_noise_keeps_the_gate_shut_and_a_cause_opens_it() -> None:
         last = [row["hindsight_gate"] for row in rows[-5:]]
         gates[caused] = sum(last) / len(last)
     assert gates[False] < 0.1 < 0.2 < gates[True]
+
+
+def test_retention_is_taught_as_far_as_the_critic_explains_what_it_once_could() -> None:
+    """Before it has explained anything all counts, for promise comes first; afterwards noise of its own doesn't."""
+    hindsight = hindsight_of(build())
+    said = [hindsight._trusted(explained) for explained in (-0.5, 0.0, 0.05, 0.0, 0.5, 0.25, -0.1, 0.8, 0.4)]
+    assert said == pytest.approx([1.0, 1.0, 1.0, 0.8, 1.0, 0.5, 0.0, 1.0, 0.5])

@@ -27,13 +27,16 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
     assert swapped["value"] is data["value"], "what it says stays its own"
 
 
-@pytest.mark.parametrize(("gap", "share"), [(3.0, 1.0), (1.0, 0.444), (0.0, 0.0)])
-def test_entries_that_differ_in_worth_are_rarely_swapped_and_none_where_all_are_worth_the_same(
-    gap: float, share: float
+@pytest.mark.parametrize(
+    ("gap", "explains", "share"), [(3.0, 0.0, 1.0), (1.0, 0.0, 0.444), (1.0, 0.6, 0.6), (0.0, 0.0, 0.0), (0.0, 0.3, 0.3)]
+)
+def test_entries_that_differ_in_worth_are_rarely_swapped_and_none_before_anything_is_known(
+    gap: float, explains: float, share: float
 ) -> None:
     """By the difference to the entry that would come in its place; half of each episode is worth more by `gap`, which is
-    0.5, 0.11 and 0 nats from even."""
+    0.5, 0.11 and 0 nats from even, or the critic has explained something."""
     hindsight, N = hindsight_of(build(swap=0.5)), 4000
+    hindsight.explains = explains
     more, step = torch.tensor([0.0, 0.5, 2.5]), torch.arange(N).expand(3, N)
     worth = more[:, None] + gap * (step % 2)
     data = {name: torch.randn(3, N, 1, 4) for name in ("key", "value")} | {"worth": worth, "count": step}
@@ -45,6 +48,16 @@ def test_entries_that_differ_in_worth_are_rarely_swapped_and_none_where_all_are_
     assert torch.equal(swapped["worth"][moved], other["worth"][moved]), "key and worth of the same one"
     expected = share * 0.5 * torch.exp(-(other["worth"] - worth)[:, 0].abs())
     assert moved.float().mean(dim=1).tolist() == pytest.approx(expected.tolist(), abs=0.03)
+
+
+def test_what_comes_after_an_episode_has_ended_tells_nothing_of_worth() -> None:
+    hindsight, N = hindsight_of(build(swap=1.0)), 2000
+    count = torch.arange(N).expand(3, N)
+    step = torch.where(count < N // 2, count, -1)  # the other half of each window is padding
+    data = {name: torch.randn(3, N, 1, 4) for name in ("key", "value")} | {"count": count}
+    for worth, moves in [(4.0 * (step < 0), False), (4.0 * (step == 0), True)]:
+        swapped = hindsight._swapped(Entries({**data, "worth": worth}, 0, step[..., None], step))
+        assert (swapped["key"] != data["key"]).any() == moves
 
 
 def test_keys_are_swapped_where_hindsight_learns_and_not_where_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

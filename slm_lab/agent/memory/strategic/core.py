@@ -181,6 +181,9 @@ class StrategicCore(Core):
             empty = carry["held"]["count"].masked_fill(first[:, None], -1)
             begun |= {"held": {**carry["held"], "count": empty}, "count": begun["clock"]}
             begun |= {"time": carry["time"].masked_fill(first, 0.0), "peak": carry["peak"].masked_fill(first, LOW)}
+        elif "time" in self.clocks:  # the best of what is held: what was better is gone, and of weights long changed
+            best = carry["held"]["worth"].masked_fill(carry["held"]["count"] < 0, LOW).amax(dim=1)
+            begun |= {"peak": torch.where(first, best, carry["peak"])}
         return begun
 
     # --- what is written ---

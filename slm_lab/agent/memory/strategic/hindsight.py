@@ -27,6 +27,7 @@ EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that
 RATE = 0.25  # by which a batch's promise and square error enter the means of the batches before
 CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in E|G|²/n
 APART = 0.25  # nats from even at which ρ tells entries apart well enough to swap those that are worth the same
+SURE = 0.25  # explained variance from which on a critic has shown that it can explain
 FEWEST = 2  # windows that are worth keeping
 LONGEST = 2**20  # steps of an episode that promise knows apart; later ones have none
 
@@ -84,7 +85,7 @@ class Hindsight(Auxiliary):
         )
         self.rng = torch.Generator().manual_seed(context.seed)
         self.part = next(iter(context.features))
-        self.gate = 0.0
+        self.gate = self.explains = 0.0  # now, and the most yet
         self.largest = 0.0  # mean square of a batch's errors yet
         self.square = 0.0  # of the errors, mean of the last batches
         self.promise = torch.zeros(0)  # [S] of the steps of an episode, mean of the last batches
@@ -92,12 +93,14 @@ class Hindsight(Auxiliary):
 
     def get_extra_state(self) -> Tree:
         past = {str(i): part for i, part in enumerate(self.past)}
-        held = {"largest": self.largest, "square": self.square, "promise": self.promise, "past": past}
+        held = {"largest": self.largest, "square": self.square, "explains": self.explains}
+        held |= {"promise": self.promise, "past": past}
         return {"rng": self.rng.get_state(), **held}
 
     def set_extra_state(self, state: Tree) -> None:
         self.rng.set_state(state["rng"].cpu())
         self.largest, self.square = float(state["largest"]), float(state["square"])
+        self.explains = float(state["explains"])
         self.promise = state["promise"].cpu()
         self.past = list(state["past"].values())
 
@@ -110,10 +113,10 @@ class Hindsight(Auxiliary):
         square = float(masked_rms(error, mask)) ** 2
         self.square += RATE * (square - self.square) if self.square else square
         self.largest = max(self.largest, square)
-        weight = torch.full_like(error[:, :1], square / self.largest)  # [B, 1]
         error = error / self.square**0.5
-        notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error, "weight": weight}
-        notes["share"] = torch.full_like(weight, min(1.0, at.numel() / int(batch.mask.sum())))  # of all steps
+        share = min(1.0, at.numel() / int(batch.mask.sum()))  # of all steps
+        notes = {"at": at, "mask": mask, "action": take(batch.action, at), "error": error}
+        notes["share"] = torch.full_like(error[:, :1], share)  # [B, 1]
         out = net.features(batch.obs, batch.carry, batch.is_first, ("policy",), go_on=False, at=at)
         policy = net.read("policy", out.features)
         if isinstance(policy, Categorical):
@@ -122,16 +125,25 @@ class Hindsight(Auxiliary):
             notes["drawn"] = torch.stack([policy.sample(self.rng) for _ in range(DRAWS)], dim=2)  # [B, M, DRAWS, A]
         with torch.enable_grad():
             judged, notes["use"], notes["promise"] = self._used(notes, out.inner[self.part], _core(net, self.part))
+        explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
+        weight = square / self.largest * self._trusted(explained)
+        notes["weight"] = torch.full_like(notes["share"], weight)
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
-        explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
         borne_out = 1.0
         if "raw_advantage" in batch.extras:  # REINFORCE knows no values, and none that are wrong
             came = take(batch.extras["raw_advantage"], at) / self.square**0.5
             borne_out = min(1.0, max(0.0, slope_of(came[mask], judged[mask])))
         self.gate = min(1.0, max(0.0, explained)) * borne_out
         shown = {"hindsight_explained": explained, "hindsight_borne_out": borne_out}
-        return batch, shown | {"hindsight_weight": float(weight[0])}
+        return batch, shown | {"hindsight_weight": weight}
+
+    def _trusted(self, explained: float) -> float:
+        """How far, 0 to 1, what the critic now says of use is more than noise: beside the most it has explained yet."""
+        explained = max(0.0, explained)
+        self.explains = max(self.explains, explained)
+        sure = min(1.0, self.explains / SURE)
+        return 1 - sure + sure * explained / max(self.explains, 1e-8)
 
     def _count(self, error: Tensor, mask: Tensor) -> int:
         """How many steps of an episode are surprising: their participation ratio `(Σδ²)² / Σδ⁴`, mean of episodes."""
@@ -261,12 +273,14 @@ class Hindsight(Auxiliary):
     def _swapped(self, entries: Entries) -> Tree:
         """The entries, each with key and worth of the other one, by a chance of `swap · exp(−|ρ − ρ'|)`.
 
-        Less where ρ hardly tells entries apart: that two of them are worth the same says nothing then.
+        Not before anything is known: where ρ hardly tells entries apart, and the critic has never explained anything,
+        that two of them are worth the same says nothing.
         """
         data, other = entries.data, self._others(entries)
-        alike = (other["worth"] - data["worth"]).detach().abs().neg().exp()  # [B, K + T]
-        told = _preference(data["worth"].detach(), data["count"] >= 0)[:, None] / APART  # [B, 1]
-        alike = alike * told.clamp(max=1.0)
+        real = entries.step >= 0  # [B, K + T] of the window, and what was held before it
+        real[:, : entries.before] = data["count"][:, : entries.before] >= 0
+        known = (_preference(data["worth"].detach(), real) / APART).clamp(self.explains, 1.0)  # [B]
+        alike = (other["worth"] - data["worth"]).detach().abs().neg().exp() * known[:, None]
         drawn = torch.rand(data["count"].shape, generator=self.rng).to(alike.device) < self.spec.swap * alike
         drawn = drawn & (other["count"] >= 0)
         key = torch.where(drawn[..., None, None], other["key"], data["key"])

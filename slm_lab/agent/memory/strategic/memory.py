@@ -16,7 +16,7 @@ from slm_lab.agent.memory.strategic.hindsight import Hindsight
 from slm_lab.agent.memory.strategic.retention import Rule
 from slm_lab.agent.net.core.base import Core
 from slm_lab.env.base import World
-from slm_lab.lib.errors import Problem
+from slm_lab.lib.errors import Problem, did_you_mean
 from slm_lab.lib.types import Batch, Row
 from slm_lab.spec.explain import check
 from slm_lab.spec.model import NonNegativeInt, PositiveInt, SpecModel, Unit
@@ -85,10 +85,12 @@ class StrategicMemory(OnPolicyReplay):
         def _known(cls, raw: Any) -> Any:
             name = str(raw.get("name")) if isinstance(raw, dict) else ""
             if name not in ENTRY:
-                raise ValueError(f"{raw!r} is no entry encoder (expected: mapping with name: {' | '.join(ENTRY)})")
+                expected = "(expected: mapping with name)"
+                raise ValueError(f"{raw!r} is no entry encoder {expected}.{did_you_mean(name, ENTRY)}")
             found, problems = check(ENTRY.load(name).Spec, raw, "entry")
             if problems:
-                raise ValueError("; ".join(f"{problem.path}: {problem.message}" for problem in problems))
+                told = (f"{problem.path.removeprefix('entry.')}: {problem.message}" for problem in problems)
+                raise ValueError("; ".join(told))
             assert found is not None
             return found.model_dump(mode="json")
 
