@@ -28,7 +28,8 @@ def test_hindsight_finds_a_share_of_the_entries_by_the_key_of_another_episode() 
 
 
 @pytest.mark.parametrize(
-    ("gap", "explains", "share"), [(3.0, 0.0, 1.0), (1.0, 0.0, 0.444), (1.0, 0.6, 0.6), (0.0, 0.0, 0.0), (0.0, 0.3, 0.3)]
+    ("gap", "explains", "share"),
+    [(3.0, 0.0, 1.0), (1.0, 0.0, 0.444), (1.0, 0.6, 0.6), (0.0, 0.0, 0.0), (0.0, 0.3, 0.3)],
 )
 def test_entries_that_differ_in_worth_are_rarely_swapped_and_none_before_anything_is_known(
     gap: float, explains: float, share: float

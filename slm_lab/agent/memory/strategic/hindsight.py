@@ -44,8 +44,8 @@ class Hindsight(Auxiliary):
       actions can't be counted, the mean is that of four drawn from the policy.
       Entries are looked up by the key of another episode's entry of the same step, by a chance (`swap`): attention
       must find a cue whatever it says. Else "it isn't there" comes to mean the one thing that the cue can say. Those
-      that differ in ρ are rarely swapped, and none while ρ is even: the key of what is no cue, in a cue's place, would
-      only mislead.
+      that differ in ρ are rarely swapped, and none before ρ or the critic knows anything: the key of what is no cue, in
+      a cue's place, would only mislead. The policy, too, is taught (below) by a Q that looks entries up so.
     - *usefulness*: cross-entropy from what each entry does for the critic, mean over the steps, and a little of all
       entries alike, to `softmax_i ρ_i` over the episode so far: its fixed point, exp(ρ_i) in proportion to the use that
       i will be, is the right weight of a reservoir. The use of entry i is by how much the critic's error would grow if
@@ -67,7 +67,8 @@ class Hindsight(Auxiliary):
 
     Errors are in units of their rms over the last batches: in units of one batch that holds no surprise, noise would
     count as much as mistakes do. Usefulness and decay count as much as the batch surprises, by its mean square error
-    beside the largest yet: once a task is solved its errors are noise, and what it needs has been found.
+    beside the largest yet, and as far as the critic explains what it once could (`_trusted`): once a task is solved its
+    errors are noise, and what it needs has been found.
 
     The critic and usefulness learn from windows of the last batches again (`replay`), so that few surprises are not
     learned by heart.
@@ -85,7 +86,8 @@ class Hindsight(Auxiliary):
         )
         self.rng = torch.Generator().manual_seed(context.seed)
         self.part = next(iter(context.features))
-        self.gate = self.explains = 0.0  # now, and the most yet
+        self.gate = 0.0
+        self.explains = 0.0  # the most variance of a batch's errors that the critic has explained yet
         self.largest = 0.0  # mean square of a batch's errors yet
         self.square = 0.0  # of the errors, mean of the last batches
         self.promise = torch.zeros(0)  # [S] of the steps of an episode, mean of the last batches
@@ -94,8 +96,7 @@ class Hindsight(Auxiliary):
     def get_extra_state(self) -> Tree:
         past = {str(i): part for i, part in enumerate(self.past)}
         held = {"largest": self.largest, "square": self.square, "explains": self.explains}
-        held |= {"promise": self.promise, "past": past}
-        return {"rng": self.rng.get_state(), **held}
+        return {"rng": self.rng.get_state(), **held, "promise": self.promise, "past": past}
 
     def set_extra_state(self, state: Tree) -> None:
         self.rng.set_state(state["rng"].cpu())
@@ -219,7 +220,10 @@ class Hindsight(Auxiliary):
         return terms, value
 
     def _used(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
-        """Q of the actions taken [B, M]; use [B, M, K + T] and promise [B, K + T] (0 of slots where none were held)."""
+        """Q of the actions taken [B, M]; use [B, M, K + T] and promise [B, K + T].
+
+        What was held before the window has no promise, nor another's entry to stand in its place: nothing does.
+        """
         data, now, other = entries.data, entries.before + notes["at"], self._others(entries)
         left = core.slots - entries.before
         value, read, logits = self._judge(notes, entries, core)
