@@ -290,13 +290,13 @@ class StrategicCore(Core):
         return {**extras, "recall_begin": count - clock} if self.persist else extras
 
     def match_all(self, data: Tree, now: Tensor) -> Tensor:
-        """Attention's logits [B, M, H, N] of all entries, as if nothing had been dropped; ρ gets no gradient.
+        """Attention's logits [B, M, H, N] of all entries, as if nothing had been dropped.
 
         For learning only (M reads of N entries): the policy never sees it.
         """
         score = torch.einsum("bmhd,bnhd->bmhn", take(data["query"], now), data["key"])
         ages = {name: take(data[name], now).unsqueeze(-1) - data[name].unsqueeze(1) for name in self.clocks}
-        return self._logits(score, data["worth"].detach().unsqueeze(1), take(data["h"], now), ages)
+        return self._logits(score, data["worth"].unsqueeze(1), take(data["h"], now), ages)
 
     def recall_all(self, data: Tree, now: Tensor, logits: Tensor) -> Tensor:
         """h and memory [B, M, F + H·d] of attention with these logits [B, M, H, N]."""
@@ -306,10 +306,10 @@ class StrategicCore(Core):
     def _logits(self, score: Tensor, worth: Tensor, h: Tensor, ages: dict[str, Tensor]) -> Tensor:
         """`softplus(q·k/√d) + ρ + w(h)·ψ(age)` [B, Q, H, S].
 
-        score [B, Q, H, S], worth [B, Q or 1, S], h [B, Q, F], each of ages [B, Q, S]. Content can only add to ρ: with
-        a sign of its own it learned to hide entries.
+        score [B, Q, H, S], worth [B, Q or 1, S], h [B, Q, F], each of ages [B, Q, S]. ρ gets no gradient: it
+        would drift with what V wants. Content can only add to it: with a sign of its own it learned to hide entries.
         """
-        logits = F.softplus(score / math.sqrt(self.size)) + worth.unsqueeze(2)
+        logits = F.softplus(score / math.sqrt(self.size)) + worth.detach().unsqueeze(2)
         if self.age is not None:
             asked = self.age.forward(h).view(*h.shape[:2], self.heads, -1)
             for part, (clock, age) in zip(torch.split(asked, self.told, dim=-1), ages.items(), strict=True):
