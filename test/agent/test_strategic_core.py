@@ -209,6 +209,16 @@ def test_hindsight_sees_what_was_dropped_and_the_policy_does_not() -> None:
     assert bool(judged.flatten(2).any(dim=2).all())
 
 
+@pytest.mark.parametrize("recall_events", [True, False])
+def test_what_reads_the_slots_teaches_worth_through_the_clock_of_events_alone(recall_events: bool) -> None:
+    core, x, is_first = build(recall_events=recall_events), inputs(), firsts(0)
+    outs, carries = act(core, x, is_first)
+    out = learn(core, x, carries[0], is_first, shown(outs, "recall_step"))
+    out.features.sum().backward()
+    assert any(bool(p.grad is not None and p.grad.any()) for p in core.worth.parameters()) is recall_events
+    assert all(p.grad is not None and p.grad.any() for p in core.address.parameters())
+
+
 # --- episodes, clocks and what is shown ---
 
 
