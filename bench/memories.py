@@ -279,8 +279,8 @@ WORKLOADS = [
     ),
     prioritized(
         32, 8_000, 1.2,
-        missed="63 µs a cycle in a quiet hour and up to 105 in others; both sides swing by a third, so the same code had a "
-        "ratio of 1.18 once and 0.92 three turns later. performance.md has what was tried",
+        missed="63 µs a cycle in a quiet hour and up to 105 in others; both sides swing by a third, and the same code had "
+        "a ratio of 1.18 once and 0.92 another time. performance.md has what was tried",
     ),
     prioritized(256, 3_000, 2.0),
     Workload(
