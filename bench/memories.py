@@ -275,12 +275,13 @@ WORKLOADS = [
     uniform(32, 20_000, 1.5),
     uniform(
         256, 8_000, 3.0,
-        missed="A batch takes 24 µs: 8 to draw, 8 to gather, the rest are calls. performance.md has what was tried",
+        missed="A batch takes 24 µs: 8 to draw, 8 to gather, the rest are calls. performance.md has what was "
+        "tried",
     ),
     prioritized(
         32, 8_000, 1.2,
-        missed="63 µs a cycle in a quiet hour and up to 105 in others; both sides swing by a third, and the same code had "
-        "a ratio of 1.18 once and 0.92 another time. performance.md has what was tried",
+        missed="63 µs a cycle in a quiet hour and up to 105 in others; both sides swing by a third, and the "
+        "same code had a ratio of 1.18 once and 0.92 another time. performance.md has what was tried",
     ),
     prioritized(256, 3_000, 2.0),
     Workload(

@@ -389,9 +389,10 @@ WORKLOADS = [
     training(
         "dqn", "DQN, CartPole-v1: batch 32, an update a frame, 64x64 relu", 1.8,
         dqn_spec(), {"SB3": (SB3, dqn_sb3, POLICY)}, 1_500, 5_000,
-        missed="Of a frame, on a busy machine, acting takes 165 µs, the world 87, drawing 55, the update 720 (target 156, "
-        "forward 80, losses 130, backward 154, clip and Adam 87, calls between). A dozen places could give 2 to 12 µs each "
-        "without changing a number, a tenth in all; the rest are torch's own kernels, which the peer has too",
+        missed="Of a frame, on a busy machine, acting takes 165 µs, the world 87, drawing 55, the update 720 "
+        "(target 156, forward 80, losses 130, backward 154, clip and Adam 87, calls between). A dozen "
+        "places could give 2 to 12 µs each without changing a number, a tenth in all; the rest are "
+        "torch's own kernels, which the peer has too",
     ),
     training(
         "ddqn_per", "Double DQN with prioritized replay, else as dqn", 3.0,
@@ -433,8 +434,8 @@ WORKLOADS = [
     Workload(
         "full_run", "the same as a command: graphs, their pictures and the report are made at its end", "s",
         {"ours": Side(whole_run), "bare loop": Side(bare_run)}, ratio=0.95, less=True,
-        missed="The session loses 1 % (full_session); 15 graphs, their pictures and the page take some 6 s at the end, "
-        "however long the run, and this one has 40 s",
+        missed="The session loses 1 % (full_session); 15 graphs, their pictures and the page take some 6 s "
+        "at the end, however long the run, and this one has 40 s",
     ),
     Workload(
         "worlds", "PPO, 64x64, 4 epochs, 2,048 rows an update", "frames/s",
