@@ -281,8 +281,11 @@ def row(found: Found) -> tuple[str, ...]:
     workload, ratio = found.workload, found.ratio
     peers = [f"{side} {found.span(side)}" for side in found.by_side if side != OURS]
     peers += [f"{side} absent" for side in found.absent]
-    target = "–" if workload.ratio is None else f"≥ {workload.ratio:g} times"
-    target = target if workload.most is None else f"ours ≤ {workload.most:g} {workload.unit}"
+    target = "–"
+    if workload.most is not None:
+        target = f"ours ≤ {workload.most:g} {workload.unit}"
+    elif workload.ratio is not None:
+        target = f"≥ {workload.ratio:g} times"
     reached = {True: "yes", False: "**no**", None: "–"}[found.reached]
     ours = f"{found.span(OURS)} {workload.unit}" if OURS in found.by_side else "–"
     return (workload.name, ours, "; ".join(peers) or "–", "–" if ratio is None else str(ratio), target, reached)
@@ -323,8 +326,9 @@ def growth(found: Found) -> list[str]:
 
 
 def graph(found: Sequence[Found]) -> go.Figure:
-    """A bar for each workload that has a peer, as long as ours is times better; a line across where the target is."""
-    shown = [(one, ratio) for one in reversed(found) if not one.workload.axis and (ratio := one.ratio) is not None]
+    """A bar for each workload with a peer and a target, as long as ours is times better; a line where the target is."""
+    raced = [one for one in reversed(found) if (one.workload.ratio, one.workload.most) != (None, None)]
+    shown = [(one, ratio) for one in raced if (ratio := one.ratio) is not None]
     figure = new_figure(
         "Times the fastest peer", "medians, least and largest of the turns; dotted: target; orange: missed", "", "times"
     )

@@ -106,6 +106,13 @@ def test_the_page_tells_all_that_was_measured(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "speed.png").exists(), "the old one stays"
 
 
+def test_what_has_no_target_is_told_and_not_drawn_beside_what_has() -> None:
+    aside = Workload("aside", "no race", "frames/s", {"ours": NONE, "peer": NONE})
+    both = [Found(aside, samples(aside, ours=[90], peer=[1])), Found(RACE, samples(RACE, ours=[3], fast=[1]))]
+    assert [bar.y for bar in speed.graph(both).data] == [("race (fast)",)]
+    assert speed.row(both[0])[3:] == ("90 (90 – 90)", "–", "–")
+
+
 def test_sides_take_turns_and_what_is_run_anew_replaces_its_old_samples_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
