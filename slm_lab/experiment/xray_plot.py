@@ -19,9 +19,10 @@ from slm_lab.lib.errors import plural
 BLUE, ORANGE, RED = PALETTE[5], PALETTE[4], PALETTE[1]
 CAPTIONS = {  # of each picture, for one who hasn't read the code
     "retention": "What is held in memory: each blue line is an entry, from the step at which it was written to the "
-    "step at which it was dropped (in the .html, point at an end of it to see in which slot). Orange: the cue, what "
-    "must be remembered, while it is held; red: when it is not. Where memory outlives the episode, a grey line below "
-    "all says when entries of earlier ones are held.",
+    "step at which it was dropped; the number behind it is the slot that it was in (where lines are too close for "
+    "numbers, point at an end of one in the .html). Orange: the cue, what must be remembered, while it is held; red: "
+    "when it is not. Where memory outlives the episode, a grey line below all says when entries of earlier ones are "
+    "held.",
     "attention": "What the agent looks at: at each step (across) the entries that it holds, by when they were written "
     "(up); the darker, the more attention. The shares of a column sum to 1. Orange: the cue. Where memory outlives the "
     "episode, the squares below all are the entries of earlier ones together.",
@@ -40,6 +41,7 @@ BAR = {
     "tickfont": {"size": 12},
 }
 WIDE, NARROW, HIGH = 720, 440, 320  # of one panel, of each of two
+LINE = 10  # pixels from line to line from which on a number can be read behind each
 
 
 def xray_builders(run: Run, pattern: str = "*") -> dict[str, Callable[[], go.Figure]]:
@@ -115,10 +117,19 @@ def _retention(episode: Episode, width: int) -> list[go.Scatter]:
     return [
         _diagonal(episode),
         lines,
+        _slot_numbers(episode, last + half, entries, slots),
         _marks(*_earlier(episode)[:2], "of earlier episodes", GREY, 0.6 * size),
         _marks(at[held], cue[held], "the cue, held", ORANGE, size),
         _marks(at[~held], cue[~held], "the cue, not held", RED, max(3.0, 0.6 * size)),
     ]
+
+
+def _slot_numbers(episode: Episode, x: np.ndarray, y: np.ndarray, slots: np.ndarray) -> go.Scatter:
+    """The slot of each entry behind the end of its line, where they can be read."""
+    n = len(x) if HIGH >= LINE * (episode.at[-1] + 1 + 2 * _pad(episode)) else 0
+    numbers = draw.line(x[:n], y[:n], None, GREY)
+    font = {"size": LINE, "color": GREY}
+    return numbers.update(mode="text", text=[f"\u00a0{slot}" for slot in slots[:n]], textposition="middle right", textfont=font, cliponaxis=False)
 
 
 def _attention(episode: Episode, width: int) -> list[go.Scatter]:

@@ -151,10 +151,13 @@ def test_pictures_and_report(tmp_path):
     assert all(name in page for name in expected)
     traces = {key: build() for key, build in xray_builders(load_run(run.path)).items()}
     kept = traces["test_t0_s0_session_graph_xray_retention"]
-    assert {trace.name for trace in kept.data} == {"now", "an entry", "the cue, held"}
+    assert {trace.name for trace in kept.data if trace.mode != "text"} == {"now", "an entry", "the cue, held"}
     lines = next(trace for trace in kept.data if trace.name == "an entry")
     last = load_episodes(run.info / "test_t0_s0_session_xray.json")[0].step[-1]
     assert {f"the entry of step {step}, in slot {slot}" for slot, step in enumerate(last)} <= set(lines.text)
+    numbers = next(trace for trace in kept.data if trace.mode == "text")
+    held = {(step, slot) for slot, step in enumerate(last)}
+    assert held <= {(y, int(text)) for y, text in zip(numbers.y, numbers.text, strict=True)}
     attention = next(t for t in traces["test_t0_s0_session_graph_xray_attention"].data if t.marker.coloraxis)
     assert len(attention.x) == 1 + 2 + 3 + K * (DELAY - 3)  # each entry held at each step
 
