@@ -79,17 +79,19 @@ gymnasium.register("test/ToldOnce-v0", ToldOnce)
 
 
 @pytest.mark.learn
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(("persist", "least", "most"), [(True, 0.95, 1.0), (False, 0.1, 0.6)])
 def test_what_was_told_in_an_earlier_episode_is_recalled_where_slots_persist(
-    tmp_path: Path, persist: bool, least: float, most: float
+    tmp_path: Path, persist: bool, least: float, most: float, seed: int
 ) -> None:
-    """Without, the episode that tells it is all that is won: a third."""
+    """Without, the episode that tells it is all that is won: a third. Seen first after 10,000 frames; it isn't kept for
+    good (docs/strategic.md, what credit is lost)."""
     raw = load_file(ROOT / "specs/strategic/memory_task.json")
-    raw["memory_task"]["env"] = {"name": "test/ToldOnce-v0", "num_envs": 64, "max_frame": 60_000, "prev_reward": "sign"}
+    raw["memory_task"]["env"] = {"name": "test/ToldOnce-v0", "num_envs": 64, "max_frame": 30_000, "prev_reward": "sign"}
     file = tmp_path / "told_once.json"
     file.write_text(json.dumps(raw))
-    keys = [f"agent.memory.persist={json.dumps(persist)}", "agent.memory.slots=8", "meta.eval_frequency=60000"]
-    session = trained(tmp_path, str(file), "memory_task", 0, *keys, "meta.png=false")
+    keys = [f"agent.memory.persist={json.dumps(persist)}", "agent.memory.slots=8", "meta.eval_frequency=30000"]
+    session = trained(tmp_path, str(file), "memory_task", seed, *keys, "meta.png=false")
     assert least <= evaluated(session) <= most
 
 
