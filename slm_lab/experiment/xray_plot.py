@@ -126,10 +126,10 @@ def _retention(episode: Episode, width: int) -> list[go.Scatter]:
 
 def _slot_numbers(episode: Episode, x: np.ndarray, y: np.ndarray, slots: np.ndarray) -> go.Scatter:
     """The slot of each entry behind the end of its line, where they can be read."""
-    n = len(x) if HIGH >= LINE * (episode.at[-1] + 1 + 2 * _pad(episode)) else 0
+    n = len(x) if LINE * (episode.at[-1] + 1 + 2 * _pad(episode)) <= HIGH else 0
     numbers = draw.line(x[:n], y[:n], None, GREY)
-    font = {"size": LINE, "color": GREY}
-    return numbers.update(mode="text", text=[f"\u00a0{slot}" for slot in slots[:n]], textposition="middle right", textfont=font, cliponaxis=False)
+    numbers.update(mode="text", text=[f"\u00a0{slot}" for slot in slots[:n]], textposition="middle right")
+    return numbers.update(textfont={"size": LINE, "color": GREY}, cliponaxis=False)
 
 
 def _attention(episode: Episode, width: int) -> list[go.Scatter]:

@@ -219,15 +219,6 @@ def test_what_reads_the_slots_teaches_worth_through_the_clock_of_events_alone(re
     assert all(p.grad is not None and p.grad.any() for p in core.address.parameters())
 
 
-def test_what_judges_retention_does_not_bend_it() -> None:
-    core, x, is_first = build(), inputs(), firsts(0)
-    outs, carries = act(core, x, is_first)
-    entries, last = learn(core, x, carries[0], is_first, shown(outs, "recall_step")).inner, torch.full((B, 1), T - 1)
-    core.match_all(entries.data, entries.before + last).sum().backward()
-    assert not any(bool(p.grad is not None and p.grad.any()) for p in core.worth.parameters())
-    assert core.age is not None and bool(core.age.weight.grad.any()), "the clock is read all the same"
-
-
 # --- episodes, clocks and what is shown ---
 
 

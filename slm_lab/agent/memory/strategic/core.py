@@ -292,12 +292,10 @@ class StrategicCore(Core):
     def match_all(self, data: Tree, now: Tensor) -> Tensor:
         """Attention's logits [B, M, H, N] of all entries, as if nothing had been dropped.
 
-        For learning only (M reads of N entries): the policy never sees it. Clocks are as they are: who judges what is
-        worth keeping mustn't bend it so as to tell the time.
+        For learning only (M reads of N entries): the policy never sees it.
         """
         score = torch.einsum("bmhd,bnhd->bmhn", take(data["query"], now), data["key"])
-        times = {name: data[name].detach() for name in self.clocks}
-        ages = {name: take(time, now).unsqueeze(-1) - time.unsqueeze(1) for name, time in times.items()}
+        ages = {name: take(data[name], now).unsqueeze(-1) - data[name].unsqueeze(1) for name in self.clocks}
         return self._logits(score, data["worth"].unsqueeze(1), take(data["h"], now), ages)
 
     def recall_all(self, data: Tree, now: Tensor, logits: Tensor) -> Tensor:
