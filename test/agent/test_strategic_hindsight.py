@@ -81,7 +81,8 @@ def test_the_critic_knows_nothing_but_what_actions_cause() -> None:
     batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
     notes = batch.notes["hindsight"]
     out = net(batch.obs, batch.carry, batch.is_first)
-    value, _, logits = hindsight._judge(notes, out.inner["shared"], core_of(agent))
+    logits, read = hindsight._looked(notes, out.inner["shared"], core_of(agent))
+    value = hindsight._valued(notes, read)
     attention = logits.softmax(dim=-1)
     assert float(value.detach().abs().max()) > 1e-3
     torch.testing.assert_close(
@@ -102,12 +103,11 @@ def test_the_critic_of_actions_that_cannot_be_counted_knows_nothing_else_either(
         agent.algorithm.net(batch.obs, batch.carry, batch.is_first).inner["shared"],
     )
     core, last = core_of(agent), hindsight.critic[2]
-    before, read, _ = hindsight._judge(notes, entries, core)
+    _, read = hindsight._looked(notes, entries, core)
+    before = hindsight._valued(notes, read)
     last.bias.data += 7.0  # type: ignore[union-attr,operator]
-    torch.testing.assert_close(hindsight._judge(notes, entries, core)[0], before, atol=1e-5, rtol=0)
-    drawn = torch.stack(
-        [hindsight._judge({**notes, "action": notes["drawn"][:, :, i]}, entries, core)[0] for i in range(4)]
-    )
+    torch.testing.assert_close(hindsight._valued(notes, read), before, atol=1e-5, rtol=0)
+    drawn = torch.stack([hindsight._valued({**notes, "action": notes["drawn"][:, :, i]}, read) for i in range(4)])
     torch.testing.assert_close(drawn.mean(dim=0), torch.zeros_like(before), atol=1e-5, rtol=0)
     assert float(before.detach().abs().max()) > 1e-3 and read.requires_grad
 
@@ -126,7 +126,8 @@ def toy(
     notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
              "error": nothing, "policy": torch.full((1, M, 3), 1 / 3), "use": use[None], "weight": torch.full((1, 1), weight),
              "promise": torch.zeros(1, N) if promise is None else promise[None]}  # fmt: skip
-    data |= {name: torch.zeros(1, N, 1, 1) for name in ("key", "value")} | {"count": torch.arange(N)[None]}
+    data |= {name: torch.zeros(1, N, 1, 1) for name in ("key", "value")}
+    data |= {"count": torch.arange(N)[None], "time": torch.zeros(1, N)}
     entries = Entries(data, 0, torch.full((1, N, 2), -1), torch.arange(N)[None])
     return hindsight._teach(notes, entries, core)[0]
 
@@ -451,5 +452,27 @@ def test_noise_keeps_the_gate_shut_and_a_cause_opens_it() -> None:
 def test_retention_is_taught_as_far_as_the_critic_explains_what_it_once_could() -> None:
     """Before it has explained anything all counts, for promise comes first; afterwards noise of its own doesn't."""
     hindsight = hindsight_of(build())
-    said = [hindsight._trusted(explained) for explained in (-0.5, 0.0, 0.05, 0.0, 0.5, 0.25, -0.1, 0.8, 0.4)]
+    said = [hindsight._trusted(explained, 256) for explained in (-0.5, 0.0, 0.05, 0.0, 0.5, 0.25, -0.1, 0.8, 0.4)]
     assert said == pytest.approx([1.0, 1.0, 1.0, 0.8, 1.0, 0.5, 0.0, 1.0, 0.5])
+
+
+def test_what_is_explained_of_few_steps_is_luck() -> None:
+    hindsight = hindsight_of(build())
+    assert [hindsight._trusted(explained, 8) for explained in (0.4, 0.0)] == [1.0, 1.0]
+    assert hindsight.explains == 0.0
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_critic_bends_the_clock_of_events_as_much_as_retention_is_taught(weight: float) -> None:
+    agent = build(swap=0.0, replay=0)
+    found = []
+    for batch in batches(agent, steps=40):
+        batch, _ = agent.algorithm._prepared(batch)
+        batch.notes["hindsight"]["weight"].fill_(weight)
+        net = agent.algorithm.net
+        terms = hindsight_of(agent).losses(batch, net(batch.obs, batch.carry, batch.is_first), net).terms
+        by_worth = torch.autograd.grad(
+            terms["hindsight_loss"].sum(), [*core_of(agent).worth.parameters()], allow_unused=True
+        )
+        found += [gradient is not None and bool(gradient.any()) for gradient in by_worth]
+    assert any(found) is (weight > 0)

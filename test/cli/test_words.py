@@ -120,6 +120,7 @@ STRATEGIC = {"agent__net__shared": True, "env": {"name": "MemoryTask", "delay": 
             ["nothing is ever dropped and retention has nothing to learn; 15 or fewer make it choose"],
         ),
         ({"slots": 15}, "PPO", []),
+        ({"slots": 16, "retention": "fifo"}, "PPO", []),
         ({"slots": 100, "persist": True}, "PPO", []),
         (
             {"horizon": 8, "slots": 8},

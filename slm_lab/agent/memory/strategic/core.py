@@ -93,7 +93,7 @@ class StrategicCore(Core):
         self.in_size = D
         self.address = nn.Linear(entry.out_size + D, 3 * H)  # key, value, query
         self.worth = _scalar(D, spec.hidden_size)
-        self.decay = _scalar(D, spec.hidden_size, bias=_softplus_inverse(spec.decay_init)) if spec.decay_init else None
+        self.decay = _scalar(D, spec.hidden_size, bias=_softplus_inverse(spec.decay_init)) if spec.decays else None
         self.clocks = ["count"] * spec.recall_age + ["time"] * spec.recall_events  # by which ages are told
         self.read = {"key", "value", "worth", "count", *self.clocks}  # of what is held
         self.told = [AGE] * spec.recall_age + [EVENT_AGE] * spec.recall_events  # features of each clock's ages
@@ -158,7 +158,7 @@ class StrategicCore(Core):
         B, T, _ = x.shape
         if bool(is_first[:, 1:].any()):
             raise ValueError("an episode begins amid a window; StrategicMemory learns from windows of one episode each")
-        carry = {**self._begun(carry, is_first[:, 0]), "trace": carry["trace"]}
+        carry = self._begun(carry, is_first[:, 0])
         data, _, clock = self._written(x, carry, None)
         held, before = carry["held"], 0
         if bool((held["count"] >= 0).any()):

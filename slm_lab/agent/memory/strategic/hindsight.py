@@ -28,6 +28,7 @@ RATE = 0.25  # by which a batch's promise and square error enter the means of th
 CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in E|G|²/n
 APART = 0.25  # nats from even at which ρ tells entries apart well enough to swap those that are worth the same
 SURE = 0.25  # explained variance from which on a critic has shown that it can explain
+ENOUGH = 100  # steps of which that isn't luck; of eight a critic of noise explained 0.3, once in 200 batches
 FEWEST = 2  # windows that are worth keeping
 LONGEST = 2**20  # steps of an episode that promise knows apart; later ones have none
 
@@ -124,10 +125,9 @@ class Hindsight(Auxiliary):
             notes["policy"] = policy.log_probs.exp()  # [B, M, A]
         else:
             notes["drawn"] = torch.stack([policy.sample(self.rng) for _ in range(DRAWS)], dim=2)  # [B, M, DRAWS, A]
-        with torch.enable_grad():
-            judged, notes["use"], notes["promise"] = self._used(notes, out.inner[self.part], _core(net, self.part))
+        judged, notes["use"], notes["promise"] = self._used(notes, out.inner[self.part], _core(net, self.part))
         explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
-        weight = square / self.largest * self._trusted(explained)
+        weight = square / self.largest * self._trusted(explained, int(mask.sum()))
         notes["weight"] = torch.full_like(notes["share"], weight)
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
@@ -139,10 +139,12 @@ class Hindsight(Auxiliary):
         shown = {"hindsight_explained": explained, "hindsight_borne_out": borne_out}
         return batch, shown | {"hindsight_weight": weight}
 
-    def _trusted(self, explained: float) -> float:
-        """How far, 0 to 1, what the critic now says of use is more than noise: beside the most it has explained yet."""
+    def _trusted(self, explained: float, steps: int) -> float:
+        """How far, 0 to 1, what the critic now says of use is more than noise: beside the most it has explained yet, of
+        so many steps that it was not by luck."""
         explained = max(0.0, explained)
-        self.explains = max(self.explains, explained)
+        if steps >= ENOUGH:
+            self.explains = max(self.explains, explained)
         sure = min(1.0, self.explains / SURE)
         return 1 - sure + sure * explained / max(self.explains, 1e-8)
 
@@ -196,8 +198,10 @@ class Hindsight(Auxiliary):
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of critic, prior and usefulness [B, M], and the values behind them [B, M, A]."""
         spec, mask, data, now = self.spec, notes["mask"], entries.data, entries.before + notes["at"]
-        time = torch.lerp(data["time"].detach(), data["time"], notes["weight"])  # ρ makes it, and is taught by it so far
-        value, _, logits = self._judge(notes, entries._replace(data={**self._swapped(entries), "time": time}), core)
+        time = torch.lerp(data["time"].detach(), data["time"], notes["weight"])  # ρ makes it: taught by it so far
+        swapped = entries._replace(data={**self._swapped(entries), "time": time})
+        logits, read = self._looked(notes, swapped, core)
+        value = self._valued(notes, read)
         judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
         if spec.prior_coef:
@@ -227,12 +231,13 @@ class Hindsight(Auxiliary):
         """
         data, now, other = entries.data, entries.before + notes["at"], self._others(entries)
         left = core.slots - entries.before
-        value, read, logits = self._judge(notes, entries, core)
-        judged = self._of(value, notes["action"])
+        logits, read = self._looked(notes, entries, core)
+        with torch.enable_grad():
+            judged = self._of(self._valued(notes, read.requires_grad_()), notes["action"])
+            (slope,) = torch.autograd.grad(judged.sum(), read)
         there = _seen(notes["at"], entries) & (other["count"] >= 0)[:, None]
         placed = {**data, **other, "count": data["count"]}  # other's is -1 where its episode has ended
         others = core.match_all(placed, now).masked_fill(~there.unsqueeze(2), -torch.inf)
-        (slope,) = torch.autograd.grad(judged.sum(), read)
         slope = slope[..., -data["value"][0, 0].numel() :].view(*judged.shape, *data["value"].shape[2:])  # [B, M, H, d]
         missed = notes["error"] - judged.detach()
         use = _use(missed, slope, read, (logits, data["value"]), (others, other["value"]))
@@ -291,14 +296,15 @@ class Hindsight(Auxiliary):
         key = torch.where(drawn[..., None, None], other["key"], data["key"])
         return {**data, "key": key, "worth": torch.where(drawn, other["worth"], data["worth"])}
 
-    def _judge(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
-        """Q of the surprising steps [B, M, A] (or [B, M, 1] of the action taken), what it read, attention's logits."""
+    def _looked(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor]:
+        """At the surprising steps: attention's logits [B, M, H, N], and what the critic reads by it [B, M, F + H·d]."""
         now, valid = entries.before + notes["at"], _seen(notes["at"], entries)
-        logits = core.match_all(entries.data, now).masked_fill(~valid.unsqueeze(2), -torch.inf)  # [B, M, H, N]
-        read = core.recall_all(entries.data, now, logits)  # [B, M, F + H·d]
-        if torch.is_grad_enabled() and not read.requires_grad:  # of a batch that isn't learned from yet
-            read.requires_grad_()
-        # less its mean under the policy: what is no action's doing explains nothing
+        logits = core.match_all(entries.data, now).masked_fill(~valid.unsqueeze(2), -torch.inf)
+        return logits, core.recall_all(entries.data, now, logits)
+
+    def _valued(self, notes: Tree, read: Tensor) -> Tensor:
+        """Q [B, M, A] by what is read, or [B, M, 1] of the action taken; less its mean under the policy: what is no
+        action's doing explains nothing."""
         if self.discrete:
             value: Tensor = self.critic(read)  # [B, M, A]
             value = value - (notes["policy"] * value).sum(dim=-1, keepdim=True)
@@ -306,7 +312,7 @@ class Hindsight(Auxiliary):
             actions = torch.cat([notes["action"].unsqueeze(2), notes["drawn"]], dim=2)  # [B, M, 1 + DRAWS, A]
             values = self._of_actions(read, actions)
             value = values[:, :, :1] - values[:, :, 1:].mean(dim=2, keepdim=True)
-        return value, read, logits
+        return value
 
     def _of_actions(self, read: Tensor, actions: Tensor) -> Tensor:
         """Q [B, M, S] of actions [B, M, S, A] that aren't counted, given what was read."""

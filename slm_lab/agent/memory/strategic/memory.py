@@ -16,7 +16,7 @@ from slm_lab.agent.memory.strategic.hindsight import Hindsight
 from slm_lab.agent.memory.strategic.retention import Rule
 from slm_lab.agent.net.core.base import Core
 from slm_lab.env.base import World
-from slm_lab.lib.errors import Problem, did_you_mean
+from slm_lab.lib.errors import Problem, did_you_mean, plural
 from slm_lab.lib.types import Batch, Row
 from slm_lab.spec.explain import check
 from slm_lab.spec.model import NonNegativeInt, PositiveInt, SpecModel, Unit
@@ -30,8 +30,9 @@ class StrategicMemory(OnPolicyReplay):
     """Whole episodes to learn from, and K slots that the policy reads: it learns what to keep and what to recall.
 
     An experience memory of complete episodes (as OnPolicyReplay: updates are owed by episodes; one longer than
-    `horizon` is cut into windows) that brings the net its working memory (`StrategicCore`) and what teaches it
-    (`Hindsight`). For policy gradients; takes the place of `net.core`. See docs/strategic.md.
+    `horizon` is cut into windows, each of which counts as one) that brings the net its working memory
+    (`StrategicCore`) and what teaches it (`Hindsight`). For policy gradients; takes the place of `net.core`. See
+    docs/strategic.md.
 
     Sample spec: `"memory": {"name": "StrategicMemory", "slots": 16}`
     """
@@ -50,7 +51,8 @@ class StrategicMemory(OnPolicyReplay):
             0.05,
             ge=0,
             le=10,
-            description="first λ, by how much an entry's priority falls a step (usefulness teaches it); 0: none",
+            description="first λ, by how much an entry's priority falls a step; none with 0, or where usefulness "
+            "doesn't teach it",
         )
         clock: bool = Field(True, description="an entry is told the step of its episode")
         recall_age: bool = Field(True, description="attention may ask for an age")
@@ -74,6 +76,11 @@ class StrategicMemory(OnPolicyReplay):
         )
         actor_coef: float = Field(1.0, ge=0, description="weight of the gated mean-actor-critic term")
 
+        @property
+        def decays(self) -> bool:
+            """Whether priority falls with age; not where nothing would teach how fast."""
+            return self.decay_init > 0 and self.hindsight_coef > 0 and self.usefulness_coef > 0
+
         @model_validator(mode="after")
         def _few_to_many(self) -> StrategicMemory.Spec:
             if self.max_queries < self.queries:
@@ -83,13 +90,16 @@ class StrategicMemory(OnPolicyReplay):
         @field_validator("entry")
         @classmethod
         def _known(cls, raw: Any) -> Any:
-            name = str(raw.get("name")) if isinstance(raw, dict) else ""
+            if not isinstance(raw, dict) or "name" not in raw:
+                raise ValueError(f"{raw!r} has no name of an entry encoder. Give it one: {', '.join(ENTRY)}")
+            name = str(raw["name"])
             if name not in ENTRY:
-                expected = "(expected: mapping with name)"
-                raise ValueError(f"{raw!r} is no entry encoder {expected}.{did_you_mean(name, ENTRY)}")
+                raise ValueError(f"{name!r} is no entry encoder.{did_you_mean(name, ENTRY)}")
             found, problems = check(ENTRY.load(name).Spec, raw, "entry")
             if problems:
-                told = (f"{problem.path.removeprefix('entry.')}: {problem.message}" for problem in problems)
+                told = (
+                    f"{problem.path}: {problem.message}".removeprefix("entry").lstrip(".: ") for problem in problems
+                )
                 raise ValueError("; ".join(told))
             assert found is not None
             return found.model_dump(mode="json")
@@ -130,10 +140,12 @@ class StrategicMemory(OnPolicyReplay):
         """Whether retention has a choice at all, episodes are cut, and a batch has several to compare."""
         keys, length, found = spec.agent.memory, world.max_length, []
         by_step = getattr(spec.agent.algorithm, "baseline_by_step", False)
-        if length is not None and keys.slots >= length and not keys.persist:
+        if length is not None and keys.slots >= length and keys.retention == "learned" and not keys.persist:
+            steps = f"no episode has more than {plural(length, 'step')}"
+            less = f"; {length - 1} or fewer make it choose" if length > 1 else ""
             found.append(
-                f"agent.memory.slots {keys.slots}: no episode has more than {length} steps, so nothing is ever dropped "
-                f"and retention has nothing to learn; {length - 1} or fewer make it choose"
+                f"agent.memory.slots {keys.slots}: {steps}, so nothing is ever dropped and retention has nothing to "
+                f"learn{less}"
             )
         if length is not None and keys.horizon < length:
             found.append(
@@ -152,11 +164,8 @@ class StrategicMemory(OnPolicyReplay):
         found, keys = super().problems(spec, world), spec.agent.memory
         steps = ENTRY.load(keys.entry["name"]).Spec(**keys.entry).steps
         if steps > keys.slots:
-            found.append(
-                Problem(
-                    "agent.memory.entry", f"reads {steps} steps, more than the {keys.slots} slots: too long a window"
-                )
-            )
+            message = f"reads {steps} steps, more than the {keys.slots} slots: too long a window"
+            found.append(Problem("agent.memory.entry", f"{message}. Use {keys.slots} or fewer, or more slots."))
         if not hasattr(spec.agent.algorithm, "steps_per_window"):
             name = spec.agent.algorithm.name
             message = f"{name} can't teach StrategicMemory, a policy gradient can. Use REINFORCE, A2C or PPO."
