@@ -462,18 +462,17 @@ def test_what_is_explained_of_few_steps_is_luck() -> None:
     assert hindsight.explains == 0.0
 
 
-@pytest.mark.parametrize("taught", [0.0, 1.0])
-def test_who_reads_the_clock_of_events_teaches_worth_as_much_as_retention_is_taught(taught: float) -> None:
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_the_critic_bends_the_clock_of_events_as_much_as_retention_is_taught(weight: float) -> None:
     agent = build(swap=0.0, replay=0)
-    net, core, found = agent.algorithm.net, core_of(agent), []
+    found = []
     for batch in batches(agent, steps=40):
         batch, _ = agent.algorithm._prepared(batch)
-        assert core.taught == float(batch.notes["hindsight"]["weight"].unique())
-        core.taught = taught
-        out = net(batch.obs, batch.carry, batch.is_first)
-        judged = hindsight_of(agent).losses(batch, out, net).terms["hindsight_loss"]
-        learned = [*core.worth.parameters()]
-        for read in (judged.sum(), out.features["shared"].sum()):
-            gradients = torch.autograd.grad(read, learned, retain_graph=True, allow_unused=True)
-            found += [gradient is not None and bool(gradient.any()) for gradient in gradients]
-    assert any(found) is (taught > 0)
+        batch.notes["hindsight"]["weight"].fill_(weight)
+        net = agent.algorithm.net
+        terms = hindsight_of(agent).losses(batch, net(batch.obs, batch.carry, batch.is_first), net).terms
+        by_worth = torch.autograd.grad(
+            terms["hindsight_loss"].sum(), [*core_of(agent).worth.parameters()], allow_unused=True
+        )
+        found += [gradient is not None and bool(gradient.any()) for gradient in by_worth]
+    assert any(found) is (weight > 0)
