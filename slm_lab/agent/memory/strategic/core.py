@@ -69,14 +69,15 @@ class StrategicCore(Core):
 
     Each step is written as an entry `h = f(u)` with key, value, query and a log-retention ρ (`worth`); `Retention`
     decides which entries stay. Recall: `a = softmax over kept j of (softplus(q·k_j/√d) + ρ_j + age terms)`,
-    `m = Σ a_j v_j`, features `tanh(W[h; m])`. ρ gets its gradient from `Hindsight`, and from what asks for events, which
-    it makes (`_events`). One step costs O(K), however long the episode.
+    `m = Σ a_j v_j`, features `tanh(W[h; m])`. ρ gets its gradient from `Hindsight`, and from what asks for events,
+    which it makes (`_events`). One step costs O(K), however long the episode.
 
     The carry: the slots (as embedded when written, and the inputs `u` that they were made of), the last inputs, and of
-    what isn't held the step, the events so far (`time`) and the largest ρ so far (`peak`). Which entries were kept is chance of the world once it has been acted: learning reads it from `trace`
-    [B, T, K] (`recall_step` as shown when acting) in the carry, embeds all entries anew, and takes no decision; slots
-    filled before the window are embedded again from their inputs, so credit reaches them, but not the steps whose
-    entries had been dropped by then, nor the encoder of those observations.
+    what isn't held the step, the events so far (`time`) and the largest ρ so far (`peak`). Which entries were kept is
+    chance of the world once it has been acted: learning reads it from `trace` [B, T, K] (`recall_step` as shown when
+    acting) in the carry, embeds all entries anew, and takes no decision; slots filled before the window are embedded
+    again from their inputs, so credit reaches them, but not the steps whose entries had been dropped by then, nor the
+    encoder of those observations.
 
     Source: ours; retention is the weighted reservoir of Efraimidis & Spirakis 2006 with learned weights. See
     docs/strategic.md.
