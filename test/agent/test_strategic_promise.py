@@ -56,10 +56,13 @@ def test_promise_is_of_what_differs_and_is_not_known_yet(monkeypatch: pytest.Mon
     notes = {**prepared.notes["hindsight"], "action": action, "policy": policy, "error": error}
     found = {}
     for known in (0.0, 1.0):
-        read = torch.zeros(B, M, entries.data["h"].shape[-1] + value[0, 0].numel(), requires_grad=True)
-        judged = F.one_hot(action, 3) * known * error[..., None] + 0 * read.sum(dim=-1, keepdim=True)
+        read = torch.zeros(B, M, entries.data["h"].shape[-1] + value[0, 0].numel())
         logits = torch.zeros(B, M, value.shape[2], N)
-        monkeypatch.setattr(hindsight, "_judge", lambda *_, made=(judged, read, logits): made)
+        judged = F.one_hot(action, 3) * known * error[..., None]
+        monkeypatch.setattr(hindsight, "_looked", lambda *_, made=(logits, read): made)
+        monkeypatch.setattr(
+            hindsight, "_valued", lambda _, read, made=judged: made + 0 * read.sum(dim=-1, keepdim=True)
+        )
         hindsight.promise = torch.zeros(0)
         planted = entries._replace(data={**entries.data, "value": value})
         found[known] = hindsight._used(notes, planted, core_of(agent))[2][:, -N:]
