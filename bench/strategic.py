@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -274,13 +274,13 @@ def lasting(x: Found) -> float:
     return float(max([x["then"]["score"], x["later"]["score"], *map(min, pairwise(scores))]))
 
 
-def worst(found: list[Found], when: str, what: str) -> float:
-    return float(min(x[when].get(what, 0.0) for x in found))
+def worst(found: list[Found], when: str, what: str, of: Callable[[Iterable[float]], float] = min) -> float:
+    return float(of(x[when].get(what, 0.0) for x in found))
 
 
 def told(row: Row, found: list[Found], when: str, what: str) -> float:
     """What speaks most against the row's claim: the least of all seeds, or the most where they should fail."""
-    return worst(found, when, what) if row.most is None else float(max(x[when].get(what, 0.0) for x in found))
+    return worst(found, when, what, min if row.most is None else max)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

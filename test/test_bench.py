@@ -316,6 +316,12 @@ def test_a_control_fails_when_no_seed_is_above_chance(scores: list[float], later
     assert strategic.missed(CONTROL, sessions) == ([] if fails else ["above 0.3"])
 
 
+def test_a_row_shows_the_seed_that_speaks_most_against_it() -> None:
+    for row, shown in ((CLAIM, "0.20"), (CONTROL, "0.90")):
+        sessions = [found(row, 0, score=0.9), found(row, 1, score=0.2)]
+        assert strategic.line(row, sessions).split(" | ")[3] == shown
+
+
 def test_a_seed_that_never_got_there_counts_as_endless() -> None:
     sessions = [found(CLAIM, seed, score=float(seed)) for seed in (0, 1)]
     assert strategic.line(CLAIM, sessions).split(" | ")[2:6] == ["1/2", "0.00", "–", "–"]

@@ -84,13 +84,12 @@ gymnasium.register("test/ToldOnce-v0", ToldOnce)
 def test_what_was_told_in_an_earlier_episode_is_recalled_where_slots_persist(
     tmp_path: Path, persist: bool, least: float, most: float, seed: int
 ) -> None:
-    """Without, the episode that tells it is all that is won: a third. Seen first after 10,000 frames; it isn't kept for
-    good (docs/strategic.md, what credit is lost)."""
+    """Without, the episode that tells it is all that is won: a third. Seen first after 10,000 frames."""
     raw = load_file(ROOT / "specs/strategic/memory_task.json")
-    raw["memory_task"]["env"] = {"name": "test/ToldOnce-v0", "num_envs": 64, "max_frame": 30_000, "prev_reward": "sign"}
+    raw["memory_task"]["env"] = {"name": "test/ToldOnce-v0", "num_envs": 64, "max_frame": 60_000, "prev_reward": "sign"}
     file = tmp_path / "told_once.json"
     file.write_text(json.dumps(raw))
-    keys = [f"agent.memory.persist={json.dumps(persist)}", "agent.memory.slots=8", "meta.eval_frequency=30000"]
+    keys = [f"agent.memory.persist={json.dumps(persist)}", "agent.memory.slots=8", "meta.eval_frequency=60000"]
     session = trained(tmp_path, str(file), "memory_task", seed, *keys, "meta.png=false")
     assert least <= evaluated(session) <= most
 
@@ -104,17 +103,16 @@ FAST = ["MemoryTask 64 EASY", "MemoryTask 64 HARD", "MemoryTask 256 HARD", "Repe
 FAST += ["PassiveTMaze 64", "64 HARD, fifo", "64 HARD, reservoir"]
 
 
-MISSED = {("RepeatPrevious 4", 0): "solved, but 0.43 twenty updates later: docs/strategic.md, where it falls short"}
+# what a seed is known to lack (docs/strategic.md, where it falls short); all else of its row must hold
+LACKS = {("RepeatPrevious 4", 0): {"kept later", "attended later", "return later"}}
 
 
 @pytest.mark.learn
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", FAST)
-def test_a_row_of_the_table_holds(name: str, seed: int, request: pytest.FixtureRequest) -> None:
-    if (name, seed) in MISSED:
-        request.applymarker(pytest.mark.xfail(reason=MISSED[name, seed], strict=False))
+def test_a_row_of_the_table_holds(name: str, seed: int) -> None:
     row = replace(next(row for row in strategic.ROWS if row.name == name), seeds=1, far=False, seconds=None)
-    assert strategic.missed(row, [strategic.session(row, seed)]) == []
+    assert set(strategic.missed(row, [strategic.session(row, seed)])) <= LACKS.get((name, seed), set())
 
 
 @pytest.mark.learn

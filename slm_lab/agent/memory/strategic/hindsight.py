@@ -28,7 +28,7 @@ RATE = 0.25  # by which a batch's promise and square error enter the means of th
 CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in E|G|²/n
 APART = 0.25  # nats from even at which ρ tells entries apart well enough to swap those that are worth the same
 SURE = 0.25  # explained variance from which on a critic has shown that it can explain
-ENOUGH = 100  # steps of which that isn't luck; of eight a critic of noise explained 0.3, once in 200 batches
+ENOUGH = 100  # steps of which that isn't luck; of two episodes' a critic of noise explained 0.3 once in 33 batches
 FEWEST = 2  # windows that are worth keeping
 LONGEST = 2**20  # steps of an episode that promise knows apart; later ones have none
 
