@@ -8,6 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from pydantic import ValidationError
+from small_specs import make_spec
 
 from slm_lab.agent.algorithm import a2c
 from slm_lab.agent.algorithm.a2c import A2C
@@ -18,7 +19,7 @@ from slm_lab.agent.algorithm.reinforce import REINFORCE
 from slm_lab.agent.build import build_net
 from slm_lab.agent.net.mlp import MLP
 from slm_lab.agent.net.optim import Optim
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import LabError, SpecError
 from slm_lab.lib.reduce import reduce_losses
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.tree import tree_map
@@ -301,6 +302,25 @@ def test_entropy_counts_where_outcomes_surprise() -> None:
     entropy = found[False].terms["entropy"]
     torch.testing.assert_close(found[True].terms["surprised_entropy"], entropy * torch.tensor([[0.0, 2**0.5]]))
     assert reduce_losses(found[True], rows.mask)[1]["entropy"] == pytest.approx(float(entropy.mean()))
+
+
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_detached_value_shapes_nothing_that_it_reads(detach: bool) -> None:
+    algorithm, rows = build(A2C, net={"shared": True}, detach_value=detach), batch(2, 3).replace(carry={"shared": {}})
+    rows = algorithm.prepare(rows)[0]
+    terms = algorithm.losses(rows, algorithm.net(rows.obs, rows.carry, rows.is_first), 0)
+    algorithm.net.zero_grad()
+    for slope in terms.slopes["value_loss"]:
+        slope.of.backward(slope.value)
+    parameters = algorithm.net.named_parameters()
+    learned = [name for name, parameter in parameters if parameter.grad is not None and parameter.grad.any()]
+    assert any("value" in name for name in learned)
+    assert any("value" not in name for name in learned) is not detach
+
+
+def test_a_value_that_would_learn_nothing_of_its_own_net_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"agent.algorithm.detach_value: true .* Set net.shared to true"):
+        make_spec(agent__algorithm={"name": "PPO", "detach_value": True}, agent__net={"name": "MLP", "shared": False})
 
 
 def test_what_time_alone_tells_is_no_advantage() -> None:

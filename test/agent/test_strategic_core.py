@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from torch import Tensor, nn
 
 from slm_lab.agent.memory.base import MemoryContext
 from slm_lab.agent.memory.strategic.core import StrategicCore, clock_features
@@ -209,13 +209,18 @@ def test_hindsight_sees_what_was_dropped_and_the_policy_does_not() -> None:
     assert bool(judged.flatten(2).any(dim=2).all())
 
 
-@pytest.mark.parametrize("recall_events", [True, False])
-def test_what_reads_the_slots_teaches_worth_through_the_clock_of_events_alone(recall_events: bool) -> None:
+@pytest.mark.parametrize(("recall_events", "taught"), [(True, 1.0), (True, 0.0), (False, 1.0)])
+def test_what_reads_the_slots_teaches_worth_through_the_clock_of_events_alone(
+    recall_events: bool, taught: float
+) -> None:
     core, x, is_first = build(recall_events=recall_events), inputs(), firsts(0)
+    core.taught = taught
     outs, carries = act(core, x, is_first)
     out = learn(core, x, carries[0], is_first, shown(outs, "recall_step"))
     out.features.sum().backward()
-    assert any(bool(p.grad is not None and p.grad.any()) for p in core.worth.parameters()) is recall_events
+    assert any(bool(p.grad is not None and p.grad.any()) for p in core.worth.parameters()) is (
+        recall_events and taught > 0
+    )
     assert all(p.grad is not None and p.grad.any() for p in core.address.parameters())
 
 
@@ -244,13 +249,25 @@ def test_many_entries_that_are_worth_little_are_few_events() -> None:
     core, length = build(), 2000
     worth = torch.full((B, length), -0.5)  # 2.5 below the best: e^-5 a step would come to thirteen
     worth[:, [0, 700]] = torch.tensor([2.0, 1.9])
-    carry = core.initial(B)
-    time, peak = core._events(worth, carry)
-    torch.testing.assert_close(peak, torch.full((B,), 2.0))
+    best, before = torch.full((B, length), 2.0), torch.zeros(B)
+    best[:, 0] = -1e3
+    time = core._events(worth, best, before)
     assert 1.7 < float(time[0, -1] - time[0, 0] + 1) < 1.9
-    half = core._events(worth[:, :900], carry)
-    rest, _ = core._events(worth[:, 900:], {"time": half[0][:, -1], "peak": half[1]})
-    torch.testing.assert_close(torch.cat([half[0], rest], dim=1), time, atol=1e-4, rtol=0)
+    half = core._events(worth[:, :900], best[:, :900], before)
+    rest = core._events(worth[:, 900:], best[:, 900:], half[:, -1])
+    torch.testing.assert_close(torch.cat([half, rest], dim=1), time, atol=1e-4, rtol=0)
+
+
+def test_what_was_dropped_is_no_measure_of_events() -> None:
+    """Else the clock would remember the best entry of all, by no slot."""
+    core, x = build(retention="fifo"), inputs()
+    nn.init.normal_(core.worth[-1].weight, std=3.0)
+    other = x.clone()
+    other[:, 0] = -x[:, 0]
+    ticks = [torch.stack([carry["time"] for carry in act(core, told, firsts(0))[1]], dim=1).diff(dim=1)
+             for told in (x, other)]  # fmt: skip
+    assert bool((ticks[0][:, 1 : K + 1] != ticks[1][:, 1 : K + 1]).any())
+    torch.testing.assert_close(ticks[0][:, K + 1 :], ticks[1][:, K + 1 :])
 
 
 @pytest.mark.parametrize("clock", [True, False])

@@ -463,16 +463,16 @@ def test_what_is_explained_of_few_steps_is_luck() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
-def test_the_critic_bends_the_clock_of_events_as_much_as_retention_is_taught(weight: float) -> None:
+def test_who_reads_the_clock_of_events_bends_it_as_much_as_retention_is_taught(weight: float) -> None:
     agent = build(swap=0.0, replay=0)
-    found = []
+    core, net, found = core_of(agent), agent.algorithm.net, []
     for batch in batches(agent, steps=40):
         batch, _ = agent.algorithm._prepared(batch)
-        batch.notes["hindsight"]["weight"].fill_(weight)
-        net = agent.algorithm.net
-        terms = hindsight_of(agent).losses(batch, net(batch.obs, batch.carry, batch.is_first), net).terms
-        by_worth = torch.autograd.grad(
-            terms["hindsight_loss"].sum(), [*core_of(agent).worth.parameters()], allow_unused=True
-        )
-        found += [gradient is not None and bool(gradient.any()) for gradient in by_worth]
-    assert any(found) is (weight > 0)
+        assert core.taught == pytest.approx(float(batch.notes["hindsight"]["weight"][0]))
+        core.taught = weight
+        out = net(batch.obs, batch.carry, batch.is_first)
+        critic = hindsight_of(agent).losses(batch, out, net).terms["hindsight_loss"].sum()
+        for loss in (critic, out.features["shared"].sum()):
+            by_worth = torch.autograd.grad(loss, [*core.worth.parameters()], retain_graph=True, allow_unused=True)
+            found.append(any(gradient is not None and bool(gradient.any()) for gradient in by_worth))
+    assert found.count(weight > 0) == len(found)

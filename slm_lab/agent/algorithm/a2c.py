@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from gymnasium import spaces
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from slm_lab.agent.algorithm.policy_gradient import PolicyGradient, PolicyGradientSpec, standardize
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.heads import body
+from slm_lab.agent.net.layers import Detach, Layers
 from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
+from slm_lab.lib.errors import Problem
 from slm_lab.lib.reduce import Losses, Metrics, Slope, masked_rms
 from slm_lab.lib.returns import explained_variance, gae, less_others, n_step_returns, td_error
 from slm_lab.lib.rng import Rng
@@ -22,6 +24,10 @@ from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.tree import map_batch
 from slm_lab.lib.types import Batch, Tree
 from slm_lab.spec.model import PositiveInt, Unit
+
+if TYPE_CHECKING:
+    from slm_lab.env.base import World
+    from slm_lab.spec.lab_spec import LabSpec
 
 AT_ONCE = 65_536  # steps that the critic judges at a time
 LEAST_RATIO = 0.1  # of the value targets' deviation to what it is a batch later, for there to have been a scale
@@ -32,6 +38,9 @@ class ActorCriticSpec(PolicyGradientSpec):
 
     lam: Unit = Field(0.95, description="λ of the generalised advantage estimate")
     val_loss_coef: float = Field(0.5, ge=0, description="weight of the value loss")
+    detach_value: bool = Field(
+        False, description="the value head reads the shared net without shaping it: its loss teaches the head alone"
+    )
     normalize_advantages: bool = Field(True, description="standardise advantages over the batch")
     normalize_v_targets: bool = Field(
         False,
@@ -59,8 +68,11 @@ class ActorCritic(PolicyGradient):
 
     @classmethod
     def heads(cls, spec: ActorCriticSpec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:  # type: ignore[override]
-        value = Head("critic", lambda F: body(net_spec, F, 1, net_spec.critic_init_std))
-        return {**super().heads(spec, net_spec, action_space), "value": value}
+        def value(features: int) -> Layers:
+            layers = body(net_spec, features, 1, net_spec.critic_init_std)
+            return Layers(Detach(), *layers) if spec.detach_value else layers
+
+        return {**super().heads(spec, net_spec, action_space), "value": Head("critic", value)}
 
     def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
         raw = self.raw_value(batch)
@@ -145,6 +157,19 @@ class ActorCritic(PolicyGradient):
     def _unscale(self, value: Tensor) -> Tensor:
         moments = self.v_moments
         return value * float(moments.std()) + float(moments.mean) if self.spec.normalize_v_targets else value
+
+    @staticmethod
+    def problems(spec: LabSpec, world: World) -> list[Problem]:
+        found = PolicyGradient.problems(spec, world)
+        if spec.agent.algorithm.detach_value and not spec.agent.net.shared:
+            found.append(
+                Problem(
+                    "agent.algorithm.detach_value",
+                    "true would leave the critic's net as it began: nothing else teaches it. Set net.shared to true, "
+                    "or detach_value to false.",
+                )
+            )
+        return found
 
     def state_dict(self) -> Tree:
         return {**super().state_dict(), "v_moments": self.v_moments.state_dict()}

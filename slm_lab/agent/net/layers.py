@@ -31,6 +31,13 @@ class Layers(nn.Sequential):
         return rows.view(*x.shape[:-1], -1)
 
 
+class Detach(nn.Module):
+    """Passes its input on, and no gradient back."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()
+
+
 def mlp(sizes: Sequence[int], activation: Activation) -> Layers:
     """Linear layers `sizes[0] → … → sizes[-1]`, the activation after each."""
     layers: list[nn.Module] = []

@@ -73,11 +73,10 @@ class StrategicCore(Core):
     which it makes (`_events`). One step costs O(K), however long the episode.
 
     The carry: the slots (as embedded when written, and the inputs `u` that they were made of), the last inputs, and of
-    what isn't held the step, the events so far (`time`) and the largest ρ so far (`peak`). Which entries were kept is
-    chance of the world once it has been acted: learning reads it from `trace` [B, T, K] (`recall_step` as shown when
-    acting) in the carry, embeds all entries anew, and takes no decision; slots filled before the window are embedded
-    again from their inputs, so credit reaches them, but not the steps whose entries had been dropped by then, nor the
-    encoder of those observations.
+    what isn't held the step and the events so far (`time`). Which entries were kept is chance of the world once it has
+    been acted: learning reads it from `trace` [B, T, K] (`recall_step` as shown when acting) in the carry, embeds all
+    entries anew, and takes no decision; slots filled before the window are embedded again from their inputs, so credit
+    reaches them, but not the steps whose entries had been dropped by then, nor the encoder of those observations.
 
     Source: ours; retention is the weighted reservoir of Efraimidis & Spirakis 2006 with learned weights. See
     docs/strategic.md.
@@ -92,6 +91,7 @@ class StrategicCore(Core):
         self.slots, self.heads, self.size, self.persist = spec.slots, spec.heads, spec.size, spec.persist
         D, H = in_size + CLOCK, spec.heads * spec.size
         self.in_size = D
+        self.taught = 0.0  # how much of what asks for events reaches ρ: as much as `Hindsight` teaches retention
         self.address = nn.Linear(entry.out_size + D, 3 * H)  # key, value, query
         self.worth = _scalar(D, spec.hidden_size)
         self.decay = _scalar(D, spec.hidden_size, bias=_softplus_inverse(spec.decay_init)) if spec.decays else None
@@ -128,7 +128,6 @@ class StrategicCore(Core):
             "clock": torch.zeros(B, dtype=torch.int64, device=like.device),
             "count": torch.zeros(B, dtype=torch.int64, device=like.device),
             "time": like.new_zeros(B),
-            "peak": like.new_full((B,), LOW),
         }
 
     def forward(
@@ -150,6 +149,8 @@ class StrategicCore(Core):
         carry = self._begun(carry, first.squeeze(1))
         new, after, clock = self._written(x, carry, rng)
         held = carry["held"]
+        new["time"] = self._events(new["worth"], _best(held["worth"], held["count"] >= 0)[:, None], carry["time"])
+        after["time"] = new["time"].squeeze(1)
         held = _put(held, self.retention.slot(held, held["count"] >= 0, new), new)
         features, extras = self._read(new, {name: held[name].unsqueeze(1) for name in self.read})
         return CoreOut(features, {"held": held, **after}, self._shown(extras, new["count"], clock))
@@ -166,6 +167,7 @@ class StrategicCore(Core):
             held, before = {**held, **self._embed(held["u"])}, self.slots
             data = {name: torch.cat([held[name], leaf], dim=1) for name, leaf in data.items() if name in held}
         index = self._kept(data, before, carry["trace"], T)  # [B, T, K] places among the N entries, -1: empty
+        data["time"] = self._events_of(data, before, index, carry)
         steps = torch.arange(T, device=x.device).expand(B, T) if at is None else at
         features, extras = self.recall(data, before + steps, take(index, at))
         shown = self._shown(extras, take(data["count"][:, before:], at), take(clock, at))
@@ -181,10 +183,7 @@ class StrategicCore(Core):
         if not self.persist:
             empty = carry["held"]["count"].masked_fill(first[:, None], -1)
             begun |= {"held": {**carry["held"], "count": empty}, "count": begun["clock"]}
-            begun |= {"time": carry["time"].masked_fill(first, 0.0), "peak": carry["peak"].masked_fill(first, LOW)}
-        elif "time" in self.clocks:  # the best of what is held: what was better is gone, and of weights long changed
-            best = carry["held"]["worth"].masked_fill(carry["held"]["count"] < 0, LOW).amax(dim=1)
-            begun |= {"peak": torch.where(first, best, carry["peak"])}
+            begun["time"] = carry["time"].masked_fill(first, 0.0)
         return begun
 
     # --- what is written ---
@@ -196,8 +195,7 @@ class StrategicCore(Core):
         count = carry["count"][:, None] + step if self.persist else clock  # since the slots were empty
         u, recent = self._inputs(x, clock, carry["recent"])  # [B, T, window, D]
         new = {**self._embed(u), "u": u, "noise": self.retention.noise(count, rng), "count": count}
-        new["time"], peak = self._events(new["worth"], carry)
-        after = {"recent": recent, "clock": clock[:, -1] + 1, "time": new["time"][:, -1], "peak": peak}
+        after = {"recent": recent, "clock": clock[:, -1] + 1}
         return new, {**after, "count": count[:, -1] + 1 if self.persist else after["clock"]}, clock
 
     def _inputs(self, x: Tensor, clock: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,17 +222,27 @@ class StrategicCore(Core):
             found["decay"] = F.softplus(self.decay.forward(now).squeeze(-1))
         return found
 
-    def _events(self, worth: Tensor, carry: Tree) -> tuple[Tensor, Tensor]:
-        """Events so far [B, T], and the largest ρ so far [B].
+    def _events(self, worth: Tensor, best: Tensor, time: Tensor) -> Tensor:
+        """Events so far [B, T] of entries worth ρ [B, T], where ρ `best` [B, T] was held and `time` [B] had passed.
 
-        A clock that ticks as much as a step is worth keeping beside the best one yet, `exp(2 (ρ − max ρ)) − 0.01` or
-        nothing: many that are worth little should come to nothing, however long the episode.
+        A clock that ticks as much as a step is worth keeping beside the best that is held, `exp(2 (ρ − max ρ)) − 0.01`
+        or nothing: many that are worth little should come to nothing, however long the episode. Beside the best so far,
+        held or not, it would be one more thing that is remembered, by no slot.
         """
         if "time" not in self.clocks:
-            return torch.zeros_like(worth), carry["peak"]
-        peak = torch.maximum(worth.detach().cummax(dim=1).values, carry["peak"][:, None])
-        tick = (torch.exp(EVENT * (worth - peak)) - NO_EVENT).clamp(min=0)
-        return carry["time"][:, None] + tick.cumsum(dim=1), peak[:, -1]
+            return torch.zeros_like(worth)
+        tick = (torch.exp(EVENT * (worth - torch.maximum(worth, best).detach())) - NO_EVENT).clamp(min=0)
+        events = time[:, None] + tick.cumsum(dim=1)
+        return torch.lerp(events.detach(), events, self.taught)
+
+    def _events_of(self, data: Tree, before: int, kept: Tensor, carry: Tree) -> Tensor:
+        """Events [B, N] of a window's entries and of those held before it; kept [B, T, K] at each step."""
+        held, worth = carry["held"], data["worth"].detach()
+        best = _best(_rows(worth, kept.clamp(min=0)), kept >= 0)  # [B, T]
+        first = _best(worth[:, :before] if before else held["worth"], held["count"] >= 0)
+        best = torch.cat([first[:, None], best[:, :-1]], dim=1)
+        events = self._events(data["worth"][:, before:], best, carry["time"])
+        return torch.cat([held["time"], events], dim=1) if before else events
 
     # --- what is kept and recalled ---
 
@@ -334,6 +342,11 @@ def _scalar(in_size: int, hidden: int, bias: float = 0.0) -> Layers:
 
 def _softplus_inverse(y: float) -> float:
     return math.log(math.expm1(y))
+
+
+def _best(worth: Tensor, held: Tensor) -> Tensor:
+    """The largest ρ [...] of what is held, of slots [..., K]."""
+    return worth.masked_fill(~held, LOW).amax(dim=-1)
 
 
 def _length(trace: Tensor) -> Tensor:

@@ -67,9 +67,10 @@ class Hindsight(Auxiliary):
       else outweigh the rest. Discrete actions only.
 
     Errors are in units of their rms over the last batches: in units of one batch that holds no surprise, noise would
-    count as much as mistakes do. Usefulness, decay and what the critic would have the clock of events tell count as
-    much as the batch surprises, by its mean square error beside the largest yet, and as far as the critic explains what
-    it once could (`_trusted`): once a task is solved its errors are noise, and what it needs has been found.
+    count as much as mistakes do. All that teaches retention (usefulness, decay, and who reads the clock of events)
+    counts as much as the batch surprises, by its mean square error beside the largest yet, and as far as the critic
+    explains what it once could (`_trusted`): once a task is solved its errors are noise, and what it needs has been
+    found.
 
     The critic and usefulness learn from windows of the last batches again (`replay`), so that few surprises are not
     learned by heart.
@@ -129,6 +130,7 @@ class Hindsight(Auxiliary):
         explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
         weight = square / self.largest * self._trusted(explained, int(mask.sum()))
         notes["weight"] = torch.full_like(notes["share"], weight)
+        _core(net, self.part).taught = weight
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
         borne_out = 1.0
@@ -198,9 +200,7 @@ class Hindsight(Auxiliary):
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
         """The losses of critic, prior and usefulness [B, M], and the values behind them [B, M, A]."""
         spec, mask, data, now = self.spec, notes["mask"], entries.data, entries.before + notes["at"]
-        time = torch.lerp(data["time"].detach(), data["time"], notes["weight"])  # ρ makes it: taught by it so far
-        swapped = entries._replace(data={**self._swapped(entries), "time": time})
-        logits, read = self._looked(notes, swapped, core)
+        logits, read = self._looked(notes, entries._replace(data=self._swapped(entries)), core)
         value = self._valued(notes, read)
         judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
