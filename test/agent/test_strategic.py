@@ -273,6 +273,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"memory__slots": 0}, ["agent.memory.slots: 0 is below 1"]),
     ({"memory__retention": "lru"}, ["agent.memory.retention: 'lru' is no option"]),
     ({"memory__horizon": 0}, ["agent.memory.horizon: 0 is below 1"]),
+    ({"memory__slots": 10**9}, ["agent.memory.slots: 1000000000 is above 65536"]),
     (
         {"algorithm": {"name": "DQN"}},
         ["agent.memory.name: StrategicMemory doesn't fit: DQN learns off-policy and needs an off-policy memory: use Replay"],
