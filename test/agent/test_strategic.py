@@ -275,6 +275,10 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"memory__horizon": 0}, ["agent.memory.horizon: 0 is below 1"]),
     ({"memory__slots": 10**9}, ["agent.memory.slots: 1000000000 is above 65536"]),
     (
+        {"memory__slots": 60_000, "algorithm__time_horizon": 10**6},
+        ["agent.memory.slots: 60,000 in 1000000 episodes of", "GB of RAM are free. Use at most"],
+    ),
+    (
         {"algorithm": {"name": "DQN"}},
         ["agent.memory.name: StrategicMemory doesn't fit: DQN learns off-policy and needs an off-policy memory: use Replay"],
     ),

@@ -237,11 +237,24 @@ def test_persistent_slots_outlive_the_episode() -> None:
 
 @pytest.mark.parametrize("persist", [False, True])
 def test_events_are_counted_for_as_long_as_slots_are_kept(persist: bool) -> None:
-    carries = act(build(persist=persist), inputs(), firsts(0, 6))[1]
+    carries = act(build(persist=persist, slots=T), inputs(), firsts(0, 6))[1]
     time = torch.stack([carry["time"] for carry in carries], dim=1)  # [B, T+1]
     assert bool((time.diff(dim=1)[:, :6] > 0).all())
-    assert bool((time.diff(dim=1)[:, 6] > 0).all()) == persist
     assert bool((time[:, -1:] >= carries[-1]["held"]["time"]).all())
+    before = carries[-1]["held"]["time"].amin(dim=1) < 0  # what is held of the episode before is events away
+    assert bool(before.any()) == persist
+
+
+def test_events_of_many_episodes_do_not_swallow_those_of_this_one() -> None:
+    """Where slots persist: only differences are read, and in a sum of 2e7 a tick would be rounded away."""
+    core, x = build(persist=True), inputs()
+    begun = act(core, x, firsts(0))[1][-1]
+    old = {**begun, "time": begun["time"] + 2e7, "held": {**begun["held"], "time": begun["held"]["time"] + 2e7}}
+    ticks = []
+    for carry in (begun, old):
+        carry = core(x[:, :1], carry, firsts(0, length=1)).carry
+        ticks.append(core(x[:, 1:2], carry, firsts(length=1)).carry["time"] - carry["time"])
+    torch.testing.assert_close(ticks[1], ticks[0])
 
 
 def test_many_entries_that_are_worth_little_are_few_events() -> None:
@@ -413,6 +426,15 @@ def test_a_reservoir_is_even_whatever_the_entries_are_worth() -> None:
     found = included("reservoir", slots, torch.linspace(-3, 3, steps), rows)
     z = z_scores(found, np.full(steps, slots / steps), rows)
     assert (z**2).sum() * (steps - 1) / steps < 35  # χ² with 11 degrees of freedom, p < 0.0003
+
+
+@pytest.mark.parametrize("untaught", ["hindsight_coef", "usefulness_coef"])
+def test_what_nobody_teaches_keeps_by_chance(untaught: str) -> None:
+    """All entries are worth the same then; greedy, the first K would never be replaced, and a cue is often the first."""
+    core, steps = build(**{untaught: 0}), 40
+    outs, _ = act(core, inputs(steps=steps), firsts(0, length=steps))
+    held = shown(outs, "recall_step")[:, -1]  # [B, K]
+    assert all(sorted(row) != list(range(K)) for row in held.tolist())
 
 
 def test_a_greedy_reservoir_is_even_too_and_uses_no_chance() -> None:

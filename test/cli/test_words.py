@@ -122,6 +122,13 @@ STRATEGIC = {"agent__net__shared": True, "env": {"name": "MemoryTask", "delay": 
         ({"slots": 15}, "PPO", []),
         ({"slots": 16, "retention": "fifo"}, "PPO", []),
         ({"slots": 100, "persist": True}, "PPO", []),
+        ({"slots": 8, "hindsight_coef": 0}, "PPO", ["with hindsight_coef 0 nothing teaches it, so it is a reservoir"]),
+        (
+            {"slots": 8, "usefulness_coef": 0},
+            "PPO",
+            ["with usefulness_coef 0 nothing teaches it, so it is a reservoir"],
+        ),
+        ({"slots": 8, "usefulness_coef": 0, "retention": "fifo"}, "PPO", []),
         (
             {"horizon": 8, "slots": 8},
             "REINFORCE",

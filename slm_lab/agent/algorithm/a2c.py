@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from slm_lab.env.base import World
     from slm_lab.spec.lab_spec import LabSpec
 
-AT_ONCE = 65_536  # steps that the critic judges at a time
+AT_ONCE = 65_536  # steps that the critic judges at a time, where each reads no more than so many items of memory:
+ITEMS = 16
 LEAST_RATIO = 0.1  # of the value targets' deviation to what it is a batch later, for there to have been a scale
 
 
@@ -102,7 +103,7 @@ class ActorCritic(PolicyGradient):
     def raw_value(self, batch: Batch) -> Tensor:
         """Values [B, T+1] as the critic gives them, of so many windows at a time that memory doesn't grow with B."""
         B, T = batch.is_first.shape
-        rows = max(1, AT_ONCE // T)
+        rows = max(1, AT_ONCE * ITEMS // (T * max(ITEMS, self.net.breadth)))
         parts = (map_batch(lambda x, i=i: x[i : i + rows], batch) for i in range(0, B, rows))
         outs = (self.net(part.obs, part.carry, part.is_first, heads=("value",), go_on=False) for part in parts)
         return torch.cat([out.heads["value"].squeeze(-1) for out in outs])

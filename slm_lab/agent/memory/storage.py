@@ -79,7 +79,7 @@ def room_problems(spec: LabSpec, world: World, beside: int = 0) -> list[Problem]
     need = count * forecast(spec, world, beside)
     disk = memory.storage == "memmap"
     place = _existing(spec.data)
-    free = shutil.disk_usage(place).free if disk else psutil.virtual_memory().available
+    free = shutil.disk_usage(place).free if disk else free_ram()
     if need <= SHARE * free:
         return []
     fits = int(memory.max_size * SHARE * free / need)
@@ -88,6 +88,11 @@ def room_problems(spec: LabSpec, world: World, beside: int = 0) -> list[Problem]
     left = f"{gigabytes(free)} of {f'the disk of {place}' if disk else 'RAM'} are free"
     message = f"{memory.max_size:,} rows{each} need {gigabytes(need)}, but {left}. Use at most {fits:,}{other}."
     return [Problem("agent.memory.max_size", message)]
+
+
+def free_ram() -> int:
+    """Bytes."""
+    return int(psutil.virtual_memory().available)
 
 
 def _existing(folder: Path) -> Path:

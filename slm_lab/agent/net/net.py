@@ -95,6 +95,11 @@ class Net(nn.Module):
         """Size F of each part's features."""
         return {name: part.core.out_size for name, part in self._parts.items()}
 
+    @property
+    def breadth(self) -> int:
+        """Items of memory that a step reads, in the part that reads most."""
+        return max(part.core.breadth for part in self._parts.values())
+
     def forward(
         self, obs: Tree, carry: Tree, is_first: Tensor, heads: Collection[str] | None = None, go_on: bool = True,
         action: Tensor | None = None, at: Tensor | None = None, rng: torch.Generator | None = None,

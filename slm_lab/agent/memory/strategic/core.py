@@ -87,10 +87,10 @@ class StrategicCore(Core):
     def __init__(self, spec: Any, entry: Entry, in_size: int) -> None:
         super().__init__()
         self.spec, self.entry = spec, entry
-        self.retention = Retention(spec.retention, spec.slots)
+        self.retention = Retention(spec.rule, spec.slots)
         self.slots, self.heads, self.size, self.persist = spec.slots, spec.heads, spec.size, spec.persist
         D, H = in_size + CLOCK, spec.heads * spec.size
-        self.in_size = D
+        self.in_size, self.breadth = D, spec.slots
         self.taught = 0.0  # how much of what asks for events reaches ρ: as much as `Hindsight` teaches retention
         self.address = nn.Linear(entry.out_size + D, 3 * H)  # key, value, query
         self.worth = _scalar(D, spec.hidden_size)
@@ -183,7 +183,10 @@ class StrategicCore(Core):
         if not self.persist:
             empty = carry["held"]["count"].masked_fill(first[:, None], -1)
             begun |= {"held": {**carry["held"], "count": empty}, "count": begun["clock"]}
-            begun["time"] = carry["time"].masked_fill(first, 0.0)
+        else:  # only differences are read; a sum over many episodes would come to swallow what is added to it
+            past = torch.where(first, carry["time"], 0.0)
+            begun["held"] = {**carry["held"], "time": carry["held"]["time"] - past[:, None]}
+        begun["time"] = carry["time"].masked_fill(first, 0.0)
         return begun
 
     # --- what is written ---
@@ -237,6 +240,8 @@ class StrategicCore(Core):
 
     def _events_of(self, data: Tree, before: int, kept: Tensor, carry: Tree) -> Tensor:
         """Events [B, N] of a window's entries and of those held before it; kept [B, T, K] at each step."""
+        if "time" not in self.clocks:
+            return torch.zeros_like(data["worth"])
         held, worth = carry["held"], data["worth"].detach()
         best = _best(_rows(worth, kept.clamp(min=0)), kept >= 0)  # [B, T]
         first = _best(worth[:, :before] if before else held["worth"], held["count"] >= 0)

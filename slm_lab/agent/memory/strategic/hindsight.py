@@ -130,7 +130,7 @@ class Hindsight(Auxiliary):
         explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
         weight = square / self.largest * self._trusted(explained, int(mask.sum()))
         notes["weight"] = torch.full_like(notes["share"], weight)
-        _core(net, self.part).taught = weight
+        _core(net, self.part).taught = weight if self.spec.usefulness_coef else 0.0
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
         borne_out = 1.0
@@ -148,7 +148,7 @@ class Hindsight(Auxiliary):
         if steps >= ENOUGH:
             self.explains = max(self.explains, explained)
         sure = min(1.0, self.explains / SURE)
-        return 1 - sure + sure * explained / max(self.explains, 1e-8)
+        return 1 - sure + sure * min(1.0, explained / max(self.explains, 1e-8))
 
     def _count(self, error: Tensor, mask: Tensor) -> int:
         """How many steps of an episode are surprising: their participation ratio `(Σδ²)² / Σδ⁴`, mean of episodes."""

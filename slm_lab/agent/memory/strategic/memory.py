@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from slm_lab.agent.auxiliary.base import AuxiliaryContext
 from slm_lab.agent.memory.base import MemoryContext
 from slm_lab.agent.memory.onpolicy import OnPolicyReplay
+from slm_lab.agent.memory.storage import SHARE, free_ram, gigabytes, memories
 from slm_lab.agent.memory.strategic.core import CLOCK, UNKNOWN, StrategicCore
 from slm_lab.agent.memory.strategic.hindsight import Hindsight
 from slm_lab.agent.memory.strategic.retention import Rule
@@ -77,9 +78,19 @@ class StrategicMemory(OnPolicyReplay):
         actor_coef: float = Field(1.0, ge=0, description="weight of the gated mean-actor-critic term")
 
         @property
+        def taught(self) -> bool:
+            """Whether anything teaches what to keep."""
+            return self.hindsight_coef > 0 and self.usefulness_coef > 0
+
+        @property
+        def rule(self) -> Rule:
+            """Of retention. What nobody teaches is chance: of entries all worth the same the first K would stay."""
+            return "reservoir" if self.retention == "learned" and not self.taught else self.retention
+
+        @property
         def decays(self) -> bool:
             """Whether priority falls with age; not where nothing would teach how fast."""
-            return self.decay_init > 0 and self.hindsight_coef > 0 and self.usefulness_coef > 0
+            return self.decay_init > 0 and self.taught
 
         @model_validator(mode="after")
         def _few_to_many(self) -> StrategicMemory.Spec:
@@ -147,6 +158,9 @@ class StrategicMemory(OnPolicyReplay):
                 f"agent.memory.slots {keys.slots}: {steps}, so nothing is ever dropped and retention has nothing to "
                 f"learn{less}"
             )
+        if keys.rule != keys.retention:
+            key = "usefulness_coef" if keys.hindsight_coef else "hindsight_coef"
+            found.append(f"agent.memory.retention 'learned': with {key} 0 nothing teaches it, so it is a reservoir")
         if length is not None and keys.horizon < length:
             found.append(
                 f"agent.memory.horizon {keys.horizon}: episodes may have {length} steps and are then cut into windows; "
@@ -162,6 +176,7 @@ class StrategicMemory(OnPolicyReplay):
     @classmethod
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
         found, keys = super().problems(spec, world), spec.agent.memory
+        found += _room_problems(spec, world)
         steps = ENTRY.load(keys.entry["name"]).Spec(**keys.entry).steps
         if steps > keys.slots:
             message = f"reads {steps} steps, more than the {keys.slots} slots: too long a window"
@@ -179,3 +194,19 @@ class StrategicMemory(OnPolicyReplay):
                 Problem("agent.net.shared", "false; StrategicMemory is one memory for policy and value. Use true.")
             )
         return found
+
+
+def _room_problems(spec: LabSpec, world: World) -> list[Problem]:
+    """Which entries were in which slot at each step of a batch: told twice, as kept and as learned from."""
+    episodes, slots, length = spec.agent.algorithm.frequency, spec.agent.memory.slots, world.max_length
+    if length is None:
+        return []
+    steps = min(length, spec.agent.memory.horizon)
+    need, free = 2 * 8 * slots * steps * episodes * memories(spec, world), free_ram()
+    if need <= SHARE * free:
+        return []
+    message = (
+        f"{slots:,} in {plural(episodes, 'episode')} of {plural(steps, 'step')} need {gigabytes(need)} to learn from"
+    )
+    most = f"Use at most {int(slots * SHARE * free / need):,}, or fewer episodes an update."
+    return [Problem("agent.memory.slots", f"{message}, but {gigabytes(free)} of RAM are free. {most}")]

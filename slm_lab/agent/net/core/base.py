@@ -36,6 +36,7 @@ class Core(nn.Module):
 
     Spec: ClassVar[type[SpecModel]]
     out_size: int  # F
+    breadth: int = 1  # items that each step reads: what learning takes of RAM grows with it
 
     def initial(self, B: int) -> Tree:
         """The carry at the start of an episode."""
