@@ -91,7 +91,7 @@ def room_problems(spec: LabSpec, world: World, beside: int = 0) -> list[Problem]
 
 
 def free_ram() -> int:
-    """Bytes."""
+    """Bytes that a process may still take."""
     return int(psutil.virtual_memory().available)
 
 
