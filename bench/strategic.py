@@ -44,7 +44,7 @@ SESSIONS = PAGE.with_suffix(".jsonl")
 EPISODES, WORLDS = 200, 64
 MORE = 20  # updates after it is solved
 SOLVED, LATER, INSIDE = 10**6, 2 * 10**6, 3 * 10**6  # numbers of judgements beside those of the curve
-CHANCE = 0.45  # what luck may earn: a reservoir at 64 steps K/T = 0.25, and three standard errors of 200 episodes
+CHANCE = 0.35  # what luck may earn; a reservoir's at 64 steps is K/T = 0.25
 FAR = (1024, 8192, 65536)  # delays at which those trained at 64 are tested
 KEPT, SEEN = 0.99, 0.8  # least share of the cues that is held, least attention on them
 

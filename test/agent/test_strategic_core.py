@@ -242,7 +242,7 @@ def test_events_are_counted_for_as_long_as_slots_are_kept(persist: bool) -> None
     assert bool((time.diff(dim=1)[:, :6] > 0).all())
     assert bool((time[:, -1:] >= carries[-1]["held"]["time"]).all())
     before = carries[-1]["held"]["time"].amin(dim=1) < 0  # what is held of the episode before is events away
-    assert bool(before.any()) == persist
+    assert before.tolist() == [persist] * B
 
 
 def test_events_of_many_episodes_do_not_swallow_those_of_this_one() -> None:

@@ -459,6 +459,7 @@ def test_retention_is_taught_as_far_as_the_critic_explains_what_it_once_could() 
 def test_what_is_explained_of_few_steps_is_luck() -> None:
     hindsight = hindsight_of(build())
     assert [hindsight._trusted(explained, 8) for explained in (0.4, 0.0)] == [1.0, 1.0]
+    assert hindsight.explains == 0.0
     hindsight.explains = 0.02
     assert hindsight._trusted(0.5, 8) == 1.0, "never more than all"
     assert hindsight.explains == 0.02

@@ -148,10 +148,10 @@ class StrategicCore(Core):
         """One step [B, 1, ...]: it is put into a slot, or not, and what is held then is recalled."""
         carry = self._begun(carry, first.squeeze(1))
         new, after, clock = self._written(x, carry, rng)
-        held = carry["held"]
-        new["time"] = self._events(new["worth"], _best(held["worth"], held["count"] >= 0)[:, None], carry["time"])
+        held, filled = carry["held"], carry["held"]["count"] >= 0
+        new["time"] = self._events(new["worth"], _best(held["worth"], filled)[:, None], carry["time"])
         after["time"] = new["time"].squeeze(1)
-        held = _put(held, self.retention.slot(held, held["count"] >= 0, new), new)
+        held = _put(held, self.retention.slot(held, filled, new), new)
         features, extras = self._read(new, {name: held[name].unsqueeze(1) for name in self.read})
         return CoreOut(features, {"held": held, **after}, self._shown(extras, new["count"], clock))
 
