@@ -4,7 +4,7 @@ python -m bench.strategic [ROW ...] [--seeds N] [--jobs N] [--page]
 
 Each session trains until three greedy evaluations in a row reach the row's bar (or its frames are spent). Then its
 memory is looked into: is the cue kept, is it attended to; all of it once more after 20 further updates. Every judgement
-has 200 episodes of its own. Sessions are kept in docs/benchmarks/strategic.jsonl, the table of them in strategic.md; a
+has 200 episodes of its own, 1,000 where a row claims that all fail. Sessions are kept in docs/benchmarks/strategic.jsonl, the table of them in strategic.md; a
 row named on the command line is run anew, the others keep their last sessions. `--page` runs none, it writes the table.
 """
 
@@ -42,6 +42,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks" / "strategic.md"
 SESSIONS = PAGE.with_suffix(".jsonl")
 EPISODES, WORLDS = 200, 64
+CONTROL_EPISODES = 1000  # a control has many evaluations to be lucky in: the noise of 200 is 0.07, of these 0.03
 MORE = 20  # updates after it is solved
 SOLVED, LATER, INSIDE = 10**6, 2 * 10**6, 3 * 10**6  # numbers of judgements beside those of the curve
 CHANCE = 0.35  # what luck may earn; a reservoir's at 64 steps is K/T = 0.25
@@ -66,6 +67,11 @@ class Row:
     claims: bool = True  # else it is told what comes out
     seconds: float | None = None  # most CPU seconds
     far: bool = False  # it holds at the delays FAR
+
+    @property
+    def episodes(self) -> int:
+        """Of each judgement."""
+        return EPISODES if self.most is None else CONTROL_EPISODES
 
 
 def memory_task(delay: int, mode: str, every: int, max_frame: int, **keys: Any) -> Row:
@@ -123,16 +129,16 @@ def session(row: Row, seed: int) -> Found:
         while learner.frame < min(due, row.max_frame):
             learner.advance(row.max_frame)
         seconds += time.process_time() - began
-        curve.append((learner.frame, judge(learner, seed, len(curve))))
+        curve.append((learner.frame, judge(learner, row, seed, len(curve))))
     found: Found = {"row": row.name, "seed": seed, "curve": curve, "seconds": round(seconds, 1), "commit": commit()}
     found["then"] = {"score": curve[-1][1], **recall(learner, seed, SOLVED)}
     frame = learner.frame
     for _ in range(MORE):
         learner.advance(10**12)
-    found["later"] = {"score": judge(learner, seed, LATER), **recall(learner, seed, LATER)}
+    found["later"] = {"score": judge(learner, row, seed, LATER), **recall(learner, seed, LATER)}
     found["later"]["frames"] = learner.frame - frame
     if row.far:
-        found["far"] = {delay: judge(learner, seed, LATER, delay) for delay in FAR}
+        found["far"] = {delay: judge(learner, row, seed, LATER, delay) for delay in FAR}
     return found
 
 
@@ -141,19 +147,20 @@ def stays(row: Row, curve: Sequence[tuple[int, float]]) -> bool:
     return len(curve) > 2 and min(score for _, score in curve[-3:]) >= row.bar
 
 
-def worlds(learner: LabLearner, delay: int | None = None) -> VecEnv:
+def worlds(learner: LabLearner, episodes: int = EPISODES, delay: int | None = None) -> VecEnv:
     """Worlds to be judged in, as the agent sees them; MemoryTask asks for each answer equally often."""
     env, args = learner.spec, dict(learner.spec.model_extra or {})
     if env.name != "MemoryTask":
         return make_env(env, num_envs=WORLDS, gamma=learner.gamma)
     args |= {} if delay is None else {"delay": delay}
-    return learner.seen(VecTask(BalancedMemoryTask(args["delay"], args["difficulty"]), EPISODES))
+    return learner.seen(VecTask(BalancedMemoryTask(args["delay"], args["difficulty"]), episodes))
 
 
-def judge(learner: LabLearner, seed: int, number: int, delay: int | None = None) -> float:
-    """Mean return of 200 greedy episodes, new ones each `number`."""
-    env = worlds(learner, delay)
-    return round(float(play(learner.agent, env, EPISODES, world_seed(seed, EVAL_WORLDS, number)).returns.mean()), 4)
+def judge(learner: LabLearner, row: Row, seed: int, number: int, delay: int | None = None) -> float:
+    """Mean return of the row's greedy episodes, new ones each `number`."""
+    env = worlds(learner, row.episodes, delay)
+    played = play(learner.agent, env, row.episodes, world_seed(seed, EVAL_WORLDS, number))
+    return round(float(played.returns.mean()), 4)
 
 
 def recall(learner: LabLearner, seed: int, number: int) -> dict[str, Any]:
@@ -196,7 +203,7 @@ HEAD = f"""# StrategicMemory, measured
 Written by `python -m bench.strategic`. One setting of hyper-parameters for every row (specs/strategic), seeds 0 to n-1,
 none left out; CPU seconds of training on one core, beside other work. A session trains until three evaluations in a row
 reach the bar, or its frames are spent. *Return*: of the last one, by {EPISODES} fresh greedy episodes (class-balanced
-in MemoryTask). *Frames*, *CPU s*: median (worst) to the end of training; a seed that never reached the bar counts as
+in MemoryTask; {CONTROL_EPISODES:,} where the row claims that all fail). *Frames*, *CPU s*: median (worst) to the end of training; a seed that never reached the bar counts as
 endless. *Kept*, *attended*: the cue that a decision needs, mean of the worst class of answer. *Later*: after {MORE}
 further updates. These are the worst seed's; the best seed's, where the row claims that all fail. A row of an older
 commit is of the algorithm and the measurement of that time.

@@ -364,7 +364,12 @@ def test_it_knows_where_the_error_is_large(told: bool) -> None:
         (
             {"agent__auxiliary": [{"name": "RND"}, {"name": "CueHead", "step": 15}]},
             "agent.auxiliary.1.step",
-            "windows of 16 (expected: at most 14)",
+            "windows of 16 steps (expected: at most 14)",
+        ),
+        (
+            {"agent__auxiliary": [{"name": "CueHead", "step": 8}], "env__name": "MemoryTask", "env__delay": 8},
+            "agent.auxiliary.0.step",
+            "episodes of 8 steps (expected: at most 6)",
         ),
         (
             {

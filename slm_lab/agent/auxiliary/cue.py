@@ -12,7 +12,7 @@ from slm_lab.agent.auxiliary.base import Auxiliary, AuxiliaryContext
 from slm_lab.agent.net.core.base import take
 from slm_lab.agent.net.encode import is_image, vector_size, vectors
 from slm_lab.agent.net.net import Net, NetOut
-from slm_lab.lib.errors import Problem
+from slm_lab.lib.errors import Problem, plural
 from slm_lab.lib.reduce import Losses, Metrics
 from slm_lab.lib.returns import episode_begin
 from slm_lab.lib.types import Batch
@@ -72,10 +72,12 @@ class CueHead(Auxiliary):
         path = f"agent.auxiliary.{i}"
         if all(is_image(space) for space in world.obs_space.values()):
             return [Problem(f"{path}.name", "CueHead tells no images, and the env shows nothing else. Take it out.")]
-        length = MEMORY.load(spec.agent.memory.name).window_length(spec)
-        if length is None or own.step + 1 < length:
-            return []
-        message = f"step {own.step} and a later one don't fit in windows of {length} (expected: at most {length - 2})"
-        if length < 2:
+        window = MEMORY.load(spec.agent.memory.name).window_length(spec)
+        if window is not None and window < 2:
             message = f"{spec.agent.memory.name} gives single steps, none of which comes later. Use SequenceReplay"
-        return [Problem(f"{path}.step", message)]
+            return [Problem(f"{path}.step", message)]
+        for length, where in ((window, "windows"), (world.max_length, "episodes")):
+            if length is not None and own.step + 1 >= length:
+                message = f"step {own.step} and a later one don't fit in {where} of {plural(length, 'step')}"
+                return [Problem(f"{path}.step", f"{message} (expected: at most {max(0, length - 2)})")]
+        return []
