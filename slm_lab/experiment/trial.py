@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from slm_lab.env.base import EnvError
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import TWICE, Progress, Report, Session
@@ -81,8 +83,17 @@ def _failure(index: int, max_frame: int, error: BaseException) -> Progress:
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, EnvError):  # the message says what, the traceback where in the user's own code
         return Progress(index, 0, max_frame, status="failed", message=str(error), trace=trace)
+    if lacks_memory(error):
+        asked = str(error).rpartition("DefaultCPUAllocator: ")[2]
+        message = f"no memory is left: {asked}. Make agent.net, agent.memory or the batch smaller."
+        return Progress(index, 0, max_frame, status="failed", message=message, trace=trace)
     message = str(error) if isinstance(error, LabError) else trace
     return Progress(index, 0, max_frame, status="failed", message=message)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: of Python or numpy, of a GPU, or of torch's CPU allocator, which has no class."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class _Pool:

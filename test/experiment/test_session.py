@@ -237,6 +237,13 @@ def test_sessions_run_in_parallel_and_one_that_dies_does_not_stop_the_others(tmp
     assert not (run.info / "failures.json").exists()
 
 
+def test_what_memory_cannot_hold_is_told_in_one_line(tmp_path: Path) -> None:
+    spec = make_spec(agent__net__hid_layers=[10**13])
+    (last,) = run_sessions(spec, start(tmp_path, spec), lambda progress: None)
+    assert last.status == "failed" and "\n" not in last.message and "Traceback" in last.trace
+    assert "can't allocate memory" in last.message and "Make agent.net" in last.message
+
+
 def test_processes_give_the_numbers_that_one_process_gives(tmp_path: Path) -> None:
     spec = make_spec(meta__max_session=2)
     here, there = start(tmp_path / "here", spec), start(tmp_path / "there", spec)
