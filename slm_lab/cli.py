@@ -18,6 +18,7 @@ from slm_lab.spec.parts import FAMILIES
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from slm_lab.experiment.run_dir import RunDir
     from slm_lab.spec.lab_spec import LabSpec
 
 MODES = ("dev", "train", "enjoy", "search")
@@ -239,7 +240,23 @@ def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) ->
     else:
         from slm_lab.experiment import control
 
+        if words:
+            _tell_changes(words, run)
         control.resume(run, args.data, _console())
+
+
+def _tell_changes(words: list[str], run: RunDir) -> None:
+    """A run goes on with the spec that it was started with; what its file says otherwise by now is told."""
+    from slm_lab.spec.explain import changes
+    from slm_lab.spec.validate import resolve
+
+    name, raw = _raw(words)
+    try:
+        written = resolve(raw, name, check_env=False).dump()
+    except LabError:
+        return  # of no matter to this run
+    for line in changes(run.stored_spec().dump(), written):
+        print(f"note: {words[0]} says otherwise, the run goes on as it was started: {line}", file=sys.stderr)
 
 
 def _raw(words: list[str]) -> tuple[str, dict[str, Any]]:

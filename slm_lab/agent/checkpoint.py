@@ -36,10 +36,10 @@ Entry = dict[str, Any]  # of a large array: dtype, shape, offset, bytes, sha256
 Large = list[tuple[Entry, np.ndarray]]
 
 
-def save(folder: Path, name: str, state: Tree, frame: int) -> None:
+def save(folder: Path, name: str, state: Tree, frame: int, of: dict[str, Any] | None = None) -> None:
     """Write `state` as checkpoint `name`; the one before goes when it is complete. Raises `DiskError` on a full disk.
 
-    Arrays may be views and memory maps. Beside them it takes the memory of a chunk and of everything that is small.
+    `of`: what it belongs to, small values that can be read without the state. Arrays may be views and memory maps. Beside them it takes the memory of a chunk and of everything that is small.
     """
     pointer = folder / f"{name}.json"
     before = _read_pointer(pointer) if pointer.exists() else None
@@ -59,6 +59,7 @@ def save(folder: Path, name: str, state: Tree, frame: int) -> None:
             "sha256": _sha256(file),
             "files": {part.name: part.stat().st_size for part in ([file, data] if large else [file])},
             "frame": frame,
+            "of": of or {},
         }
         write_atomic(pointer, lambda path: path.write_text(json.dumps(facts, indent=1)))
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
@@ -110,6 +111,14 @@ def load(folder: Path, name: str) -> Tree | None:
         return _restored(content["state"], file.with_suffix(".data"))  # type: ignore[no-any-return]
     except (RuntimeError, pickle.UnpicklingError, LookupError, TypeError, EOFError, ValueError) as error:
         raise LabError(f"{file} isn't a checkpoint of this lab ({FORMAT}). Restore it, or start a new run.") from error
+
+
+def belongs_to(folder: Path, name: str) -> dict[str, Any]:
+    """What checkpoint `name` was saved `of`; nothing where there is none that can be read (`load` tells why)."""
+    try:
+        return dict(_read_pointer(folder / f"{name}.json").get("of", {}))
+    except (OSError, LabError):
+        return {}
 
 
 def _check_file(file: Path, size: int, pointer: Path) -> None:

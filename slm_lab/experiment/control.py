@@ -20,6 +20,7 @@ from slm_lab import __version__
 from slm_lab.experiment.display import Display, say
 from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.run_dir import RunDir, unwritable
+from slm_lab.experiment.session import refuse_another
 from slm_lab.experiment.trial import run_alone, run_sessions
 from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.log import log_to, note
@@ -42,6 +43,8 @@ def train(spec: LabSpec, data: Path, console: Console) -> RunDir:
 def resume(run: RunDir, data: Path, console: Console) -> RunDir:
     """A run that was stopped or killed goes on from its checkpoints, with the spec it was started with."""
     spec = run.stored_spec(to_train=True)
+    for i in range(spec.meta.max_session):  # before anything is written: what the run had come to stays
+        refuse_another(run, spec, i)
     return _run_trial(spec, run, _baseline(spec, data), console)
 
 

@@ -58,6 +58,25 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
+def refuse_another(run: RunDir, spec: LabSpec, index: int) -> None:
+    """Raises `LabError` where a session's checkpoint is of other worlds, or another agent, than the spec now has."""
+    of = checkpoint.belongs_to(run.model, f"session{index}")
+    saved, given = of.get("num_envs"), spec.env.num_envs
+    if saved not in (None, given):
+        raise LabError(
+            f"env.num_envs is {given} in {run.spec_file}, but {saved} worlds were saved in "
+            f"{run.model / f'session{index}.json'}, each with its episode and what is remembered of it. Write {saved} "
+            "again, or start a new run."
+        )
+    if of.get("fingerprint", run.fingerprint()) != run.fingerprint():
+        raise LabError(_foreign(run, index))
+
+
+def _foreign(run: RunDir, index: int) -> str:
+    file = run.model / f"session{index}.json"
+    return f"the checkpoint {file} isn't of this run's spec, or of other code. Restore it, or start a new run."
+
+
 class Session:
     """The control loop: act, step, remember, learn; log, evaluate and save at their frequencies.
 
@@ -134,6 +153,7 @@ class Session:
 
     def _begin(self) -> None:
         self.started = time.monotonic()
+        refuse_another(self.run_dir, self.spec, self.index)
         state = checkpoint.load(self.run_dir.model, f"session{self.index}")
         if state is None:
             first = world_seed(self.seed, TRAIN_WORLDS)
@@ -146,21 +166,10 @@ class Session:
 
     def _go_on(self, state: Tree) -> None:
         """From the checkpoint. Raises `LabError` where it is of another run."""
-        file, given = self.run_dir.model / f"session{self.index}.json", self.spec.env.num_envs
         try:
-            saved = len(state["step"]["is_first"]) * given // self.env.num_envs  # several agents: a column for each
-            if saved != given:
-                raise LabError(
-                    f"env.num_envs is {given} in {self.run_dir.spec_file}, but {saved} worlds were saved in {file}, "
-                    f"each with its episode and what is remembered of it. Write {saved} again, or start a new run."
-                )
-            if state.get("fingerprint", self.fingerprint) != self.fingerprint:
-                raise ValueError("another spec")
             self.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise LabError(
-                f"the checkpoint {file} isn't of this run's spec, or of other code. Restore it, or start a new run."
-            ) from error
+            raise LabError(_foreign(self.run_dir, self.index)) from error
 
     def _advance(self) -> None:
         """One step of all worlds, or of the clock alone where there is but a dataset, and what falls due with it."""
@@ -243,7 +252,8 @@ class Session:
         if self.best_state is not None:
             checkpoint.save(self.run_dir.model, f"session{self.index}_best", self.best_state, self.best_state["frame"])
             self.best_state = None
-        checkpoint.save(self.run_dir.model, f"session{self.index}", self.state_dict(), self.frame)
+        of = {"fingerprint": self.fingerprint, "num_envs": self.spec.env.num_envs}
+        checkpoint.save(self.run_dir.model, f"session{self.index}", self.state_dict(), self.frame, of)
         self.table.write(self.tracker.rows)
         if self.eval_rows:
             self.eval_table.write(self.eval_rows)
@@ -334,7 +344,6 @@ class Session:
         tracker = self.tracker.state_dict() | {"wall_t": self._wall_t()}
         step = {name: getattr(self.step, name) for name in self.step.__dataclass_fields__}
         return {
-            "fingerprint": self.fingerprint,
             "agent": self.agent.state_dict(),
             "env": self.env.state_dict(),
             "wrappers": self.env.wrapper_state(),

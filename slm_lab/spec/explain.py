@@ -198,6 +198,23 @@ def _number_hint(text: str) -> str:
     return f"YAML reads {text} as text: write {plain} or {float(mantissa)}e{int(exponent):+d}"
 
 
+def changes(old: Any, new: Any, path: str = "") -> list[str]:
+    """What differs between two specs, a line a key."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = dict.fromkeys([*old, *new])
+        below = (f"{path}.{key}" if path else str(key) for key in keys)
+        return [
+            line
+            for key, where in zip(keys, below, strict=True)
+            for line in changes(old.get(key, ...), new.get(key, ...), where)
+        ]
+    if old == new:
+        return []
+    if old is ...:
+        return [f"{path}: {show(new)} is new"]
+    return [f"{path}: it was {show(old)}, and is {'gone' if new is ... else show(new)}"]
+
+
 def show(value: Any) -> str:
     """A value as the user would write it, cut at 60 letters."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)

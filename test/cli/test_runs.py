@@ -93,6 +93,27 @@ def test_latest_is_the_newest_run_of_the_spec_and_of_the_mode(lab: Lab, run: Pat
     assert_refused(lab("two.json", "first", f"enjoy@{run}"), "is a run of spec 'ok', not of 'first'")
 
 
+def test_a_run_that_cannot_go_on_with_its_spec_keeps_what_it_had_come_to(lab: Lab, run: Path) -> None:
+    facts = json.loads((run / "spec.json").read_text())
+    facts["env"]["num_envs"] = 3
+    (run / "spec.json").write_text(json.dumps(facts))
+    results = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert_refused(lab(f"train@{run}"), "env.num_envs is 3", "4 worlds were saved", "Write 4 again")
+    facts["env"]["num_envs"] = 4
+    facts["agent"]["algorithm"]["gamma"] = 0.5
+    (run / "spec.json").write_text(json.dumps(facts))
+    assert_refused(lab(f"train@{run}"), "isn't of this run's spec")
+    for file, before in results.items():
+        assert file.name == "spec.json" or file.read_bytes() == before, file
+
+
+def test_a_run_goes_on_as_it_was_started_and_tells_what_its_file_says_by_now(lab: Lab, run: Path) -> None:
+    save("ok.json", {"ok": raw_spec(**SHORT, env__num_envs=3)})
+    said = lab("ok.json", "train@latest")
+    assert said.code == 0, said
+    assert "note: ok.json says otherwise, the run goes on as it was started: env.num_envs: it was 4, and is 3" in said.err
+
+
 def damaged(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 255

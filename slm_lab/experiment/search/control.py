@@ -23,7 +23,7 @@ from slm_lab.experiment.search.redraw import Redraw
 from slm_lab.experiment.search.results import BEST_SPEC, TABLE, prune, write_results
 from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.log import log_to, note
-from slm_lab.spec.explain import show
+from slm_lab.spec.explain import changes
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.search import check_search, grid_points, trial_count
 from slm_lab.spec.space import Variable, read_space
@@ -54,7 +54,7 @@ def resume(
     if run.mode() != "search" or "raw" not in facts:
         raise LabError(f"{run.path} is no search. Go on with: {run.command('train')}")
     raw = facts["raw"]
-    changed = _changes(raw, given, "") if given is not None else []
+    changed = changes(raw, given) if given is not None else []
     if changed and not force:
         lines = "\n".join(f"  - {line}" for line in changed)
         raise LabError(
@@ -177,20 +177,3 @@ def _finish(run: RunDir, spec: LabSpec, ledger: Ledger, variables: list[Variable
         console,
         f"train it python run_lab.py {shlex.quote(str(run.path / BEST_SPEC))} train\nplay it  {run.command('enjoy')}",
     )
-
-
-def _changes(old: Any, new: Any, path: str) -> list[str]:
-    """What differs, a line a key."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = dict.fromkeys([*old, *new])
-        below = (f"{path}.{key}" if path else str(key) for key in keys)
-        return [
-            line
-            for key, where in zip(keys, below, strict=True)
-            for line in _changes(old.get(key, ...), new.get(key, ...), where)
-        ]
-    if old == new:
-        return []
-    if old is ...:
-        return [f"{path}: {show(new)} is new"]
-    return [f"{path}: it was {show(old)}, and is {'gone' if new is ... else show(new)}"]
