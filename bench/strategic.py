@@ -4,8 +4,9 @@ python -m bench.strategic [ROW ...] [--seeds N] [--jobs N] [--page]
 
 Each session trains until three greedy evaluations in a row reach the row's bar (or its frames are spent). Then its
 memory is looked into: is the cue kept, is it attended to; all of it once more after 20 further updates. Every judgement
-has 200 episodes of its own, 1,000 where a row claims that all fail. Sessions are kept in docs/benchmarks/strategic.jsonl, the table of them in strategic.md; a
-row named on the command line is run anew, the others keep their last sessions. `--page` runs none, it writes the table.
+has 200 episodes of its own, 1,000 where a row claims that all fail. Sessions are kept in
+docs/benchmarks/strategic.jsonl, the table of them in strategic.md; a row named on the command line is run anew, the
+others keep their last sessions. `--page` runs none, it writes the table.
 """
 
 from __future__ import annotations
@@ -203,10 +204,10 @@ HEAD = f"""# StrategicMemory, measured
 Written by `python -m bench.strategic`. One setting of hyper-parameters for every row (specs/strategic), seeds 0 to n-1,
 none left out; CPU seconds of training on one core, beside other work. A session trains until three evaluations in a row
 reach the bar, or its frames are spent. *Return*: of the last one, by {EPISODES} fresh greedy episodes (class-balanced
-in MemoryTask; {CONTROL_EPISODES:,} where the row claims that all fail). *Frames*, *CPU s*: median (worst) to the end of training; a seed that never reached the bar counts as
-endless. *Kept*, *attended*: the cue that a decision needs, mean of the worst class of answer. *Later*: after {MORE}
-further updates. These are the worst seed's; the best seed's, where the row claims that all fail. A row of an older
-commit is of the algorithm and the measurement of that time.
+in MemoryTask; {CONTROL_EPISODES:,} where the row claims that all fail). *Frames*, *CPU s*: median (worst) to the end of
+training; a seed that never reached the bar counts as endless. *Kept*, *attended*: the cue that a decision needs, mean
+of the worst class of answer. *Later*: after {MORE} further updates. These are the worst seed's; the best seed's, where
+the row claims that all fail. A row of an older commit is of the algorithm and the measurement of that time.
 
 *Reached*: whether all holds that the row claims, and if not, what doesn't: on each of its seeds a return of the bar,
 within its frames, and its seconds where it has some; that in every run the cue is kept ({KEPT}) and attended to

@@ -39,7 +39,8 @@ Large = list[tuple[Entry, np.ndarray]]
 def save(folder: Path, name: str, state: Tree, frame: int, of: dict[str, Any] | None = None) -> None:
     """Write `state` as checkpoint `name`; the one before goes when it is complete. Raises `DiskError` on a full disk.
 
-    `of`: what it belongs to, small values that can be read without the state. Arrays may be views and memory maps. Beside them it takes the memory of a chunk and of everything that is small.
+    `of`: what it belongs to, small values that can be read without the state (`belongs_to`). Arrays may be views and
+    memory maps. Beside them it takes the memory of a chunk and of everything that is small.
     """
     pointer = folder / f"{name}.json"
     before = _read_pointer(pointer) if pointer.exists() else None

@@ -111,7 +111,9 @@ def test_a_run_goes_on_as_it_was_started_and_tells_what_its_file_says_by_now(lab
     save("ok.json", {"ok": raw_spec(**SHORT, env__num_envs=3)})
     said = lab("ok.json", "train@latest")
     assert said.code == 0, said
-    assert "note: ok.json says otherwise, the run goes on as it was started: env.num_envs: it was 4, and is 3" in said.err
+    assert (
+        "note: ok.json says otherwise, the run goes on as it was started: env.num_envs: it was 4, and is 3" in said.err
+    )
 
 
 def damaged(file: Path) -> None:
