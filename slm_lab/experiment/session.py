@@ -291,7 +291,8 @@ class Session:
         untrained = self.agent.untrained
         if self.agent.opt_step == 0:
             return ["no gradient step was taken: raise meta.dev_max_frame, or train more often"]
-        same = {n for n, p in self.agent.named_parameters() if torch.equal(p, self.first_weights[n])}
+        moving = ((n, p) for n, p in self.agent.named_parameters() if p.requires_grad)
+        same = {n for n, p in moving if torch.equal(p, self.first_weights[n])}
         found = [f"{name}: no gradient ever reached it" for name in sorted(untrained)]
         return found + [f"{name}: its weights did not move" for name in sorted(same - untrained)]
 

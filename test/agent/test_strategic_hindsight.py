@@ -23,7 +23,7 @@ from slm_lab.agent.memory.strategic.hindsight import (
     surprising,
 )
 from slm_lab.agent.net.distribution import Categorical
-from slm_lab.lib.tree import map_batch, tree_map
+from slm_lab.lib.tree import map_batch, tree_copy, tree_map
 from slm_lab.lib.types import Batch
 
 
@@ -278,6 +278,21 @@ def test_what_the_critic_has_learned_by_heart_is_of_no_use() -> None:
     _, after, _ = hindsight._used(batch.notes["hindsight"], entries, core_of(agent))
     mask = batch.notes["hindsight"]["mask"]
     assert float(after[mask].sum(dim=-1).mean()) > 3 * abs(float(before[mask].sum(dim=-1).mean())), "now it would be"
+
+
+def test_windows_looked_at_a_few_at_a_time_find_what_all_at_once_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = build(swap=0.0)
+    hindsight, net = hindsight_of(agent), agent.algorithm.net
+    batch, _ = agent.algorithm._prepared(batches(agent, 60)[0])
+    entries = net(batch.obs, batch.carry, batch.is_first).inner["shared"]
+    state, found = hindsight.get_extra_state(), []
+    for at_once in (2**20, 3 * entries.step.shape[1] * batch.notes["hindsight"]["at"].shape[1]):  # 3: not a divisor
+        monkeypatch.setattr("slm_lab.agent.memory.strategic.hindsight.AT_ONCE", at_once)
+        hindsight.set_extra_state(tree_copy(state))
+        found.append(hindsight._used(batch.notes["hindsight"], entries, core_of(agent)))
+    assert len(batch.mask) % 3
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(whole, parts)
 
 
 def test_decay_learns_from_each_step_and_leaves_worth_alone() -> None:

@@ -133,11 +133,12 @@ STRATEGIC = {"agent__net__shared": True, "env": {"name": "MemoryTask", "delay": 
             {"horizon": 8, "slots": 8},
             "REINFORCE",
             [
+                "agent.memory.queries 4: where few steps surprise, 2 episodes an update may have fewer than 100",
                 "agent.memory.horizon 8: episodes may have 16 steps and are then cut into windows",
                 "REINFORCE learns from windows of at most 8 steps and episodes have up to 16",
             ],
         ),
-        ({"horizon": 16, "slots": 8}, "REINFORCE", []),
+        ({"horizon": 16, "slots": 8, "queries": 50}, "REINFORCE", []),
         ({"horizon": 8, "slots": 8}, "A2C", ["what was dropped before a window gets no credit from it"]),
     ],
     ids=str,

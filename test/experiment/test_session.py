@@ -277,6 +277,15 @@ def test_a_parameter_that_cannot_learn_is_reported(tmp_path: Path, monkeypatch: 
     assert any(line.startswith("heads.value") for line in report)
 
 
+def test_what_the_spec_leaves_untaught_is_not_reported(tmp_path: Path) -> None:
+    """Without hindsight nothing teaches StrategicMemory what to keep: that is no fault to look for."""
+    memory = {"name": "StrategicMemory", "slots": 8, "hindsight_coef": 0}
+    spec = make_spec(agent__memory=memory, agent__net__shared=True, env__max_frame=1000)
+    session = Session(spec, start(tmp_path, spec), 0, lambda progress: None, check=True)
+    session.run()
+    assert session.check_report() == []
+
+
 def test_log_rows_come_at_their_frequency_whatever_the_envs(tmp_path: Path) -> None:
     for num_envs in (1, 3, 8):
         spec = make_spec(env__num_envs=num_envs, meta__log_frequency=250)

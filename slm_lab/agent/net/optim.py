@@ -35,7 +35,7 @@ class Optim:
 
     def watch(self) -> None:
         """Note which parameters ever get a gradient (dev mode)."""
-        self.untrained = {name for name, _ in self.net.named_parameters()}
+        self.untrained = {name for name, p in self.net.named_parameters() if p.requires_grad}
 
     def step(self, loss: Loss, frame: int) -> dict[str, float]:
         """One update; its grad_norm and lr. Raises `LabError` on a gradient that isn't finite, and changes nothing."""

@@ -93,7 +93,7 @@ class StrategicCore(Core):
         self.in_size, self.breadth = D, spec.slots
         self.taught = 0.0  # how much of what asks for events reaches ρ: as much as `Hindsight` teaches retention
         self.address = nn.Linear(entry.out_size + D, 3 * H)  # key, value, query
-        self.worth = _scalar(D, spec.hidden_size)
+        self.worth = _scalar(D, spec.hidden_size).requires_grad_(spec.taught)  # else all stay worth the same
         self.decay = _scalar(D, spec.hidden_size, bias=_softplus_inverse(spec.decay_init)) if spec.decays else None
         self.clocks = ["count"] * spec.recall_age + ["time"] * spec.recall_events  # by which ages are told
         self.read = {"key", "value", "worth", "count", *self.clocks}  # of what is held

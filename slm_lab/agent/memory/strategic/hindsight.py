@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -30,6 +32,7 @@ APART = 0.25  # nats from even at which ρ tells entries apart well enough to sw
 SURE = 0.25  # explained variance from which on a critic has shown that it can explain
 ENOUGH = 100  # steps of which that isn't luck; of two episodes' a critic of noise explained 0.3 once in 33 batches
 FEWEST = 2  # windows that are worth keeping
+AT_ONCE = 2**20  # pairs of a surprising step and an entry that are looked at together: some 200 MB
 LONGEST = 2**20  # steps of an episode that promise knows apart; later ones have none
 
 
@@ -227,10 +230,24 @@ class Hindsight(Auxiliary):
     def _used(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
         """Q of the actions taken [B, M]; use [B, M, K + T] and promise [B, K + T].
 
-        What was held before the window has no promise, nor another's entry to stand in its place: nothing does.
+        Of so many windows at a time that memory doesn't grow with B. What was held before the window has no promise,
+        nor another's entry to stand in its place: nothing does.
         """
-        data, now, other = entries.data, entries.before + notes["at"], self._others(entries)
-        left = core.slots - entries.before
+        (B, M), left, other = notes["at"].shape, core.slots - entries.before, self._others(entries)
+        rows = max(1, AT_ONCE // (M * entries.step.shape[1]))
+        found = []
+        for i in range(0, B, rows):
+            some = partial(tree_map, itemgetter(slice(i, i + rows)))
+            part = Entries(some(entries.data), entries.before, some(entries.kept), some(entries.step))
+            found.append(self._used_of(some(notes), part, some(other), core))
+        judged, use = (torch.cat(x) for x in zip(*found, strict=True))
+        credit = self._credit(notes, notes["error"] - judged, entries)
+        promise = self._promise(credit, entries.data["value"].detach().flatten(2), entries.step)
+        return judged, F.pad(use, (left, 0)), F.pad(promise, (left, 0))
+
+    def _used_of(self, notes: Tree, entries: Entries, other: Tree, core: StrategicCore) -> tuple[Tensor, Tensor]:
+        """Q of the actions taken [B, M], and use [B, M, N], if `other` stood in each entry's place."""
+        data, now = entries.data, entries.before + notes["at"]
         logits, read = self._looked(notes, entries, core)
         with torch.enable_grad():
             judged = self._of(self._valued(notes, read.requires_grad_()), notes["action"])
@@ -239,10 +256,9 @@ class Hindsight(Auxiliary):
         placed = {**data, **other, "count": data["count"]}  # other's is -1 where its episode has ended
         others = core.match_all(placed, now).masked_fill(~there.unsqueeze(2), -torch.inf)
         slope = slope[..., -data["value"][0, 0].numel() :].view(*judged.shape, *data["value"].shape[2:])  # [B, M, H, d]
-        missed = notes["error"] - judged.detach()
-        use = _use(missed, slope, read, (logits, data["value"]), (others, other["value"]))
-        promise = self._promise(self._credit(notes, missed, entries), data["value"].detach().flatten(2), entries.step)
-        return judged.detach(), F.pad(use, (left, 0)), F.pad(promise, (left, 0))
+        judged = judged.detach()
+        use = _use(notes["error"] - judged, slope, read, (logits, data["value"]), (others, other["value"]))
+        return judged, use
 
     def _credit(self, notes: Tree, missed: Tensor, entries: Entries) -> Tensor:
         """`Σ_m missed_m a_m` [B, N, A] over the steps from each entry on: how what was done thereafter turned out,

@@ -13,7 +13,7 @@ from slm_lab.agent.memory.base import MemoryContext
 from slm_lab.agent.memory.onpolicy import OnPolicyReplay
 from slm_lab.agent.memory.storage import SHARE, free_ram, gigabytes, memories
 from slm_lab.agent.memory.strategic.core import CLOCK, UNKNOWN, StrategicCore
-from slm_lab.agent.memory.strategic.hindsight import Hindsight
+from slm_lab.agent.memory.strategic.hindsight import ENOUGH, Hindsight
 from slm_lab.agent.memory.strategic.retention import Rule
 from slm_lab.agent.net.core.base import Core
 from slm_lab.env.base import World
@@ -148,7 +148,7 @@ class StrategicMemory(OnPolicyReplay):
 
     @staticmethod
     def notes(spec: LabSpec, world: World) -> list[str]:
-        """Whether retention has a choice at all, episodes are cut, and a batch has several to compare."""
+        """Whether retention has a choice at all, episodes are cut, and a batch has enough to compare."""
         keys, length, found = spec.agent.memory, world.max_length, []
         by_step = getattr(spec.agent.algorithm, "baseline_by_step", False)
         if length is not None and keys.slots >= length and keys.retention == "learned" and not keys.persist:
@@ -166,7 +166,15 @@ class StrategicMemory(OnPolicyReplay):
                 f"agent.memory.horizon {keys.horizon}: episodes may have {length} steps and are then cut into windows; "
                 f"what was dropped before a window gets no credit from it{', nor its steps a baseline' * by_step}"
             )
-        if by_step and spec.agent.algorithm.frequency == spec.env.num_envs == 1:
+        episodes = max(spec.agent.algorithm.frequency, spec.env.num_envs)  # worlds may end together
+        if keys.taught and episodes * keys.queries < ENOUGH:
+            few = plural(episodes, "episode")
+            found.append(
+                f"agent.memory.queries {keys.queries}: where few steps surprise, {few} an update may have fewer than "
+                f"{ENOUGH} of them, too few to tell what hindsight explains from chance: it may teach retention noise. "
+                "Use a larger training_frequency (PPO: time_horizon), or more queries"
+            )
+        if by_step and episodes == 1:
             found.append(
                 "agent.algorithm.baseline_by_step takes nothing: an update sees one episode, and there is no other to "
                 "compare it with. Use a larger training_frequency (PPO: time_horizon)"
