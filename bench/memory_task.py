@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -154,7 +155,7 @@ def _jobs(args: argparse.Namespace, agents: list[str]) -> list[Job]:
 
 @dataclass
 class Store:
-    """The folder of the results: sessions.jsonl, a line a session as it ends; table.csv; frames_to_solve.html, .png."""
+    """The folder of the results: sessions.jsonl, a line a session; table.csv, .md; frames_to_solve.html, .png."""
 
     folder: Path
 
@@ -182,6 +183,7 @@ class Store:
     def conclude(self, rows: pd.DataFrame, console: Console) -> None:
         """Write table and graph."""
         write_atomic(self.folder / "table.csv", lambda file: rows.to_csv(file, index=False))
+        write_atomic(self.folder / "table.md", lambda file: file.write_text(markdown(rows)))
         drawn = graph(rows)
         if drawn is not None:
             page = self.folder / "frames_to_solve.html"
@@ -267,11 +269,29 @@ def _row(agent: str, delay: int, mode: str, group: list[Result]) -> dict[str, ob
     }
 
 
+HEAD = ("agent", "delay", "mode", "mean", "std", "solved/seeds", "frames to .95", "frames/s", "seconds")
+
+
+def _cells(row: Any) -> list[str]:
+    """A row of the summary, rounded."""
+    numbers = [f"{row.mean:.2f}", f"{row.std:.2f}", f"{row.solved}/{row.seeds}"]
+    numbers += ["–" if math.isinf(row.frames_to_95) else f"{row.frames_to_95:,.0f}"]
+    return [row.agent, str(row.delay), row.mode, *numbers, f"{row.fps:,.0f}", f"{row.seconds:.1f}"]
+
+
+def markdown(rows: pd.DataFrame) -> str:
+    """The table, rounded, for a page; who is absent has no line."""
+    there = rows[rows["absent"] == ""]
+    lines = [[*HEAD, "budget"], ["---"] * (len(HEAD) + 1)]
+    lines += [[*_cells(row), f"{row.budget:,}"] for row in there.itertuples()]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
 def _print(rows: pd.DataFrame, console: Console) -> None:
     table = Table(box=box.ROUNDED, title="MemoryTask", caption=f"seconds: {SECONDS}")
-    for column in ("agent", "delay", "mode", "mean", "std", "solved/seeds", "frames to .95", "frames/s", "seconds"):
+    for column in HEAD:
         table.add_column(column, justify="left" if column in ("agent", "mode") else "right", no_wrap=True)
-    before = None
+    before: tuple[int, str] | None = None
     for row in rows.itertuples():
         if row.absent:
             say(console, f"absent: {row.agent}, so nothing is said of it: {row.absent}")
@@ -279,9 +299,7 @@ def _print(rows: pd.DataFrame, console: Console) -> None:
         if before not in (None, (row.delay, row.mode)):
             table.add_section()
         before = (row.delay, row.mode)
-        numbers = [f"{row.mean:.2f}", f"{row.std:.2f}", f"{row.solved}/{row.seeds}"]
-        numbers += ["–" if math.isinf(row.frames_to_95) else f"{row.frames_to_95:,.0f}"]
-        table.add_row(row.agent, str(row.delay), row.mode, *numbers, f"{row.fps:,.0f}", f"{row.seconds:.1f}")
+        table.add_row(*_cells(row))
     console.print(table)
 
 

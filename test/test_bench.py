@@ -372,10 +372,11 @@ def test_the_command_leaves_table_graph_and_sessions_and_goes_on_where_it_was(
     said = capsys.readouterr().out
     assert "╭" in said and "│ GRU-PPO │     4 │ HARD │" in said
     out = tmp_path / "out"
-    assert {file.name for file in out.iterdir()} == {"sessions.jsonl", "table.csv", "frames_to_solve.html"}
+    assert {file.name for file in out.iterdir()} == {"sessions.jsonl", "table.csv", "table.md", "frames_to_solve.html"}
     (line,) = (out / "sessions.jsonl").read_text().splitlines()
     assert Result.from_json(line).frames >= 300
     assert (out / "table.csv").read_text().splitlines()[1].startswith("GRU-PPO,4,HARD,")
+    assert (out / "table.md").read_text().splitlines()[2].startswith("| GRU-PPO | 4 | HARD | ")
 
     assert main([*tiny, "--seeds", "2"]) == 0
     assert "2 sessions, 1 of them done before" in capsys.readouterr().out
