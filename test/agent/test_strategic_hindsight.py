@@ -246,7 +246,7 @@ def test_retention_leads_attention_among_what_is_looked_at(worth: list[float], c
     """Of two that are looked at, to the one worth more; little where all are worth nearly the same."""
     agent = build(swap=0.0, awake=False)
     logits = torch.tensor([3.0, 3.0, -9.0], requires_grad=True)
-    terms = toy(agent, torch.zeros(2, 3), logits=logits, worth=torch.tensor([worth]))
+    terms = toy(agent, torch.zeros(2, 3), weight=0.0, logits=logits, worth=torch.tensor([worth]))
     (gradient,) = torch.autograd.grad(terms["prior_loss"].mean(), logits)
     moved = -gradient / hindsight_of(agent).spec.prior_coef
     target = (logits + torch.tensor(worth)).softmax(dim=0) - logits.softmax(dim=0)
@@ -259,6 +259,24 @@ def test_retention_prefers_by_how_far_its_weights_are_from_even() -> None:
     worth = torch.tensor([[9.0, 0.0, 50.0], [1.0, 1.0, 50.0], [50.0, 1.0, 1.0], [2.0, 50.0, 50.0]])
     valid = torch.tensor([[True, True, False], [True, True, False], [True, True, True], [True, False, False]])
     torch.testing.assert_close(_preference(worth, valid), torch.tensor([0.6919128, 0.0, 1.0, 0.0]), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("weight", "gate", "led"),
+    [(1.0, 0.0, True), (0.0, 0.0, False), (1.0, 1.0, False)],
+    ids=["", "no surprise", "known"],
+)
+def test_attention_is_led_to_what_retention_prefers_though_none_lies_on_it(
+    weight: float, gate: float, led: bool
+) -> None:
+    """While something is to be found: in T-maze 256 a cue that was always kept was never looked at."""
+    agent = build(swap=0.0, awake=False)
+    hindsight_of(agent).gate = gate
+    logits = torch.tensor([-30.0, 0.0, 0.0, 9.0], requires_grad=True)
+    worth = torch.tensor([[5.0, 0.0, 0.0, 0.0]])
+    loss = toy(agent, torch.zeros(1, 4), weight=weight, logits=logits, worth=worth)["prior_loss"].sum()
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert bool(slope[0] < -1e-3) == led and bool(slope[3] > 1e-3) == led
 
 
 def test_what_the_critic_has_learned_by_heart_is_of_no_use() -> None:

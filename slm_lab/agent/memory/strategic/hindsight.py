@@ -58,8 +58,10 @@ class Hindsight(Auxiliary):
       learned by heart, is of none. As far as the gate below is shut, what may come to be of use is told too (*promise*,
       see `_promise`): in a long episode nothing is looked at enough to be of use.
     - *prior*: cross-entropy from the critic's attention times exp(ρ) to itself: of what it looks at, it is led to what
-      retention prefers, which else it would as soon leave. It counts as far as retention prefers any: by how far
-      softmax(ρ) is from even, in nats, at most 1. Where all steps are worth the same, ρ is noise.
+      retention prefers, which else it would as soon leave. As far as the batch surprises and the gate (both below) is
+      shut, attention that is even over all entries is added first: to what isn't looked at it could not be led. The
+      loss counts as far as retention prefers any: by how far softmax(ρ) is from even, in nats, at most 1. Where all
+      steps are worth the same, ρ is noise.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       *gate*: the explained variance of the critic (0 to 1) on episodes that it has not learned from yet, times how far
@@ -209,7 +211,9 @@ class Hindsight(Auxiliary):
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
         if spec.prior_coef:
             # ρ is a part of the logits too: once more, or the best that q·k could do would be to say nothing
-            prior = torch.softmax(logits.detach() + data["worth"].detach()[:, None, None], dim=-1)
+            unseen = (1 - self.gate) * notes["weight"][..., None] * _evenly(valid)  # [B, M, N]
+            looked = torch.softmax(logits.detach(), dim=-1) + unseen.unsqueeze(2)
+            prior = torch.softmax(looked.log() + data["worth"].detach()[:, None, None], dim=-1)
             loss = _cross_entropy(prior, logits, valid[:, :, None]).mean(dim=2)  # [B, M]
             terms["prior_loss"] = spec.prior_coef * _preference(data["worth"].detach()[:, None], valid) * loss
         if spec.usefulness_coef:
@@ -218,12 +222,12 @@ class Hindsight(Auxiliary):
             might = spec.promise_coef * (1 - self.gate) * promise
             whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
             among = (valid & mask[..., None]).any(dim=1)
-            whole = whole.clamp(min=0) + _even(among) + might * among
+            whole = whole.clamp(min=0) + EVEN * _evenly(among) + might * among
             terms["usefulness_loss"] = (coef * _cross_entropy(whole, data["worth"], among)[:, None]).expand_as(mask)
             if "decay" in data:
                 age = take(data["count"], now)[..., None] - data["count"][:, None]
                 held = data["worth"].detach()[:, None] - data["decay"][:, None] * age.clamp(0, 2 * core.slots)
-                each = target.clamp(min=0) + _even(valid) + might[:, None] * valid  # [B, M, N]
+                each = target.clamp(min=0) + EVEN * _evenly(valid) + might[:, None] * valid  # [B, M, N]
                 terms["decay_loss"] = coef * _cross_entropy(each, held, valid)
         return terms, value
 
@@ -418,9 +422,9 @@ def promising(credit: Tensor, value: Tensor, there: Tensor, step: Tensor) -> tup
     return found[n > 1], steps[n > 1]
 
 
-def _even(among: Tensor) -> Tensor:
-    """A little of all entries [..., N] alike."""
-    return EVEN * among / among.sum(dim=-1, keepdim=True).clamp(min=1)
+def _evenly(among: Tensor) -> Tensor:
+    """1 in all, shared out to these entries [..., N] alike."""
+    return among / among.sum(dim=-1, keepdim=True).clamp(min=1)
 
 
 def _preference(worth: Tensor, valid: Tensor) -> Tensor:
