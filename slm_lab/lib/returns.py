@@ -81,15 +81,31 @@ def less_others(x: Tensor, is_first: Tensor, mask: Tensor) -> Tensor:
     Source: a baseline of time, as in the linear one of Duan et al. 2016, arXiv 1604.06778; without its own sample, as
     in Kool et al. 2019 (Buy 4 REINFORCE samples, get a baseline for free).
     """
+    known, step, n, total = _by_step(x, is_first, mask)
+    n, total = ((each.sum(dim=0) - each).gather(1, step) for each in (n, total))  # of the others
+    return torch.where(known, x - total / (n + 1), x)
+
+
+def apart_by_step(x: Tensor, is_first: Tensor, mask: Tensor) -> Tensor:
+    """x [B, T] less the mean of all rows at the same step of an episode, its own part in it; 0 where that isn't known.
+
+    As `less_others`, for what no action of the row has a part in.
+    """
+    known, step, n, total = _by_step(x, is_first, mask)
+    n, total = (each.sum(dim=0).expand_as(each).gather(1, step) for each in (n, total))  # of all
+    return torch.where(known, x - total / n.clamp(min=1), 0.0)
+
+
+def _by_step(x: Tensor, is_first: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Whether the step of its episode is known of each entry [B, T], which one it is, and count and sum [B, T] of what
+    each row has at step 0, 1, ...
+    """
     T = x.shape[1]
     begin = episode_begin(is_first[:, :T])
     known = mask & (begin >= 0)
     step = (torch.arange(T, device=x.device) - begin).clamp(max=T - 1)
-    n, total = (
-        torch.zeros_like(x).scatter_add(1, step, part) for part in (known.to(x), torch.where(known, x, 0.0))
-    )  # [B, T] of each row by the step
-    n, total = ((each.sum(dim=0) - each).gather(1, step) for each in (n, total))  # of the others
-    return torch.where(known, x - total / (n + 1), x)
+    n, total = (torch.zeros_like(x).scatter_add(1, step, part) for part in (known.to(x), torch.where(known, x, 0.0)))
+    return known, step, n, total
 
 
 def explained_variance(value: Tensor, target: Tensor) -> Tensor:

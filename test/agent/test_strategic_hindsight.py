@@ -125,7 +125,6 @@ def toy(
     nothing = torch.zeros(1, M)
     notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
              "error": nothing, "policy": torch.full((1, M, 3), 1 / 3), "use": use[None], "weight": torch.full((1, 1), weight),
-             "trusted": torch.ones(1, 1),
              "promise": torch.zeros(1, N) if promise is None else promise[None]}  # fmt: skip
     data |= {name: torch.zeros(1, N, 1, 1) for name in ("key", "value")}
     data |= {"count": torch.arange(N)[None], "time": torch.zeros(1, N)}

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from slm_lab.agent.algorithm.policy_gradient import PolicyGradient, PolicyGradientSpec, standardize
 from slm_lab.agent.net.base import NetSpec
@@ -18,7 +19,7 @@ from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.reduce import Losses, Metrics, Slope, masked_rms
-from slm_lab.lib.returns import explained_variance, gae, less_others, n_step_returns, td_error
+from slm_lab.lib.returns import apart_by_step, explained_variance, gae, less_others, n_step_returns, td_error
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.tree import map_batch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 AT_ONCE = 65_536  # steps that the critic judges at a time, where each reads no more than so many items of memory:
 ITEMS = 16
+SLOPE_RATE = 0.25  # by which a batch's slope of returns on values enters the mean of those before
 LEAST_RATIO = 0.1  # of the value targets' deviation to what it is a batch later, for there to have been a scale
 
 
@@ -41,6 +43,11 @@ class ActorCriticSpec(PolicyGradientSpec):
     val_loss_coef: float = Field(0.5, ge=0, description="weight of the value loss")
     detach_value: bool = Field(
         False, description="the value head reads the shared net without shaping it: its loss teaches the head alone"
+    )
+    calibrate_value: bool = Field(
+        False,
+        description="what the critic tells windows apart by, at the same step of an episode, counts as far as returns "
+        "bear it out: times the slope of returns on it in the last batches, 0 to 1. For batches of several episodes",
     )
     normalize_advantages: bool = Field(True, description="standardise advantages over the batch")
     normalize_v_targets: bool = Field(
@@ -66,6 +73,7 @@ class ActorCritic(PolicyGradient):
     def __init__(self, spec: ActorCriticSpec, net: Net, optim: Optim, rng: Rng) -> None:
         super().__init__(spec, net, optim, rng)
         self.v_moments = RunningMoments()
+        self.v_slope = 0.0  # of returns on what V tells windows apart by, mean of the last batches
 
     @classmethod
     def heads(cls, spec: ActorCriticSpec, net_spec: NetSpec, action_space: spaces.Space) -> dict[str, Head]:  # type: ignore[override]
@@ -77,7 +85,10 @@ class ActorCritic(PolicyGradient):
 
     def advantage(self, batch: Batch) -> tuple[Batch, Metrics]:
         raw = self.raw_value(batch)
-        value = self._unscale(raw)
+        value, shown = self._unscale(raw), {}
+        if self.spec.calibrate_value:
+            value = self._calibrated(value, batch)
+            shown = {"value_slope": self.v_slope}
         advantage, target = self.estimate(batch, value)
         variance = explained_variance(value[:, :-1][batch.mask], target[batch.mask])
         error = td_error(batch.reward, value, *ends(batch), self.spec.gamma)
@@ -98,7 +109,24 @@ class ActorCritic(PolicyGradient):
         }
         if self.spec.entropy_by_surprise:
             extras["surprise"] = error.abs() / masked_rms(error, batch.mask)
-        return batch.replace(extras=extras), {"explained_variance": float(variance)}
+        return batch.replace(extras=extras), {"explained_variance": float(variance), **shown}
+
+    def _calibrated(self, value: Tensor, batch: Batch) -> Tensor:
+        """Values [B, T+1] that differ, at the same step of an episode, as far as returns bore that out so far.
+
+        A critic that has learned nothing yet, or learns slowly what the policy has long solved, tells states apart by
+        chance, and each TD error has all of it. The best linear use of V is its slope: returns are regressed on it, the
+        part of both that time alone doesn't tell, on batches that it hasn't learned from. The batch at hand is
+        calibrated by those before, so no action has a part in its own baseline.
+        """
+        apart = apart_by_step(value[:, :-1], batch.is_first, batch.mask)  # [B, T]
+        calibrated = value - (1 - self.v_slope) * F.pad(apart, (0, 1))
+        returns = gae(batch.reward, value, *ends(batch), self.spec.gamma, lam=1.0) + value[:, :-1]
+        x, y = apart[batch.mask], apart_by_step(returns, batch.is_first, batch.mask)[batch.mask]
+        square = float(x.square().sum())
+        slope = float((x * y).sum()) / square if square > 0 else 0.0
+        self.v_slope = min(1.0, max(0.0, self.v_slope + SLOPE_RATE * (min(1.0, max(-1.0, slope)) - self.v_slope)))
+        return calibrated
 
     def raw_value(self, batch: Batch) -> Tensor:
         """Values [B, T+1] as the critic gives them, of so many windows at a time that memory doesn't grow with B."""
@@ -173,11 +201,12 @@ class ActorCritic(PolicyGradient):
         return found
 
     def state_dict(self) -> Tree:
-        return {**super().state_dict(), "v_moments": self.v_moments.state_dict()}
+        return {**super().state_dict(), "v_moments": self.v_moments.state_dict(), "v_slope": self.v_slope}
 
     def load_state_dict(self, state: Tree) -> None:
         super().load_state_dict(state)
         self.v_moments.load_state_dict(state["v_moments"])
+        self.v_slope = float(state["v_slope"])
 
 
 def ends(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

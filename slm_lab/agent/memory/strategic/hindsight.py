@@ -30,7 +30,6 @@ RATE = 0.25  # by which a batch's promise and square error enter the means of th
 CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in E|G|²/n
 APART = 0.25  # nats from even at which ρ tells entries apart well enough to swap those that are worth the same
 SURE = 0.25  # explained variance from which on a critic has shown that it can explain
-DOUBTED = 0.05  # of the critic's loss, where it explains nothing of what it once could
 ENOUGH = 100  # steps of which that isn't luck; of two episodes' a critic of noise explained 0.3 once in 33 batches
 FEWEST = 2  # windows that are worth keeping
 AT_ONCE = 2**20  # pairs of a surprising step and an entry that are looked at together: some 200 MB
@@ -76,8 +75,7 @@ class Hindsight(Auxiliary):
     count as much as mistakes do. All that teaches retention (usefulness, decay, and who reads the clock of events)
     counts as much as the batch surprises, by its mean square error beside the largest yet, and as far as the critic
     explains what it once could (`_trusted`): once a task is solved its errors are noise, and what it needs has been
-    found. The critic's own loss counts as far as it explains what it once could, too, and a little at least: it shares
-    what it reads with the policy, whose gradient is else lost in its noise.
+    found.
 
     The critic and usefulness learn from windows of the last batches again (`replay`), so that few surprises are not
     learned by heart.
@@ -135,10 +133,8 @@ class Hindsight(Auxiliary):
             notes["drawn"] = torch.stack([policy.sample(self.rng) for _ in range(DRAWS)], dim=2)  # [B, M, DRAWS, A]
         judged, notes["use"], notes["promise"] = self._used(notes, out.inner[self.part], _core(net, self.part))
         explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
-        trusted = self._trusted(explained, int(mask.sum()))
-        weight = square / self.largest * trusted
+        weight = square / self.largest * self._trusted(explained, int(mask.sum()))
         notes["weight"] = torch.full_like(notes["share"], weight)
-        notes["trusted"] = torch.full_like(notes["share"], max(DOUBTED, trusted))
         _core(net, self.part).taught = weight if self.spec.usefulness_coef else 0.0
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
@@ -212,7 +208,7 @@ class Hindsight(Auxiliary):
         logits, read = self._looked(notes, entries._replace(data=self._swapped(entries)), core)
         value = self._valued(notes, read)
         judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
-        terms = {"hindsight_loss": spec.hindsight_coef * notes["trusted"] * (judged - notes["error"]).square()}
+        terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
         if spec.prior_coef:
             # ρ is a part of the logits too: once more, or the best that q·k could do would be to say nothing
             unseen = (1 - self.gate) * notes["weight"][..., None] * _evenly(valid)  # [B, M, N]
