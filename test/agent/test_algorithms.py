@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 from pydantic import ValidationError
 from small_specs import make_spec
+from torch.nn import functional as F
 
 from slm_lab.agent.algorithm import a2c
 from slm_lab.agent.algorithm.a2c import A2C
@@ -321,6 +322,31 @@ def test_a_detached_value_shapes_nothing_that_it_reads(detach: bool) -> None:
 def test_a_value_that_would_learn_nothing_of_its_own_net_is_refused() -> None:
     with pytest.raises(SpecError, match=r"agent.algorithm.detach_value: true .* Set net.shared to true"):
         make_spec(agent__algorithm={"name": "PPO", "detach_value": True}, agent__net={"name": "MLP", "shared": False})
+
+
+@pytest.mark.parametrize(
+    ("says", "noise", "slope", "left"),
+    [(0.0, 1.0, 0.0, 1.12), (1.0, 0.0, 1.0, 0.5), (2.0, 0.0, 0.5, 0.5)],
+    ids=["nothing", "what it knows", "twice what it knows"],
+)
+def test_a_critic_counts_as_far_as_returns_bear_it_out(
+    monkeypatch: pytest.MonkeyPatch, says: float, noise: float, slope: float, left: float
+) -> None:
+    """Episodes of a step that pay by what is seen (deviation 1) and by chance (0.5)."""
+    B, rng = 256, torch.Generator().manual_seed(0)
+    real = torch.tensor([[True, False]]).expand(B, 2)
+    rows = batch(B, 2).replace(mask=real, terminated=real, truncated=~real, is_first=F.pad(real, (0, 1)))
+    algorithm = build(A2C, calibrate_value=True)
+    for _ in range(30):
+        seen, chance, wrong = torch.randn(3, B, 1, generator=rng)
+        value = 3.0 + says * seen + noise * wrong
+        monkeypatch.setattr(algorithm, "raw_value", lambda _, v=value: F.pad(v, (0, 2)))
+        error = algorithm.prepare(rows.replace(reward=F.pad(3.0 + seen + 0.5 * chance, (0, 1))))[0].extras["td_error"]
+    assert algorithm.v_slope == pytest.approx(slope, abs=0.05)
+    assert float(error[:, 0].std()) == pytest.approx(left, rel=0.1)
+    again = build(A2C, calibrate_value=True)
+    again.load_state_dict(algorithm.state_dict())
+    assert again.v_slope == algorithm.v_slope
 
 
 def test_what_time_alone_tells_is_no_advantage() -> None:

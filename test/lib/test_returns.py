@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_lab.lib.returns import explained_variance, gae, less_others, n_step_returns
+from slm_lab.lib.returns import apart_by_step, explained_variance, gae, less_others, n_step_returns
 
 
 def random_rows(seed: int, B: int, T: int) -> dict[str, torch.Tensor]:
@@ -127,11 +127,13 @@ def test_what_others_have_at_the_same_step_is_taken_off(seed: int, B: int, T: in
             t0 = t if is_first[b, t] else t0
             if t0 is not None and mask[b, t]:
                 step[b, t] = t - t0
-    expected = x.clone()
+    expected, apart = x.clone(), torch.zeros_like(x)
     for at, t in step.items():
         others = [float(x[other]) for other, u in step.items() if u == t and other[0] != at[0]]
         expected[at] -= sum(others) / (len(others) + 1)
+        apart[at] = x[at] - np.mean([float(x[other]) for other, u in step.items() if u == t])
     torch.testing.assert_close(less_others(x, is_first, mask), expected)
+    torch.testing.assert_close(apart_by_step(x, is_first, mask), apart)
 
 
 def test_a_baseline_of_time_leaves_the_gradients_mean_as_it_is() -> None:

@@ -120,12 +120,12 @@ class ActorCritic(PolicyGradient):
         calibrated by those before, so no action has a part in its own baseline.
         """
         apart = apart_by_step(value[:, :-1], batch.is_first, batch.mask)  # [B, T]
-        calibrated = value - (1 - self.v_slope) * F.pad(apart, (0, 1))
+        calibrated = value - (1 - max(0.0, self.v_slope)) * F.pad(apart, (0, 1))
         returns = gae(batch.reward, value, *ends(batch), self.spec.gamma, lam=1.0) + value[:, :-1]
         x, y = apart[batch.mask], apart_by_step(returns, batch.is_first, batch.mask)[batch.mask]
         square = float(x.square().sum())
         slope = float((x * y).sum()) / square if square > 0 else 0.0
-        self.v_slope = min(1.0, max(0.0, self.v_slope + SLOPE_RATE * (min(1.0, max(-1.0, slope)) - self.v_slope)))
+        self.v_slope += SLOPE_RATE * (min(1.0, max(-1.0, slope)) - self.v_slope)
         return calibrated
 
     def raw_value(self, batch: Batch) -> Tensor:
