@@ -44,7 +44,9 @@ PATIENCE = 600  # seconds of a turn
 SAME = 0.05  # work that differs by no more is the same
 OURS = "ours"
 
-Sampled = dict[str, Any]  # workload, side, turn, value, work; version of the package, commit and date; or absent
+Sampled = dict[
+    str, Any
+]  # workload, side, turn, value, work; version of the package, commit and date; or absent, failed
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -75,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     found.append(turn(workload, side, number, share, args.core))
                 except LabError as error:
                     failed += 1
+                    found.append({"workload": workload.name, "side": side, "turn": number, "failed": str(error)})
                     say(console, f"FAILED: {workload.name}, {side}: {error}")
                 progress.advance(bar)
             fresh += found
@@ -166,8 +169,11 @@ class Found:
     def __init__(self, workload: Workload, samples: Sequence[Sampled]) -> None:
         self.workload = workload
         self.samples = [x for x in samples if x["workload"] == workload.name]
-        self.absent = sorted({x["side"] for x in self.samples if "absent" in x})
         measured = [x for x in self.samples if "value" in x]
+        # who can't be installed, or failed each turn, was not beaten
+        lacking = {x["side"] for x in self.samples} - {x["side"] for x in measured}
+        failed = {x["side"] for x in self.samples if "failed" in x}
+        self.lacking = {side: "failed" if side in failed else "absent" for side in sorted(lacking)}
         self.by_side = {
             side: {x["turn"]: x for x in measured if x["side"] == side}
             for side in workload.sides
@@ -205,16 +211,21 @@ class Found:
             return None
         if ratio.middle < self.workload.ratio:
             return False
-        return None if self.absent else True  # an absent peer might be the best
+        return None if self.lacking else True  # the one that lacks might be the best
 
     @property
     def work(self) -> str:
         """What was done in a turn, and by whom it was not: those whose updates (or rows) to a frame differ."""
         if OURS not in self.by_side:
             return ""
-        done = {side: next(iter(turns.values()))["work"] for side, turns in self.by_side.items()}
+        works = {side: [x["work"] for x in turns.values()] for side, turns in self.by_side.items()}
+        done = {side: turns[0] for side, turns in works.items()}
         counts = {side: ", ".join(f"{n:,} {what}" for what, n in work.items()) for side, work in done.items()}
-        other = [f"**{side} {counts[side]}**" for side, work in done.items() if not alike(work, done[OURS])]
+        other = [
+            f"**{side} {counts[side]}**"
+            for side, turns in works.items()
+            if not all(alike(work, done[OURS]) for work in turns)
+        ]
         told = "; ".join(other) or ("all sides alike" if len(done) > 1 else "")
         return "; ".join(filter(None, (counts[OURS], told)))
 
@@ -240,7 +251,7 @@ def told(workload: Workload, samples: Sequence[Sampled]) -> list[str]:
     """For the terminal, when a workload is done."""
     found = Found(workload, samples)
     lines = [f"{workload.name}: {side} {found.span(side)} {workload.unit}" for side in found.by_side]
-    lines += [f"{workload.name}: {side} absent" for side in found.absent]
+    lines += [f"{workload.name}: {side} {why}" for side, why in found.lacking.items()]
     if found.ratio is not None:
         lines.append(f"{workload.name}: {found.ratio} times {found.best}; done: {found.work}")
     return lines
@@ -253,8 +264,9 @@ HEAD = """# Speed and RAM, measured
 Written by `python run_lab.py bench speed`; [bench.md](../bench.md#speed) says how it measures. Medians (least –
 largest) of all turns of a side; sides take turns, in processes of their own with one thread, all on one core. Rates are
 by CPU seconds, times of whole commands by the clock on the wall. *Times the best peer*: turn by turn; more than 1 is in
-our favour. A peer that is absent was not installed: nothing is said of it. So is CleanRL, which is scripts to copy and
-no package, and SLM-Lab, whose pins turn ours back. All samples are in [speed.json](speed.json).
+our favour. A peer that is absent was not installed, one that failed didn't run: nothing is said of it. So is CleanRL,
+which is scripts to copy and no package, and SLM-Lab, whose pins turn ours back. All samples are in
+[speed.json](speed.json).
 """
 COLUMNS = ("workload", "ours", "peers", "times the best peer", "target", "reached")
 
@@ -280,7 +292,7 @@ def row(found: Found) -> tuple[str, ...]:
     """A line of the first table."""
     workload, ratio = found.workload, found.ratio
     peers = [f"{side} {found.span(side)}" for side in found.by_side if side != OURS]
-    peers += [f"{side} absent" for side in found.absent]
+    peers += [f"{side} {why}" for side, why in found.lacking.items() if side != OURS]
     target = "–"
     if workload.most is not None:
         target = f"ours ≤ {workload.most:g} {workload.unit}"

@@ -59,6 +59,10 @@ def test_an_absent_peer_is_never_beaten() -> None:
     gone = {"workload": "race", "side": "fast", "turn": 0, "absent": "no_such_package"}
     assert Found(RACE, [*samples(RACE, ours=[30], slow=[1]), gone]).reached is None, "the absent one might be faster"
     assert Found(RACE, [*samples(RACE, ours=[1], slow=[1]), gone]).reached is False
+    broke = {"workload": "race", "side": "fast", "turn": 0, "failed": "it broke"}
+    found = Found(RACE, [*samples(RACE, ours=[30], slow=[1]), broke])
+    assert found.reached is None, "nor is one that failed"
+    assert "fast failed" in speed.row(found)[2]
 
 
 def test_a_side_that_did_other_work_is_named() -> None:
@@ -133,9 +137,10 @@ def test_sides_take_turns_and_what_is_run_anew_replaces_its_old_samples_only(
     assert main(["race", "--turns", "2"]) == 1, "one failed"
     assert run == [("ours", 0), ("slow", 0), ("fast", 0), ("ours", 1), ("slow", 1), ("fast", 1)]
     kept = json.loads((tmp_path / "speed.json").read_text())
-    assert [(x["workload"], x["side"], x["value"]) for x in kept] == [
-        ("light", "ours", 7), ("race", "ours", 5.0), ("race", "fast", 5.0), ("race", "ours", 5.0), ("race", "fast", 5.0)
-    ]  # fmt: skip
+    assert [(x["workload"], x["side"], x.get("value", x.get("failed"))) for x in kept] == [
+        ("light", "ours", 7),
+        *(2 * [("race", "ours", 5.0), ("race", "slow", "it broke"), ("race", "fast", 5.0)]),
+    ]
     assert main(["light", "--quick"]) == 0
     assert json.loads((tmp_path / "speed.json").read_text()) == kept, "a quick run keeps nothing"
     assert main(["rase"]) == 2

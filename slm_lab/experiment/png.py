@@ -1,7 +1,8 @@
 """Pictures of plotly figures, drawn in a child process that is bounded in time.
 
 The drawing engine (kaleido 0.2.1, which needs no browser) has been seen to hang. So it never runs inside a run of the
-lab: one child draws all pictures of a call, and when its time is over it is killed with everything it started.
+lab: one child draws all pictures of a call, and when its time is over it is killed with everything it started. It ends
+by itself when whoever waits for it is killed.
 
 The child: `python -m slm_lab.experiment.png MANIFEST`, where MANIFEST is a JSON list of [figure JSON file, PNG file].
 """
@@ -15,6 +16,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -89,6 +92,18 @@ def _python_path() -> str:
     return os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
 
 
+def end_with_parent() -> None:
+    """For a child that leads a group: it ends, and the engine with it, once nobody is left who waits for it."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def draw(manifest: Path) -> None:
     """What the child does: draw each figure of the manifest. One that fails is told on stderr, the others are drawn."""
     import plotly.io as pio  # only the child pays for it
@@ -105,4 +120,5 @@ def draw(manifest: Path) -> None:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     draw(Path(sys.argv[1]))

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -206,6 +208,43 @@ def test_a_broken_engine_tells_why(tmp_path, caplog):
     assert write_pngs({tmp_path / "a.png": "{}"}, child=child) == []
     assert "no engine here" in caplog.text
     assert write_pngs({}) == []
+
+
+def test_pictures_end_with_the_run_that_waits_for_them(tmp_path: Path) -> None:
+    """The engine may hang: a killed run must not leave it behind."""
+    hung = tmp_path / "hung.py"
+    hung.write_text(
+        "import os, subprocess, sys, time\nfrom slm_lab.experiment.png import end_with_parent\nend_with_parent()\n"
+        "engine = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{engine.pid}}\\n')\ntime.sleep(60)\n"
+    )
+    run = (
+        "import sys; from pathlib import Path; from slm_lab.experiment.png import write_pngs; "
+        f"write_pngs({{Path('a.png'): '{{}}'}}, child=(sys.executable, {str(hung)!r}))"
+    )
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen([sys.executable, "-c", run], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)})
+    pids = tmp_path / "pids"
+    until(lambda: pids.exists() and pids.read_text().endswith("\n"))
+    process.terminate()
+    process.wait()
+    alive = [Path(f"/proc/{pid}") for pid in pids.read_text().split()]
+    until(lambda: not any(ran(path) for path in alive))
+
+
+def until(holds: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+
+
+def ran(process: Path) -> bool:
+    """Whether a process goes on: one that nobody has waited for is a zombie."""
+    try:
+        return ") Z" not in (process / "stat").read_text()
+    except OSError:
+        return False
 
 
 def test_drawing_needs_no_torch():
