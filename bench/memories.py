@@ -118,10 +118,11 @@ class Cpprb:
 
     def sample(self) -> Any:
         drawn = self.buffer.sample(self.batch, beta=BETA) if self.prioritized else self.buffer.sample(self.batch)
-        return {key: torch.as_tensor(leaf) for key, leaf in drawn.items()}
+        # as torch tensors, but where they lie, which only goes back: ours stays numpy too
+        return {key: leaf if key == "indexes" else torch.as_tensor(leaf) for key, leaf in drawn.items()}
 
     def feedback(self, drawn: Any, priority: np.ndarray) -> None:
-        self.buffer.update_priorities(drawn["indexes"].numpy(), priority)
+        self.buffer.update_priorities(drawn["indexes"], priority)
 
 
 class Tianshou:
