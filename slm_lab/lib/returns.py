@@ -112,3 +112,9 @@ def explained_variance(value: Tensor, target: Tensor) -> Tensor:
     """`1 − Var(target − value) / Var(target)`, flat: 1 is perfect, 0 no better than the mean; NaN when constant."""
     variance = target.var(unbiased=False)
     return torch.where(variance > 0, 1 - (target - value).var(unbiased=False) / variance, torch.nan)
+
+
+def slope_of(y: Tensor, x: Tensor) -> float:
+    """By how much y [R] grows with x [R], by least squares; about 0 where x is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / x.square().sum().clamp(min=1e-12))

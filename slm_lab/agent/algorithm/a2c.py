@@ -19,7 +19,7 @@ from slm_lab.agent.net.net import Head, Net, NetOut
 from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.reduce import Losses, Metrics, Slope, masked_rms
-from slm_lab.lib.returns import apart_by_step, explained_variance, gae, less_others, n_step_returns, td_error
+from slm_lab.lib.returns import apart_by_step, explained_variance, gae, less_others, n_step_returns, slope_of, td_error
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.tree import map_batch
@@ -122,9 +122,8 @@ class ActorCritic(PolicyGradient):
         apart = apart_by_step(value[:, :-1], batch.is_first, batch.mask)  # [B, T]
         calibrated = value - (1 - max(0.0, self.v_slope)) * F.pad(apart, (0, 1))
         returns = gae(batch.reward, value, *ends(batch), self.spec.gamma, lam=1.0) + value[:, :-1]
-        x, y = apart[batch.mask], apart_by_step(returns, batch.is_first, batch.mask)[batch.mask]
-        square = float(x.square().sum())
-        slope = float((x * y).sum()) / square if square > 0 else 0.0
+        came = apart_by_step(returns, batch.is_first, batch.mask)
+        slope = slope_of(came[batch.mask], apart[batch.mask])
         self.v_slope += SLOPE_RATE * (min(1.0, max(-1.0, slope)) - self.v_slope)
         return calibrated
 

@@ -18,7 +18,7 @@ from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.encode import vector, vector_size
 from slm_lab.agent.net.net import Net, NetOut
 from slm_lab.lib.reduce import Losses, Metrics, masked_mean, masked_rms
-from slm_lab.lib.returns import explained_variance
+from slm_lab.lib.returns import explained_variance, slope_of
 from slm_lab.lib.tree import tree_leaves, tree_map
 from slm_lab.lib.types import Batch, Tree
 
@@ -389,12 +389,6 @@ def _use(
     told, told2 = (torch.einsum("bmhd,bnhd->bmhn", slope, v) - at_rest for v in (value, value2))
     moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).sum(dim=2)  # [B, M, N]
     return moved.square() - 2 * missed[..., None] * moved
-
-
-def slope_of(y: Tensor, x: Tensor) -> float:
-    """By how much y [R] grows with x [R], by least squares; about 0 where x is constant."""
-    x, y = x - x.mean(), y - y.mean()
-    return float((x * y).sum() / x.square().sum().clamp(min=1e-12))
 
 
 def promising(credit: Tensor, value: Tensor, there: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
