@@ -44,9 +44,8 @@ PATIENCE = 600  # seconds of a turn
 SAME = 0.05  # work that differs by no more is the same
 OURS = "ours"
 
-Sampled = dict[
-    str, Any
-]  # workload, side, turn, value, work; version of the package, commit and date; or absent, failed
+# workload, side, turn, value, work; version of the package, commit and date; or absent, or failed
+Sampled = dict[str, Any]
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.page:
         return 0 if save(kept, known) else 1
     turns, share = (1, QUICK) if args.quick else (args.turns, 1.0)
-    failed, fresh = 0, list[Sampled]()
+    failed = 0
     text = TextColumn("{task.description}", markup=False)
     with Progress(text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as progress:
         bar = progress.add_task("", total=sum(turns * len(workload.sides) for workload in chosen))
@@ -80,7 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                     found.append({"workload": workload.name, "side": side, "turn": number, "failed": str(error)})
                     say(console, f"FAILED: {workload.name}, {side}: {error}")
                 progress.advance(bar)
-            fresh += found
             for line in told(workload, found):
                 say(console, line)
             if not args.quick:

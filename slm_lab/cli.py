@@ -226,7 +226,7 @@ def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) ->
         raise LabError(
             "--set can't change a run that was started: it goes on with the spec saved in its folder. Start a new run."
         )
-    name = _raw(words)[0] if words else None
+    name, raw = _raw(words) if words else (None, None)
     from slm_lab.experiment.run_dir import RunDir
 
     run = RunDir.find(args.data, name, which, mode="train" if mode == "train" else None)
@@ -240,23 +240,23 @@ def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) ->
     else:
         from slm_lab.experiment import control
 
-        if words:
-            _tell_changes(words, run)
+        if raw is not None:
+            _tell_changes(words[0], raw, run)
         control.resume(run, args.data, _console())
 
 
-def _tell_changes(words: list[str], run: RunDir) -> None:
+def _tell_changes(file: str, raw: dict[str, Any], run: RunDir) -> None:
     """A run goes on with the spec that it was started with; what its file says otherwise by now is told."""
     from slm_lab.spec.explain import changes
     from slm_lab.spec.validate import resolve
 
-    name, raw = _raw(words)
+    started = run.stored_spec()
     try:
-        written = resolve(raw, name, check_env=False).dump()
+        written = resolve(raw, started.name, check_env=False).dump()
     except LabError:
         return  # of no matter to this run
-    for line in changes(run.stored_spec().dump(), written):
-        print(f"note: {words[0]} says otherwise, the run goes on as it was started: {line}", file=sys.stderr)
+    for line in changes(started.dump(), written):
+        print(f"note: {file} says otherwise, the run goes on as it was started: {line}", file=sys.stderr)
 
 
 def _raw(words: list[str]) -> tuple[str, dict[str, Any]]:
