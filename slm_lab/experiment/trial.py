@@ -179,8 +179,7 @@ class _Pool:
 
     def _tell_to_stop(self) -> None:
         for index, process in self.running.values():
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGTERM)
+            process.terminate()  # one that has just ended by itself is nothing to tell, and no error: not so os.kill
             if self.last[index].status in ("waiting", "running"):
                 self._note(replace(self.last[index], status="stopping"))
 

@@ -62,11 +62,17 @@ def test_a_reader_that_stops_reading_is_no_error(lab: Lab) -> None:
     assert process.wait() == 0
 
 
-def begun(*words: str, say: tuple[str, ...] = ("running",)) -> subprocess.Popen[str]:
-    """The command in a process group of its own, once it has said all of `say`."""
+def begun(*words: str, say: tuple[str, ...] = ("running",), first: str = "") -> subprocess.Popen[str]:
+    """The command in a process group of its own, once it has said all of `say`; it runs the lines `first` before."""
     unsaid = list(say)
+    run = [sys.executable, "-c", f"{first}\nimport sys; from slm_lab.cli import main; main(sys.argv[1:])", *words]
     process = subprocess.Popen(
-        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        run if first else command(*words),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert process.stdout
     for line in process.stdout:
@@ -101,6 +107,22 @@ def test_ctrl_c_stops_all_sessions_cleanly_and_kill_9_leaves_none_behind(lab: La
     while any(_alive(pid) for pid in sessions) and time.monotonic() < until:
         time.sleep(0.02)
     assert not any(_alive(pid) for pid in sessions)
+
+
+def test_a_session_that_ends_just_when_it_is_told_to_stop_is_no_error(lab: Lab) -> None:
+    save("long.json", {"long": raw_spec(env__max_frame=200_000, meta__max_session=2)})
+    gone = (
+        "import os; kill = os.kill\n"
+        "def gone(pid, number):\n"
+        "    kill(pid, 9)\n"
+        "    raise ProcessLookupError(3, 'No such process')\n"
+        "os.kill = gone"
+    )
+    process = begun("long.json", "train", say=("session 0: running", "session 1: running"), first=gone)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert out.count(": stopped") == 2
 
 
 def _alive(pid: int) -> bool:
