@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench.commit import commit
 from bench.peers import Peer
 from bench.race import MODES, Entrant, Job, Ours, Result, Said, sessions
 from slm_lab.experiment.display import say
@@ -77,6 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         agents = _agents(args.agents)
         store = Store(args.folder or Path("data") / time.strftime("bench_memory_task_%Y_%m_%d_%H%M%S"))
+        if args.page:
+            if args.folder is None:
+                raise LabError("--page: name the --folder that holds the sessions")
+            _show(store.held(), agents, store, console)
+            return 0
         jobs = [job for job in _jobs(args, agents) if not AGENTS[job.agent].absent()]
         known = store.known(jobs)
     except LabError as error:
@@ -86,10 +92,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         failed = _run([job for job in jobs if job not in known], store, known, args.jobs, console)
     finally:
-        rows = summary(list(known.values()), agents)
-        _print(rows, console)
-        store.conclude(rows, console)
+        _show(list(known.values()), agents, store, console)
     return 1 if failed else 0
+
+
+def _show(results: list[Result], agents: list[str], store: Store, console: Console) -> None:
+    rows = summary(results, agents)
+    _print(rows, console)
+    store.conclude(rows, console)
 
 
 # ---- words -----------------------------------------------------------------------------------------------------------
@@ -113,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "--folder", type=Path, metavar="DIR",
         help="where the results go, by default a new one under data/; sessions that it holds aren't run again",
     )  # fmt: skip
+    parser.add_argument("--page", action="store_true", help="run nothing: table and graph of all that --folder holds")
     return parser
 
 
@@ -159,25 +170,32 @@ class Store:
 
     folder: Path
 
-    def known(self, jobs: list[Job]) -> dict[Job, Result]:
-        """The results of `jobs` that are there already. Raises `LabError` where they can't be read or trusted."""
-        file = self.folder / "sessions.jsonl"
+    @property
+    def file(self) -> Path:
+        return self.folder / "sessions.jsonl"
+
+    def held(self) -> list[Result]:
+        """All results that are there, the last of each job. Raises `LabError` where they can't be read."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            lines = file.read_text().splitlines() if file.exists() else []
+            lines = self.file.read_text().splitlines() if self.file.exists() else []
             results = [Result.from_json(line) for line in lines]
+            return list({result.job: result for result in results}.values())
         except OSError as error:
             raise LabError(f"--folder: can't use {self.folder}: {error.strerror or error}. Name another.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise LabError(f"{file} isn't a file of sessions ({error!r}). Name another --folder.") from error
-        known = {result.job: result for result in results if result.job in jobs}
+            raise LabError(f"{self.file} isn't a file of sessions ({error!r}). Name another --folder.") from error
+
+    def known(self, jobs: list[Job]) -> dict[Job, Result]:
+        """The results of `jobs` that are there already. Raises `LabError` where they can't be read or trusted."""
+        known = {result.job: result for result in self.held() if result.job in jobs}
         for job, result in known.items():
             if result.settings != AGENTS[job.agent].settings(job):
-                raise LabError(f"{file}: {job.agent} was another agent then, its settings have changed. New --folder.")
+                raise LabError(f"{self.file}: {job.agent} was another agent then, its settings changed. New --folder.")
         return known
 
     def add(self, result: Result) -> None:
-        with (self.folder / "sessions.jsonl").open("a") as file:
+        with self.file.open("a") as file:
             file.write(result.to_json() + "\n")
 
     def conclude(self, rows: pd.DataFrame, console: Console) -> None:
@@ -205,7 +223,7 @@ def _run(jobs: list[Job], store: Store, known: dict[Job, Result], at_once: int, 
                 _move(progress, bars, job, *said)
                 continue
             if isinstance(said, Result):
-                known[job] = said
+                known[job] = said = replace(said, commit=commit())
                 store.add(said)
             failed += isinstance(said, str)
             say(progress.console, f"{name(job)}: {_told(said)}")
@@ -247,8 +265,9 @@ def summary(results: list[Result], agents: list[str]) -> pd.DataFrame:
     rows = [_row(*key, group) for key, group in by_table]
     rows += [{"agent": agent, "absent": why} for agent in agents if (why := AGENTS[agent].absent())]
     columns = ["agent", "delay", "mode", "mean", "std", "solved", "seeds", "frames_to_95", "fps", "seconds"]
+    columns += ["budget", "commit", "absent"]
     whole = dict.fromkeys(("delay", "solved", "seeds", "budget"), "Int64")  # an absent agent has none
-    return pd.DataFrame(rows, columns=[*columns, "budget", "absent"]).astype(whole)
+    return pd.DataFrame(rows, columns=columns).astype(whole)
 
 
 def _row(agent: str, delay: int, mode: str, group: list[Result]) -> dict[str, object]:
@@ -265,6 +284,7 @@ def _row(agent: str, delay: int, mode: str, group: list[Result]) -> dict[str, ob
         "fps": np.median([result.frames / max(result.seconds, 1e-9) for result in group]),
         "seconds": np.median([result.seconds for result in group]),
         "budget": group[0].job.budget,
+        "commit": ", ".join(sorted({result.commit for result in group})),
         "absent": "",
     }
 
@@ -282,8 +302,8 @@ def _cells(row: Any) -> list[str]:
 def markdown(rows: pd.DataFrame) -> str:
     """The table, rounded, for a page; who is absent has no line."""
     there = rows[rows["absent"] == ""]
-    lines = [[*HEAD, "budget"], ["---"] * (len(HEAD) + 1)]
-    lines += [[*_cells(row), f"{row.budget:,}"] for row in there.itertuples()]
+    lines = [[*HEAD, "budget", "commit"], ["---"] * (len(HEAD) + 2)]
+    lines += [[*_cells(row), f"{row.budget:,}", row.commit] for row in there.itertuples()]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 

@@ -65,6 +65,7 @@ class Result:
     settings: dict[str, Any]  # all that the agent was made of
     curve: list[tuple[int, float]]
     seconds: float  # CPU seconds of training, evaluations aside
+    commit: str = ""  # of the code it was trained with
 
     @property
     def frames(self) -> int:
@@ -90,7 +91,7 @@ class Result:
     def from_json(text: str) -> Result:
         facts = json.loads(text)
         curve = [(frame, score) for frame, score in facts["curve"]]
-        return Result(Job(**facts["job"]), facts["settings"], curve, facts["seconds"])
+        return Result(Job(**facts["job"]), facts["settings"], curve, facts["seconds"], facts.get("commit", ""))
 
 
 class Player(Protocol):

@@ -26,7 +26,7 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.strategic import commit
+from bench.commit import commit
 from bench.turn import Workload, workloads
 from slm_lab.experiment.display import say
 from slm_lab.experiment.figure import INK, PALETTE, new_figure

@@ -16,7 +16,6 @@ import json
 import math
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench.commit import commit
 from bench.race import BalancedMemoryTask, LabLearner
 from slm_lab.env.base import VecEnv
 from slm_lab.env.tasks.base import VecTask
@@ -185,16 +185,6 @@ def recall(learner: LabLearner, seed: int, number: int) -> dict[str, Any]:
         played += int(ended.sum())
         step, carry = after, act.carry
     return {name: round(min(map(np.mean, by.values())), 3) for name, by in (("kept", kept), ("seen", seen)) if by}
-
-
-def commit() -> str:
-    """Of the code that is run; the pages that benchmarks write don't make it dirty."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs")
-    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 # --- the page ---

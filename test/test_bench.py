@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from bench import memory_task, peers, strategic
+from bench.commit import commit
 from bench.memory_task import AGENTS, BUDGETS, MODES, _jobs, _parser, graph, main, summary
 from bench.race import Job, Ours, Result, evaluate, race, sessions
 from slm_lab.env.base import VecEnv
@@ -383,10 +384,16 @@ def test_the_command_leaves_table_graph_and_sessions_and_goes_on_where_it_was(
     kept, added = (out / "sessions.jsonl").read_text().splitlines()
     assert (kept, Result.from_json(added).job.seed) == (line, 1)
 
+    table = (out / "table.md").read_text()
+    assert table.splitlines()[2].endswith(f"| {commit()} |")
+    (out / "table.md").unlink()
+    assert main(["--page", *tiny[-2:]]) == 0, "all that is there, whatever was asked for"
+    assert (out / "table.md").read_text() == table
+
     changed = line.replace('"clip_eps_spec"', '"clip_eps"')
     (out / "sessions.jsonl").write_text(changed)
     assert main(tiny) == 2
-    assert "settings have changed" in capsys.readouterr().err
+    assert "settings changed" in capsys.readouterr().err
     (out / "sessions.jsonl").write_text("{}")
     assert main(tiny) == 2
     assert "isn't a file of sessions" in capsys.readouterr().err
@@ -400,6 +407,7 @@ def test_the_command_leaves_table_graph_and_sessions_and_goes_on_where_it_was(
         ("--seeds 0", "'0': a whole number from 1"),
         ("--modes soft", "invalid choice: 'soft'"),
         ("--agents gru", "unknown agent 'gru'. Did you mean 'GRU-PPO'?"),
+        ("--page", "name the --folder"),
         ("--sedes 3", "unrecognized arguments: --sedes"),
     ],
 )
