@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from small_specs import ALGORITHMS, raw_spec
 
 from slm_lab.spec.parts import FAMILIES
 
@@ -81,3 +88,68 @@ def test_pictures_are_small_and_used() -> None:
     for picture in (DOCS / "img").iterdir():
         assert picture.stat().st_size < MAX_PICTURE, picture.name
         assert picture.name in text, f"{picture.name} is in no page"
+
+
+# ---- the examples of adding_a_part.md --------------------------------------------------------------------------------
+
+ADDING = (DOCS / "adding_a_part.md").read_text(encoding="utf-8")
+FENCED = r"```python\n(.*?)```"
+
+
+def with_examples(copy: Path) -> None:
+    """Put all that the page shows into a copy of the lab, where it says."""
+    for name, code in re.findall(rf"`(slm_lab/\S+\.py)`:\n\n{FENCED}", ADDING, flags=re.S):
+        assert not (copy / name).exists(), f"{name} is there already: the page should show another"
+        (copy / name).write_text(code)
+    parts = copy / "slm_lab/spec/parts.py"
+    for table, line in re.findall(r"In `(\w+)` of `parts\.py`: `(.+?,)`", ADDING):
+        text = parts.read_text()
+        begun = re.search(rf"^{table} = Registry\(\n    \"\w+\",\n    {{\n", text, flags=re.M)
+        assert begun, table
+        parts.write_text(f"{text[: begun.end()]}        {line}\n{text[begun.end() :]}")
+    wrapper, field, row = re.findall(FENCED, ADDING.partition("## A wrapper")[2].partition("\n## ")[0], flags=re.S)
+    for name, mark, code in [
+        ("wrappers.py", "WRAPPERS: dict", f"{wrapper}\n\n"),
+        ("wrappers.py", '    "prev_reward":', row),
+        ("spec.py", "    prev_reward: ", field),
+    ]:
+        file = copy / "slm_lab/env" / name
+        assert file.read_text().count(mark) == 1, mark
+        file.write_text(file.read_text().replace(mark, code + mark))
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.session import Session
+from slm_lab.spec.validate import resolve
+for n, raw in enumerate(json.loads(sys.argv[1])):
+    spec = resolve(raw, f"example{n}")
+    session = Session(spec, RunDir.create(Path("data"), spec.name, {"name": spec.name, **spec.dump()}, "train"), 0, lambda progress: None)
+    session.run()
+    print("learned" if session.agent.opt_step else "not learned", flush=True)
+"""
+
+
+def test_the_examples_of_how_to_add_a_part_train(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "slm_lab", tmp_path / "slm_lab", ignore=shutil.ignore_patterns("__pycache__"))
+    with_examples(tmp_path)
+    sections = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", ADDING, flags=re.S)]
+    specs = []
+    for section in sections:
+        ((name, keys),) = section.items()
+        raw = raw_spec(env__max_frame=400, **{f"agent__{name}" if name != "env" else "env": keys})
+        raw["env"] |= {"num_envs": 4, "max_frame": 400}
+        if keys["name"] == "FreshReplay":
+            raw["agent"]["algorithm"] = ALGORITHMS["DQN"] | {"training_start_step": 64}
+        if keys["name"] == "StrategicMemory":
+            raw["agent"]["algorithm"]["time_horizon"] = 2  # episodes
+            raw["agent"]["net"]["shared"] = True
+        specs.append(raw)
+    assert len(specs) == len(re.findall(r"^## (?:A|An) ", ADDING, flags=re.M)) - 1, "the auxiliary has no code"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", TRAIN, json.dumps(specs)],
+        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.split("\n")[:-1] == ["learned"] * len(specs), done.stderr
