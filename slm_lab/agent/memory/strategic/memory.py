@@ -60,7 +60,10 @@ class StrategicMemory(OnPolicyReplay):
         recall_events: bool = Field(True, description="attention may ask for an age counted in entries worth keeping")
         persist: bool = Field(False, description="slots outlive the episode")
         horizon: PositiveInt = Field(16384, description="longest window; of longer episodes the rest is another one")
-        queries: PositiveInt = Field(4, description="M: surprising steps of an episode that hindsight looks at")
+        queries: PositiveInt = Field(
+            4,
+            description="hindsight looks at M steps of an episode: so many for each that surprises, at least this many",
+        )
         max_queries: PositiveInt = Field(64, description="most of them, where rewards are dense")
         swap: Unit = Field(
             0.5,
