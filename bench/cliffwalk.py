@@ -9,7 +9,8 @@ section there are no importance weights; we differ in that priorities are propor
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,11 @@ def prioritized(n: int, seed: int, alpha: float = 0.6) -> int:
     return measure(PrioritizedReplay, n, seed, alpha=alpha, beta=0.0, beta_end=0.0, epsilon=1e-6)
 
 
-def main(sizes: list[int], seeds: int = 10) -> None:
+def main(argv: Sequence[str] | None = None, seeds: int = 10) -> None:
+    parser = argparse.ArgumentParser(prog="run_lab.py bench cliffwalk", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("sizes", nargs="*", type=int, metavar="N", help="states in a row; default: 8 to 12")
+    sizes = parser.parse_args(argv).sizes or [8, 9, 10, 11, 12]
     print(f"median updates of {seeds} seeds until the error is below {ERROR}")
     print("| n | transitions | uniform | α 0.6 | α 1 | times fewer |\n|---|---|---|---|---|---|")
     for n in sizes:
@@ -101,4 +106,4 @@ def main(sizes: list[int], seeds: int = 10) -> None:
 
 
 if __name__ == "__main__":
-    main([int(n) for n in sys.argv[1:]] or [8, 9, 10, 11, 12])
+    main()

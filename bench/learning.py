@@ -6,10 +6,12 @@ named on the command line is run again; the others keep the rows of their last r
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +194,12 @@ def draw(rows: list[dict[str, Any]], group: str) -> None:
             shutil.copy(file, OUT / file.name)
 
 
-def main(names: list[str]) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 (bars that are missed are told), 2 for what the user gave."""
+    parser = argparse.ArgumentParser(prog="run_lab.py bench learning", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", metavar="SPEC_NAME", help="default: all")
+    names = parser.parse_args(argv).names
     OUT.mkdir(parents=True, exist_ok=True)
     store = OUT / "learning.json"
     kept = {row["name"]: row for row in json.loads(store.read_text())} if store.exists() else {}
@@ -218,4 +225,4 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
