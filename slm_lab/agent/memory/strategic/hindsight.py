@@ -58,9 +58,8 @@ class Hindsight(Auxiliary):
       learned by heart, is of none. As far as the gate below is shut, what may come to be of use is told too (*promise*,
       see `_promise`): in a long episode nothing is looked at enough to be of use.
     - *prior*: cross-entropy from the critic's attention times exp(ρ) to itself: of what it looks at, it is led to what
-      retention prefers, which else it would as soon leave. As far as the batch surprises, the gate (both below) is
-      shut, and attention lies on what is worth less than the best, attention that is even over all entries is added
-      first: to what isn't looked at it could not be led. The loss counts as far as retention prefers any: by how far
+      retention prefers, which else it would as soon leave. As far as attention lies on what is worth less than the best,
+      attention that is even over all entries is added first: to what isn't looked at it could not be led. The loss counts as far as retention prefers any: by how far
       softmax(ρ) is from even, in nats, at most 1. Where all steps are worth the same, ρ is noise.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
@@ -215,8 +214,7 @@ class Hindsight(Auxiliary):
             worth = data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf)  # [B, M, N]
             liked = (worth - worth.amax(dim=-1, keepdim=True)).exp().unsqueeze(2)  # 1: what retention prefers to all
             missed = 1 - (looked * liked).sum(dim=-1, keepdim=True).clamp(max=1.0)  # [B, M, H, 1]
-            unseen = missed * ((1 - self.gate) * notes["weight"][..., None] * _evenly(valid)).unsqueeze(2)
-            prior = torch.softmax((looked + unseen).log() + worth.unsqueeze(2), dim=-1)
+            prior = torch.softmax((looked + missed * _evenly(valid).unsqueeze(2)).log() + worth.unsqueeze(2), dim=-1)
             loss = _cross_entropy(prior, logits, valid[:, :, None]).mean(dim=2)  # [B, M]
             terms["prior_loss"] = spec.prior_coef * _preference(worth, valid) * loss
         if spec.usefulness_coef:
