@@ -153,12 +153,14 @@ def test_a_batch_teaches_retention_as_much_as_it_surprises() -> None:
 def test_retention_leads_attention_among_what_is_looked_at(worth: list[float], counts: float) -> None:
     """Of two that are looked at, to the one worth more; little where all are worth nearly the same."""
     agent = build(swap=0.0, awake=False)
-    logits = torch.tensor([3.0, 3.0, -9.0], requires_grad=True)
-    terms = toy(agent, torch.zeros(2, 3), weight=0.0, logits=logits, worth=torch.tensor([worth]))
+    logits, rho = torch.tensor([3.0, 3.0, -9.0], requires_grad=True), torch.tensor(worth)
+    terms = toy(agent, torch.zeros(2, 3), weight=0.0, logits=logits, worth=rho[None])
     (gradient,) = torch.autograd.grad(terms["prior_loss"].mean(), logits)
     moved = -gradient / hindsight_of(agent).spec.prior_coef
-    target = (logits + torch.tensor(worth)).softmax(dim=0) - logits.softmax(dim=0)
-    torch.testing.assert_close(moved, counts * target.detach(), atol=1e-6, rtol=0)
+    looked = logits.detach().softmax(dim=0)
+    missed = 1 - (looked * (rho - rho.max()).exp()).sum()
+    target = ((looked + missed / 3).log() + rho).softmax(dim=0) - looked
+    torch.testing.assert_close(moved, counts * target, atol=1e-6, rtol=0)
     assert counts < 1 or moved[0] > 0.3
 
 

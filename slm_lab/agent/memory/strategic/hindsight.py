@@ -58,9 +58,10 @@ class Hindsight(Auxiliary):
       learned by heart, is of none. As far as the gate below is shut, what may come to be of use is told too (*promise*,
       see `_promise`): in a long episode nothing is looked at enough to be of use.
     - *prior*: cross-entropy from the critic's attention times exp(ρ) to itself: of what it looks at, it is led to what
-      retention prefers, which else it would as soon leave. As far as attention lies on what is worth less than the best,
-      attention that is even over all entries is added first: to what isn't looked at it could not be led. The loss counts as far as retention prefers any: by how far
-      softmax(ρ) is from even, in nats, at most 1. Where all steps are worth the same, ρ is noise.
+      retention prefers, which else it would as soon leave. As far as attention lies on what is worth less than the
+      best, attention that is even over all entries is added first: to what isn't looked at it could not be led. The
+      loss counts as far as retention prefers any: by how far softmax(ρ) is from even, in nats, at most 1. Where all
+      steps are worth the same, ρ is noise.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       *gate*: the explained variance of the critic (0 to 1) on episodes that it has not learned from yet, times how far
