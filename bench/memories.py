@@ -237,24 +237,24 @@ LEAN = partial(SB3, optimize_memory_usage=True, handle_timeout_termination=False
 SB3_PACKAGE = "stable_baselines3"
 
 
-def uniform(batch: int, count: int, ratio: float, missed: str = "") -> Workload:
+def uniform(batch: int, count: int, ratio: float) -> Workload:
     what = f"uniform replay of 1e6 rows of float32[4]: batches of {batch} as tensors"
     sides = {
         "ours": Side(partial(draw, Ours, batch, count)),
         "cpprb": Side(partial(draw, Cpprb, batch, count), "cpprb"),
         "SB3": Side(partial(draw, SB3, batch, count), SB3_PACKAGE),
     }
-    return Workload(f"replay_{batch}", what, "batches/s", sides, ratio, missed=missed)
+    return Workload(f"replay_{batch}", what, "batches/s", sides, ratio)
 
 
-def prioritized(batch: int, count: int, ratio: float, missed: str = "") -> Workload:
+def prioritized(batch: int, count: int, ratio: float) -> Workload:
     what = f"prioritized replay of 1e6 rows of float32[4]: batches of {batch} as tensors, then their new priorities"
     sides = {
         "ours": Side(partial(draw_and_judge, OURS_PER, batch, count)),
         "cpprb": Side(partial(draw_and_judge, CPPRB_PER, batch, count), "cpprb"),
         "Tianshou": Side(partial(draw_and_judge, Tianshou, batch, count), "tianshou"),
     }
-    return Workload(f"per_{batch}", what, "cycles/s", sides, ratio, missed=missed)
+    return Workload(f"per_{batch}", what, "cycles/s", sides, ratio)
 
 
 def growth(name: str, what: str, count: int, space: spaces.Box, worlds: int, most: float) -> Workload:
@@ -274,16 +274,8 @@ SIZES = {f"{rows:,}": rows for rows in (10_000, 100_000, 1_000_000, 10_000_000)}
 
 WORKLOADS = [
     uniform(32, 20_000, 1.5),
-    uniform(
-        256, 8_000, 3.0,
-        missed="A batch takes 24 µs: 8 to draw, 8 to gather, the rest are calls. performance.md has what was "
-        "tried",
-    ),
-    prioritized(
-        32, 8_000, 1.2,
-        missed="63 µs a cycle in a quiet hour and up to 105 in others; both sides swing by a third, and the "
-        "same code had a ratio of 1.18 once and 0.92 another time. performance.md has what was tried",
-    ),
+    uniform(256, 8_000, 3.0),
+    prioritized(32, 8_000, 1.2),
     prioritized(256, 3_000, 2.0),
     Workload(
         "add", "one step of 64 worlds into replay", "rows/s",

@@ -393,16 +393,17 @@ WORKLOADS = [
     training(
         "dqn", "DQN, CartPole-v1: batch 32, an update a frame, 64x64 relu", 1.8,
         dqn_spec(), {"SB3": (SB3, dqn_sb3, POLICY)}, 1_500, 5_000,
-        missed="Of a frame, on a busy machine, acting takes 165 µs, the world 87, drawing 55, the update 720 "
-        "(target 156, forward 80, losses 130, backward 154, clip and Adam 87, calls between). A dozen "
-        "places could give 2 to 12 µs each without changing a number, a tenth in all; the rest are "
-        "torch's own kernels, which the peer has too",
+        missed="A frame takes 550 µs on a quiet machine: acting 84, the world 43, storing and drawing 37, the update "
+        "361 (targets 77, forward 41, errors and their mean 68, backward 87, clip and Adam 44, calls between). "
+        "Forward and backward by hand would save some 70 µs, but be a second path for one kind of net; other places "
+        "give 2 to 12 µs each, a tenth in all; the rest are torch's own kernels, which the peer has too",
     ),
     training(
         "ddqn_per", "Double DQN with prioritized replay, else as dqn", 3.0,
         dqn_spec(prioritized=True), {"Tianshou": (TIANSHOU, TianshouDDQN, "optimizer")}, 1_500, 3_000,
         note="SLM-Lab can't be installed beside ours: absent; 311 frames/s of it were measured once, elsewhere",
-        missed="As dqn, with a second forward pass and 63 µs for drawing by priority and setting new ones",
+        missed="A frame takes 750 µs: as dqn, and 50 more for targets by two nets, 90 to draw by priority, to set new "
+        "ones and to bring in a new row. The target is SLM-Lab's factor, measured on another machine",
     ),
     training(
         "sac", "SAC, Pendulum-v1: batch 256, an update a frame, 256x256 relu", 1.4,
@@ -440,6 +441,9 @@ WORKLOADS = [
         "full_run", "ppo_cartpole as it comes, a command of four sessions, with graphs, pictures and the report at its "
         "end; beside it four bare loops", "s",
         {"ours": Side(whole_run), "bare loop": Side(bare_run)}, ratio=0.95, less=True,
+        missed="The sessions lose 1 % (full_session). Some 8 s at the end are for 20 graphs, however long the run: 1.5 "
+        "until the engine that draws pictures has started, 0.1 a picture, 0.45 one of many panels; plotly and the page "
+        "the rest",
     ),
     Workload(
         "worlds", "PPO, 64x64, 4 epochs, 2,048 rows an update", "frames/s",
