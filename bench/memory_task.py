@@ -294,7 +294,7 @@ HEAD = ("agent", "delay", "mode", "mean", "std", "solved/seeds", "frames to .95"
 
 def _cells(row: Any) -> list[str]:
     """A row of the summary, rounded."""
-    numbers = [f"{row.mean:.2f}", f"{row.std:.2f}", f"{row.solved}/{row.seeds}"]
+    numbers = [f"{row.mean:z.2f}", f"{row.std:.2f}", f"{row.solved}/{row.seeds}"]
     numbers += ["–" if math.isinf(row.frames_to_95) else f"{row.frames_to_95:,.0f}"]
     return [row.agent, str(row.delay), row.mode, *numbers, f"{row.fps:,.0f}", f"{row.seconds:.1f}"]
 
