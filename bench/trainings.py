@@ -393,7 +393,7 @@ WORKLOADS = [
     training(
         "dqn", "DQN, CartPole-v1: batch 32, an update a frame, 64x64 relu", 1.8,
         dqn_spec(), {"SB3": (SB3, dqn_sb3, POLICY)}, 1_500, 5_000,
-        missed="A frame takes 550 µs on a quiet machine: acting 84, the world 43, storing and drawing 37, the update "
+        missed="A frame takes 550 µs: acting 84, the world 43, storing and drawing 37, the update "
         "361 (targets 77, forward 41, errors and their mean 68, backward 87, clip and Adam 44, calls between). "
         "Forward and backward by hand would save some 70 µs, but be a second path for one kind of net; other places "
         "give 2 to 12 µs each, a tenth in all; the rest are torch's own kernels, which the peer has too",
@@ -441,7 +441,7 @@ WORKLOADS = [
         "full_run", "ppo_cartpole as it comes, a command of four sessions, with graphs, pictures and the report at its "
         "end; beside it four bare loops", "s",
         {"ours": Side(whole_run), "bare loop": Side(bare_run)}, ratio=0.95, less=True,
-        missed="The sessions lose 1 % (full_session). Some 8 s at the end are for 20 graphs, however long the run: 1.5 "
+        missed="The sessions lose 1 % (full_session). Some 9 s at the end are for 20 graphs, however long the run: 1.5 "
         "until the engine that draws pictures has started, 0.1 a picture, 0.45 one of many panels; plotly and the page "
         "the rest",
     ),
