@@ -247,14 +247,14 @@ def uniform(batch: int, count: int, ratio: float, missed: str = "") -> Workload:
     return Workload(f"replay_{batch}", what, "batches/s", sides, ratio, missed=missed)
 
 
-def prioritized(batch: int, count: int, ratio: float) -> Workload:
+def prioritized(batch: int, count: int, ratio: float, missed: str = "") -> Workload:
     what = f"prioritized replay of 1e6 rows of float32[4]: batches of {batch} as tensors, then their new priorities"
     sides = {
         "ours": Side(partial(draw_and_judge, OURS_PER, batch, count)),
         "cpprb": Side(partial(draw_and_judge, CPPRB_PER, batch, count), "cpprb"),
         "Tianshou": Side(partial(draw_and_judge, Tianshou, batch, count), "tianshou"),
     }
-    return Workload(f"per_{batch}", what, "cycles/s", sides, ratio)
+    return Workload(f"per_{batch}", what, "cycles/s", sides, ratio, missed=missed)
 
 
 def growth(name: str, what: str, count: int, space: spaces.Box, worlds: int, most: float) -> Workload:
