@@ -139,7 +139,7 @@ def test_the_examples_of_how_to_add_a_part_train(tmp_path: Path) -> None:
     specs = []
     for section in sections:
         ((name, keys),) = section.items()
-        raw = raw_spec(env__max_frame=400, **{f"agent__{name}" if name != "env" else "env": keys})
+        raw = raw_spec(**{f"agent__{name}" if name != "env" else "env": keys})
         raw["env"] |= {"num_envs": 4, "max_frame": 400}
         if keys["name"] == "FreshReplay":
             raw["agent"]["algorithm"] = ALGORITHMS["DQN"] | {"training_start_step": 64}

@@ -179,7 +179,7 @@ class _Pool:
 
     def _tell_to_stop(self) -> None:
         for index, process in self.running.values():
-            process.terminate()  # one that has just ended by itself is nothing to tell, and no error: not so os.kill
+            process.terminate()  # passes over one that has just ended by itself, where os.kill would raise
             if self.last[index].status in ("waiting", "running"):
                 self._note(replace(self.last[index], status="stopping"))
 

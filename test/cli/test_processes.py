@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import alive
 from small_specs import ROOT, raw_spec
 from typed import SHORT, Lab, assert_refused, save, the_run
 
@@ -104,9 +105,9 @@ def test_ctrl_c_stops_all_sessions_cleanly_and_kill_9_leaves_none_behind(lab: La
     process.kill()
     process.communicate()
     until = time.monotonic() + 10
-    while any(_alive(pid) for pid in sessions) and time.monotonic() < until:
+    while any(alive(pid) for pid in sessions) and time.monotonic() < until:
         time.sleep(0.02)
-    assert not any(_alive(pid) for pid in sessions)
+    assert not any(alive(pid) for pid in sessions)
 
 
 def test_a_session_that_ends_just_when_it_is_told_to_stop_is_no_error(lab: Lab) -> None:
@@ -123,13 +124,6 @@ def test_a_session_that_ends_just_when_it_is_told_to_stop_is_no_error(lab: Lab) 
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert out.count(": stopped") == 2
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_session_that_raises_is_reported_and_the_other_finishes(lab: Lab) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import NAME, log_rows
+from processes import alive
 
 from slm_lab.experiment import plot
 from slm_lab.experiment.analysis import load_run
@@ -228,8 +229,7 @@ def test_pictures_end_with_the_run_that_waits_for_them(tmp_path: Path) -> None:
     until(lambda: pids.exists() and pids.read_text().endswith("\n"))
     process.terminate()
     process.wait()
-    alive = [Path(f"/proc/{pid}") for pid in pids.read_text().split()]
-    until(lambda: not any(ran(path) for path in alive))
+    until(lambda: not any(alive(int(pid)) for pid in pids.read_text().split()))
 
 
 def until(holds: Callable[[], bool], seconds: float = 30) -> None:
@@ -237,14 +237,6 @@ def until(holds: Callable[[], bool], seconds: float = 30) -> None:
     while not holds():
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.05)
-
-
-def ran(process: Path) -> bool:
-    """Whether a process goes on: one that nobody has waited for is a zombie."""
-    try:
-        return ") Z" not in (process / "stat").read_text()
-    except OSError:
-        return False
 
 
 def test_drawing_needs_no_torch():
