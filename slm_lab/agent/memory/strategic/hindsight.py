@@ -58,10 +58,10 @@ class Hindsight(Auxiliary):
       learned by heart, is of none. As far as the gate below is shut, what may come to be of use is told too (*promise*,
       see `_promise`): in a long episode nothing is looked at enough to be of use.
     - *prior*: cross-entropy from the critic's attention times exp(ρ) to itself: of what it looks at, it is led to what
-      retention prefers, which else it would as soon leave. As far as the batch surprises and the gate (both below) is
-      shut, attention that is even over all entries is added first: to what isn't looked at it could not be led. The
-      loss counts as far as retention prefers any: by how far softmax(ρ) is from even, in nats, at most 1. Where all
-      steps are worth the same, ρ is noise.
+      retention prefers, which else it would as soon leave. As far as attention lies on what is worth less than the
+      best, attention that is even over all entries is added first (all of it before the critic has once explained a
+      quarter of the variance): to what isn't looked at it could not be led. The loss counts as far as retention prefers
+      any: by how far softmax(ρ) is from even, in nats, at most 1. Where all steps are worth the same, ρ is noise.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       *gate*: the explained variance of the critic (0 to 1) on episodes that it has not learned from yet, times how far
@@ -211,11 +211,14 @@ class Hindsight(Auxiliary):
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
         if spec.prior_coef:
             # ρ is a part of the logits too: once more, or the best that q·k could do would be to say nothing
-            unseen = (1 - self.gate) * notes["weight"][..., None] * _evenly(valid)  # [B, M, N]
-            looked = torch.softmax(logits.detach(), dim=-1) + unseen.unsqueeze(2)
-            prior = torch.softmax(looked.log() + data["worth"].detach()[:, None, None], dim=-1)
+            looked = torch.softmax(logits.detach(), dim=-1)  # [B, M, H, N]
+            worth = data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf)  # [B, M, N]
+            liked = (worth - worth.amax(dim=-1, keepdim=True)).exp().unsqueeze(2)  # 1: what retention prefers to all
+            found = (looked * liked).sum(dim=-1, keepdim=True).clamp(max=1.0)  # [B, M, H, 1]
+            unseen = (1 - min(1.0, self.explains / SURE) * found) * _evenly(valid).unsqueeze(2)
+            prior = torch.softmax((looked + unseen).log() + worth.unsqueeze(2), dim=-1)
             loss = _cross_entropy(prior, logits, valid[:, :, None]).mean(dim=2)  # [B, M]
-            terms["prior_loss"] = spec.prior_coef * _preference(data["worth"].detach()[:, None], valid) * loss
+            terms["prior_loss"] = spec.prior_coef * _preference(worth, valid) * loss
         if spec.usefulness_coef:
             coef = spec.usefulness_coef * notes["weight"]  # [B, 1]
             target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
