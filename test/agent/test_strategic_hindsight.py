@@ -273,7 +273,7 @@ def test_noise_keeps_the_gate_shut_and_a_cause_opens_it() -> None:
         agent = build(awake=False, horizon=1000, actor_coef=0.0)
         worlds, carry = Worlds(OBS_SPACES["vector"], E), agent.initial(E)
         step, rows = worlds.reset(), []
-        for _ in range(130):
+        for _ in range(200):
             act = agent.act(step, carry)
             following = worlds.step(act.action)
             if caused:
