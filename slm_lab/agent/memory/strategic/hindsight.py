@@ -59,9 +59,10 @@ class Hindsight(Auxiliary):
       see `_promise`): in a long episode nothing is looked at enough to be of use.
     - *prior*: cross-entropy from the critic's attention times exp(ρ) to itself: of what it looks at, it is led to what
       retention prefers, which else it would as soon leave. As far as attention lies on what is worth less than the
-      best, attention that is even over all entries is added first (all of it before the critic has once explained a
-      quarter of the variance): to what isn't looked at it could not be led. The loss counts as far as retention prefers
-      any: by how far softmax(ρ) is from even, in nats, at most 1. Where all steps are worth the same, ρ is noise.
+      best, attention that is even over all entries is added first: to what isn't looked at it could not be led. The
+      loss counts as far as retention prefers any: by how far softmax(ρ) is from even, in nats, at most 1 (where all
+      steps are worth the same, ρ is noise). As far as it prefers none and the critic has never explained a quarter of
+      the variance, attention is held even: noise can be learned by heart by any entry, and it came to rest on a few.
     - *decay*: the same for each step alone, to `softmax_i (ρ_i − λ_i·min(age, 2K))`, with ρ held still.
     - *gated mean-actor-critic*: `−Σ_a π(a) [Q(a) − Σ_b π(b) Q(b)]`, π as the policy sees it by its slots, times the
       *gate*: the explained variance of the critic (0 to 1) on episodes that it has not learned from yet, times how far
@@ -152,8 +153,12 @@ class Hindsight(Auxiliary):
         explained = max(0.0, explained)
         if steps >= ENOUGH:
             self.explains = max(self.explains, explained)
-        sure = min(1.0, self.explains / SURE)
+        sure = self._sure()
         return 1 - sure + sure * min(1.0, explained / max(self.explains, 1e-8))
+
+    def _sure(self) -> float:
+        """How surely, 0 to 1, the critic has ever explained anything."""
+        return min(1.0, self.explains / SURE)
 
     def _count(self, error: Tensor, mask: Tensor) -> int:
         """How many steps of an episode are surprising: their participation ratio `(Σδ²)² / Σδ⁴`, mean of episodes."""
@@ -211,14 +216,15 @@ class Hindsight(Auxiliary):
         terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
         if spec.prior_coef:
             # ρ is a part of the logits too: once more, or the best that q·k could do would be to say nothing
-            looked = torch.softmax(logits.detach(), dim=-1)  # [B, M, H, N]
-            worth = data["worth"].detach()[:, None].masked_fill(~valid, -torch.inf)  # [B, M, N]
-            liked = (worth - worth.amax(dim=-1, keepdim=True)).exp().unsqueeze(2)  # 1: what retention prefers to all
-            found = (looked * liked).sum(dim=-1, keepdim=True).clamp(max=1.0)  # [B, M, H, 1]
-            unseen = (1 - min(1.0, self.explains / SURE) * found) * _evenly(valid).unsqueeze(2)
-            prior = torch.softmax((looked + unseen).log() + worth.unsqueeze(2), dim=-1)
-            loss = _cross_entropy(prior, logits, valid[:, :, None]).mean(dim=2)  # [B, M]
-            terms["prior_loss"] = spec.prior_coef * _preference(worth, valid) * loss
+            looked, even = torch.softmax(logits.detach(), dim=-1), _evenly(valid).unsqueeze(2)  # [B, M, H or 1, N]
+            worth = data["worth"].detach()[:, None, None].masked_fill(~valid.unsqueeze(2), -torch.inf)
+            liked = (worth - worth.amax(dim=-1, keepdim=True)).exp()  # 1: what retention prefers to all
+            missed = 1 - (looked * liked).sum(dim=-1, keepdim=True).clamp(max=1.0)  # [B, M, H, 1]
+            led = torch.softmax((looked + missed * even).log() + worth, dim=-1)
+            known = _preference(worth, valid.unsqueeze(2)).unsqueeze(-1)  # [B, M, 1, 1]
+            prior = known * led + (1 - known) * (1 - self._sure()) * even
+            loss = _cross_entropy(prior, logits, valid.unsqueeze(2))  # [B, M, H]
+            terms["prior_loss"] = spec.prior_coef * loss.mean(dim=2)
         if spec.usefulness_coef:
             coef = spec.usefulness_coef * notes["weight"]  # [B, 1]
             target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
