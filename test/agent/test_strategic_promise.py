@@ -7,7 +7,8 @@ import torch
 from test_strategic import batches, build, core_of, hindsight_of
 from torch.nn import functional as F
 
-from slm_lab.agent.memory.strategic.hindsight import CHANCE, LONGEST, RATE, promising
+from slm_lab.agent.memory.strategic.hindsight import LONGEST
+from slm_lab.agent.memory.strategic.usefulness import CHANCE, RATE, promising
 from slm_lab.lib.tree import map_batch
 
 

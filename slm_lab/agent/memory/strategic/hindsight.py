@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from slm_lab.agent.auxiliary.base import Auxiliary, AuxiliaryContext
 from slm_lab.agent.memory.strategic.core import Entries, StrategicCore
+from slm_lab.agent.memory.strategic.usefulness import RATE, promising, use_of
 from slm_lab.agent.net.core.base import take
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.encode import vector, vector_size
@@ -26,8 +27,6 @@ NAME = "hindsight"
 PAST_BYTES = 2**24  # most of a batch that is kept for replay
 DRAWS = 4  # of actions that can't be counted, for their mean
 EVEN = 0.1  # of what teaches retention, evenly to all entries: without any that is of use they are worth the same
-RATE = 0.25  # by which a batch's promise and square error enter the means of the batches before
-CHANCE = 2 * (2 * RATE / (2 - RATE)) ** 0.5  # two deviations of that mean where nothing is promised, in E|G|²/n
 APART = 0.25  # nats from even at which ρ tells entries apart well enough to swap those that are worth the same
 SURE = 0.25  # explained variance from which on a critic has shown that it can explain
 ENOUGH = 100  # steps of which that isn't luck; of two episodes' a critic of noise explained 0.3 once in 33 batches
@@ -270,7 +269,7 @@ class Hindsight(Auxiliary):
         others = core.match_all(placed, now).masked_fill(~there.unsqueeze(2), -torch.inf)
         slope = slope[..., -data["value"][0, 0].numel() :].view(*judged.shape, *data["value"].shape[2:])  # [B, M, H, d]
         judged = judged.detach()
-        use = _use(notes["error"] - judged, slope, read, (logits, data["value"]), (others, other["value"]))
+        use = use_of(notes["error"] - judged, slope, read, (logits, data["value"]), (others, other["value"]))
         return judged, use
 
     def _credit(self, notes: Tree, missed: Tensor, entries: Entries) -> Tensor:
@@ -377,52 +376,6 @@ def _seen(at: Tensor, entries: Entries) -> Tensor:
     place = torch.arange(count.shape[1], device=at.device) - entries.before
     real = (count >= 0)[:, None]
     return real & (place <= at[..., None])
-
-
-def _use(
-    missed: Tensor, slope: Tensor, read: Tensor, own: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
-) -> Tensor:
-    """By how much `missed²` [B, M] would grow without each entry [B, M, N]; less than 0 if it misleads.
-
-    Permutation importance (Breiman 2001; Fisher, Rudin & Dominici 2019, arXiv 1801.01489): what another episode has in
-    its place is put there. Errors have a mean square of about 1, so a cue that tells all is of a use of 1 or 2, and
-    as long as the critic explains nothing, nothing is of much use. `missed` is the error less Q, slope [B, M, H, d]
-    ∂Q/∂m, read [B, M, F + H·d] h and the memory m; own and other are logits [B, M, H, N] and values [B, N, H, d].
-    Attention is exact, the critic to first order: Q would move by `∂Q/∂m · (a'(v' − m) − a(v − m)) / (1 − a + a')`.
-    """
-    (logits, value), (logits2, value2) = ((x.detach(), v.detach()) for x, v in (own, other))
-    memory = read.detach()[..., -slope[0, 0].numel() :].view_as(slope)
-    weight = torch.softmax(logits, dim=-1)
-    weight2 = (logits2 - logits.logsumexp(dim=-1, keepdim=True)).clamp(max=20).exp()
-    at_rest = (slope * memory).sum(dim=-1, keepdim=True)
-    told, told2 = (torch.einsum("bmhd,bnhd->bmhn", slope, v) - at_rest for v in (value, value2))
-    moved = ((weight2 * told2 - weight * told) / (1 - weight + weight2).clamp(min=1e-3)).sum(dim=2)  # [B, M, N]
-    return moved.square() - 2 * missed[..., None] * moved
-
-
-def promising(credit: Tensor, value: Tensor, there: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
-    """`|E G|²`, G = (credit − its mean) ⊗ (value − its mean), less what chance comes to; [S], of steps [S] with two.
-
-    In units of the mean |G|² of all steps. The square of a mean is the mean product of two episodes' G; where G is
-    chance that is 0 on average (but for 1/n², as the means are those of the same episodes), with a deviation of
-    `√2 E|G|²/n` at most: `CHANCE` is taken off, so that few of many steps promise what isn't there.
-    credit [B, N, A], value [B, N, D], there and step [B, N].
-    """
-    credit, value, step = credit[there], value[there], step[there]  # [R, ...] of rows
-    steps, at = torch.unique(step, return_inverse=True)
-
-    def summed(x: Tensor) -> Tensor:
-        """x [R, ...] to its sum over each step [S, ...]."""
-        return x.new_zeros(len(steps), *x.shape[1:]).index_add(0, at, x)
-
-    n = summed(torch.ones_like(value[:, 0]))
-    credit, value = (x - (summed(x) / n[:, None])[at] for x in (credit, value))
-    square = summed(credit.square().sum(dim=1) * value.square().sum(dim=1))
-    total = torch.zeros_like(n)
-    for c in credit.T:  # one action at a time: [R, A, D] may be large
-        total += summed(c[:, None] * value).square().sum(dim=1)
-    found = (total - (1 + CHANCE) * square) / (n * (n - 1)) / (square.sum() / n.sum()).clamp(min=1e-12)
-    return found[n > 1], steps[n > 1]
 
 
 def _evenly(among: Tensor) -> Tensor:

@@ -76,7 +76,9 @@ class StrategicMemory(OnPolicyReplay):
             0.3, ge=0, description="weight, beside use, of what may come to be of use, as far as the gate is shut"
         )
         prior_coef: float = Field(
-            0.3, ge=0, description="weight of what leads hindsight to the entries that retention prefers"
+            0.3,
+            ge=0,
+            description="weight of what leads attention to what retention prefers, and keeps it even at first",
         )
         actor_coef: float = Field(1.0, ge=0, description="weight of the gated mean-actor-critic term")
 
