@@ -101,9 +101,10 @@ class Session:
             self.eval_env = make_env(spec.env, num_envs=min(spec.env.num_envs, spec.meta.rigorous_eval), gamma=gamma)
         self.best = (False, -math.inf)  # is it a mean over enough episodes, and the mean
         self.best_state: Tree | None = None  # the agent it was measured of, until the next checkpoint
-        every = {name: getattr(spec.meta, f"{name}_frequency") for name in ("log", "eval", "checkpoint")}
-        self.every: dict[str, int] = every  # frames between
-        self.due = dict(every)  # frame at which the next one is owed
+        what = ("log", "eval", "checkpoint") if self.eval_env is not None else ("log", "checkpoint")
+        self.every: dict[str, int] = {name: getattr(spec.meta, f"{name}_frequency") for name in what}  # frames between
+        self.due = dict(self.every)  # frame at which the next one is owed
+        self.soonest = 0  # frame before which nothing is
         self.stop = False
         self.first_weights = {name: p.detach().clone() for name, p in self.agent.named_parameters()} if check else None
         if check:
@@ -177,12 +178,15 @@ class Session:
             self.tracker.update(self.step, self._learner().study(self.env.num_envs))  # a step in which nothing happens
         else:
             self._play()
+        if self.frame < self.soonest:
+            return
         if self._is_due("log"):
             self._log()
         if self.eval_env is not None and self._is_due("eval"):
             self._evaluate()
         if self._is_due("checkpoint"):
             self._save()
+        self.soonest = min(self.due.values())
 
     def _play(self) -> None:
         act, next_step = self.source.play(self.step, self.carry)
