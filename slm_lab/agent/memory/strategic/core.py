@@ -24,8 +24,7 @@ CLOCK = len(DECAYS) + WAVES.shape[1]
 FADED = -40.0  # exponents stop here: e^-40 comes to nothing, and far less, times a gradient, is slow to multiply
 SPAN = 2048  # steps, a multiple of 32, after which exponentials have faded and only waves go on
 AGE, EVENT_AGE = CLOCK + 1, 2 * len(DECAYS) + 1
-EVENT = 3.0  # by how much sharper than retention the clock of events tells entries apart
-NEAR = 0.5  # nats: what is worth so little less than the best that is held is an event as whole as that
+EVENT = 2.0  # by how much sharper than retention the clock of events tells entries apart
 NO_EVENT = 0.01  # what ticks less is no event: ten thousand of it must come to nothing
 LOW = -1e3  # below any ρ
 ASKED = ("h", "query")  # of an entry, while it is the newest: what it asks with; slots don't hold them
@@ -229,15 +228,13 @@ class StrategicCore(Core):
     def _events(self, worth: Tensor, best: Tensor, time: Tensor) -> Tensor:
         """Events so far [B, T] of entries worth ρ [B, T], where ρ `best` [B, T] was held and `time` [B] had passed.
 
-        A clock that ticks as much as a step is worth keeping beside the best that is held,
-        `min(1, exp(3 (ρ − max ρ + 0.5))) − 0.01` or nothing. Many that are worth little should come to nothing, however
-        long the episode; the second of three is to be told from the third, though none is worth quite the same. Beside
-        the best so far, held or not, it would be one more thing that is remembered, by no slot.
+        A clock that ticks as much as a step is worth keeping beside the best that is held, `exp(2 (ρ − max ρ)) − 0.01`
+        or nothing: many that are worth little should come to nothing, however long the episode. Beside the best so far,
+        held or not, it would be one more thing that is remembered, by no slot.
         """
         if "time" not in self.clocks:
             return torch.zeros_like(worth)
-        beside = worth - torch.maximum(worth, best).detach()
-        tick = (torch.exp(EVENT * (beside + NEAR)).clamp(max=1) - NO_EVENT).clamp(min=0)
+        tick = (torch.exp(EVENT * (worth - torch.maximum(worth, best).detach())) - NO_EVENT).clamp(min=0)
         events = time[:, None] + tick.cumsum(dim=1)
         return torch.lerp(events.detach(), events, self.taught)
 
