@@ -203,8 +203,11 @@ class Session:
         """True once for each multiple of its frequency that the frames have reached (several envs may step over it)."""
         if self.frame < self.due[what]:
             return False
-        self.due[what] = (self.frame // self.every[what] + 1) * self.every[what]
+        self.due[what] = self._next(what)
         return True
+
+    def _next(self, what: str) -> int:
+        return (self.frame // self.every[what] + 1) * self.every[what]
 
     def _log(self) -> None:
         row = self.tracker.log(self.frame, self.agent.opt_step, self._wall_t())
@@ -364,7 +367,9 @@ class Session:
         """Go on from a checkpoint. Where the env could not be saved, from new episodes, and says so."""
         self.agent.load_state_dict(state["agent"])
         self.tracker.load_state_dict(state["tracker"])
-        self.eval_rows, self.best, self.due = unpacked(state["eval_rows"]), state["best"], state["due"]
+        self.eval_rows, self.best = unpacked(state["eval_rows"]), state["best"]
+        for what in self.every:  # evaluation may have been turned on since, or off
+            self.due[what] = state["due"].get(what, self._next(what))
         self.step, self.carry = Step(**state["step"]), to_torch(state["carry"], self.agent.device)
         if state["env"] is not None:
             self.env.load_state_dict(state["env"])

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from slm_lab.agent.memory.base import MemoryContext
-from slm_lab.agent.memory.strategic.core import StrategicCore, clock_features
+from slm_lab.agent.memory.strategic.core import DECAYS, StrategicCore, clock_features
 from slm_lab.agent.memory.strategic.memory import StrategicMemory
 from slm_lab.agent.memory.strategic.retention import Retention
 from slm_lab.agent.net.core.base import CoreOut
@@ -273,7 +273,11 @@ def test_many_entries_that_are_worth_little_are_few_events() -> None:
 
 def test_each_number_of_events_up_to_three_can_be_asked_for() -> None:
     """Each by weights of a moderate size: attention on the second of three was 0.64 where the others had 0.9."""
-    told = build()._told("time", torch.tensor([[[1.0, 2.0, 3.0]]]))[0, 0].T  # [3, EVENT_AGE]
+    core, ages = build(), torch.linspace(0, 64, 641)
+    peaks = core._told("time", ages[None, None])[0, 0, len(DECAYS) : -1]  # [3, 641]
+    torch.testing.assert_close(ages[peaks.argmax(dim=1)], torch.tensor(DECAYS))
+    torch.testing.assert_close(peaks.amax(dim=1), torch.ones(len(DECAYS)))
+    told = core._told("time", torch.tensor([[[1.0, 2.0, 3.0]]]))[0, 0].T  # [3, EVENT_AGE]
     weights = torch.linalg.lstsq(told, torch.eye(3), driver="gelsd").solution  # [EVENT_AGE, 3] the smallest that do
     assert float(weights.norm(dim=0).max()) < 10  # without the peaks 15
 

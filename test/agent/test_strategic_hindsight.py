@@ -65,7 +65,7 @@ def test_hindsight_sees_no_other_episode(persist: bool) -> None:
         hindsight_of(agent).rng.manual_seed(0)
         found.append(hindsight_of(agent).losses(batch, out, agent.algorithm.net).terms)
         assert (out.inner["shared"].before > 0) == persist
-    for name in ("hindsight_loss", "usefulness_loss", "decay_loss"):
+    for name in ("hindsight_loss", "usefulness_loss", "decay_loss", "prior_loss"):
         assert torch.equal(found[0][name], found[1][name]) != persist, name
 
 

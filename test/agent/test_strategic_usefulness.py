@@ -18,16 +18,16 @@ from slm_lab.agent.memory.strategic.usefulness import RATE, use_of
 
 def toy(
     agent: Agent, use: Tensor, promise: Tensor | None = None, weight: float = 1.0, logits: Tensor | None = None,
-    **data: Tensor,
+    at: int = -1, **data: Tensor,
 ) -> Any:  # fmt: skip
     """What hindsight teaches of one window, use [M, N], promise [N] and attention's logits [N] given; each query is at
-    the last step."""
+    the last step, or at `at`."""
     hindsight, (M, N) = hindsight_of(agent), use.shape
     seen = torch.zeros(1, M, int(hindsight.critic[0].in_features), requires_grad=True)  # type: ignore[arg-type]
     match = torch.zeros(1, M, 1, N) if logits is None else logits.expand(1, M, 1, N)
     core: Any = SimpleNamespace(match_all=lambda *_: match, recall_all=lambda *_: seen, slots=N)
     nothing = torch.zeros(1, M)
-    notes = {"at": torch.full((1, M), N - 1), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
+    notes = {"at": torch.full((1, M), at % N), "mask": torch.ones(1, M, dtype=torch.bool), "action": nothing,
              "error": nothing, "policy": torch.full((1, M, 3), 1 / 3), "use": use[None], "weight": torch.full((1, 1), weight),
              "promise": torch.zeros(1, N) if promise is None else promise[None]}  # fmt: skip
     data |= {name: torch.zeros(1, N, 1, 1) for name in ("key", "value")}
@@ -175,6 +175,17 @@ def test_attention_is_led_to_what_retention_prefers_though_none_lies_on_it() -> 
     loss = toy(build(swap=0.0, awake=False), torch.zeros(1, 4), logits=logits, worth=worth)["prior_loss"].sum()
     (slope,) = torch.autograd.grad(loss, logits)
     assert bool(slope[0] < -1e-3) and bool(slope[3] > 1e-3)
+
+
+def test_attention_is_not_led_away_by_what_is_yet_to_come() -> None:
+    """What is worth most comes after the question: of what there was, attention lies on the best."""
+    agent = build(swap=0.0, awake=False)
+    hindsight_of(agent).explains = 1.0
+    logits = torch.tensor([9.0, -30.0, -30.0, 0.0], requires_grad=True)
+    worth = torch.tensor([[5.0, 0.0, 0.0, 20.0]])
+    loss = toy(agent, torch.zeros(1, 4), logits=logits, worth=worth, at=2)["prior_loss"].sum()
+    (slope,) = torch.autograd.grad(loss, logits)
+    assert float(slope.abs().max()) < 1e-3
 
 
 def test_attention_on_one_of_two_that_retention_prefers_alike_is_not_led_to_the_other() -> None:

@@ -295,6 +295,38 @@ def test_log_rows_come_at_their_frequency_whatever_the_envs(tmp_path: Path) -> N
         np.testing.assert_array_equal(frames // 250, np.arange(1, 9))
 
 
+@pytest.mark.parametrize("was", [0, 2], ids=["evaluation turned on", "evaluation turned off"])
+def test_each_thing_comes_at_its_own_frequency_also_when_evaluation_is_switched_at_resume(
+    tmp_path: Path, was: int
+) -> None:
+    every = {"log": 250, "eval": 300, "checkpoint": 170}
+    keys = {f"meta__{name}_frequency": frames for name, frames in every.items()}
+    spec = make_spec(env__num_envs=1, meta__rigorous_eval=was, **keys)
+    run, seen = start(tmp_path, spec), dict[str, list[int]]()
+    for half, evaluates in ((1000, was), (2000, 2 - was)):
+        part = make_spec(env__num_envs=1, meta__rigorous_eval=evaluates, env__max_frame=half, **keys)
+        session = Session(part, run, 0, lambda progress: None)
+        for name, does in (("log", "_log"), ("eval", "_evaluate"), ("checkpoint", "_save")):
+            note_frames(session, does, seen.setdefault(name, []))
+        session.begin()
+        while session.play_for(1.0, until=half):
+            pass
+        session._save()
+    assert seen["log"] == list(range(250, 2001, 250))
+    assert seen["eval"] == (list(range(300, 1000, 300)) if was else list(range(1200, 2001, 300)))
+    assert seen["checkpoint"] == sorted([*range(170, 1001, 170), 1000, *range(1020, 2001, 170), 2000])
+
+
+def note_frames(session: Session, does: str, seen: list[int]) -> None:
+    done = getattr(session, does)
+
+    def noted() -> None:
+        seen.append(session.frame)
+        done()
+
+    setattr(session, does, noted)
+
+
 def test_tracker_counts_raw_returns_per_env() -> None:
     tracker = Tracker(2)
     no = np.zeros(2, bool)

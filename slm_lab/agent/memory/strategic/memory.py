@@ -176,8 +176,8 @@ class StrategicMemory(OnPolicyReplay):
             few = plural(episodes, "episode")
             found.append(
                 f"agent.memory.queries {keys.queries}: where few steps surprise, {few} an update may have fewer than "
-                f"{ENOUGH} of them, too few to tell what hindsight explains from chance: it may teach retention noise. "
-                "Use a larger training_frequency (PPO: time_horizon), or more queries"
+                f"{ENOUGH} of them, too few to tell what hindsight explains from chance: it may teach retention noise, "
+                "and holds attention even. Use a larger training_frequency (PPO: time_horizon), or more queries"
             )
         if by_step and episodes == 1:
             found.append(
