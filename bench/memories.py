@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from bench.turn import Sample, Side, Workload, cpu_rate
+from bench.workload import Sample, Side, Workload, cpu_rate
 from slm_lab.agent.memory.base import Memory, MemoryContext, Tensors
 from slm_lab.env.base import Stack, World
 from slm_lab.lib.types import Row

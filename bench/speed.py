@@ -27,7 +27,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.commit import commit
-from bench.turn import Workload, workloads
+from bench.turn import workloads
+from bench.workload import Workload
 from slm_lab.experiment.display import say
 from slm_lab.experiment.figure import INK, PALETTE, new_figure
 from slm_lab.experiment.png import write_pngs

@@ -23,7 +23,7 @@ import numpy as np
 import slm_lab.env.tasks  # noqa: F401  registers our tasks with Gymnasium
 from bench.peers import NOTEBOOK
 from bench.race import LabLearner
-from bench.turn import Sample, Side, Workload
+from bench.workload import Sample, Side, Workload
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.load import apply_overrides, load_file, pick
 from slm_lab.spec.validate import resolve

@@ -13,7 +13,8 @@ import pytest
 
 from bench import memories, profile, speed, trainings
 from bench.speed import Found, main, page
-from bench.turn import Sample, Side, Workload, workloads
+from bench.turn import workloads
+from bench.workload import Sample, Side, Workload
 
 NONE = Side(lambda share: Sample(1.0))
 RACE = Workload("race", "a race", "frames/s", {"ours": NONE, "slow": NONE, "fast": NONE}, ratio=2.0)
