@@ -389,8 +389,8 @@ WORKLOADS = [
         "ppo", "PPO, CartPole-v1: 4 worlds, horizon 256, minibatch 128, 15 epochs, 64x64 tanh each", 2.5,
         ppo_spec(), {"SB3": (SB3, ppo_sb3, POLICY)}, 2_048, 49_152,
         note="Advantages are standardised once a batch by ours, once a minibatch by SB3",
-        missed="It was 2.53 (4,700 for 1,970 frames/s) on the machine of 26 November. Our code of then takes as long here "
-        "as today's; the peer gains more by this machine. Why wasn't looked into",
+        missed="It was 2.53 (4,700 for 1,970 frames/s) on the machine of 26 November. Our code of then takes as long "
+        "here as today's; the peer gains more by this machine. Why wasn't looked into",
     ),
     training(
         "dqn", "DQN, CartPole-v1: batch 32, an update a frame, 64x64 relu", 1.8,
@@ -410,13 +410,13 @@ WORKLOADS = [
     training(
         "sac", "SAC, Pendulum-v1: batch 256, an update a frame, 256x256 relu", 1.4,
         sac_spec(), {"SB3": (SB3, sac_sb3, "critic.optimizer")}, 1_200, 500, "updates",
-        missed="It was 1.54 (118 for 77 updates/s) on the machine of 26 November, and our code of then takes as long here",
+        missed="It was 1.54 (118 for 77 updates/s) on the machine of 26 November; our code of then takes as long here",
     ),
     training(
         "lstm_ppo", "recurrent PPO, MemoryTask 16: 32 worlds, LSTM 256 and 64x64 for actor and critic each", 4.0,
         recurrent_spec(shared=False), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=False), POLICY)}, 1_024, 4_096,
         note="The peer steps 32 worlds one by one, ours are one vector: about 1 % of the peer's time",
-        missed="It was 5.59 (1,270 for 230 frames/s) on the machine of 26 November, and our code of then takes as long here",
+        missed="It was 5.59 (1,270 for 230 frames/s) on the machine of 26 November; our code of then takes as long here",
     ),
     training(
         "lstm_ppo_shared", "the same with one LSTM for both", 4.0,
