@@ -416,7 +416,7 @@ WORKLOADS = [
         "lstm_ppo", "recurrent PPO, MemoryTask 16: 32 worlds, LSTM 256 and 64x64 for actor and critic each", 4.0,
         recurrent_spec(shared=False), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=False), POLICY)}, 1_024, 4_096,
         note="The peer steps 32 worlds one by one, ours are one vector: about 1 % of the peer's time",
-        missed="It was 5.59 (1,270 for 230 frames/s) on the machine of 26 November; our code of then takes as long here",
+        missed="It was 5.59 (1,270 for 230 frames/s) on the machine of 26 November; our code of then is as slow here",
     ),
     training(
         "lstm_ppo_shared", "the same with one LSTM for both", 4.0,
