@@ -18,6 +18,7 @@ from slm_lab.lib.types import Tree
 DECAYS = (1.0, 4.0, 16.0)  # steps, of a clock's exponentials
 PERIODS = (4, 8, 16, 32)  # steps, of its waves
 RATES = -1 / torch.tensor(DECAYS)
+PEAKS = -math.e * RATES  # times an age and its exponentials: at most 1, where the age is that of the decay
 ANGLES = 2 * math.pi * torch.arange(max(PERIODS))[:, None] / torch.tensor(PERIODS)
 WAVES = torch.cat([torch.sin(ANGLES), torch.cos(ANGLES)], dim=1)  # [32, 8] by t % 32, as exact after a million steps
 CLOCK = len(DECAYS) + WAVES.shape[1]
@@ -338,7 +339,7 @@ class StrategicCore(Core):
         if clock == "count":
             return F.embedding(row_of(age, self.span), self.ages).transpose(2, 3)
         faded, events = decays(age), age.unsqueeze(2)
-        peaked = faded * events * (-math.e * RATES.to(age.device))[:, None]
+        peaked = faded * events * PEAKS.to(age.device)[:, None]
         return torch.cat([faded, peaked, events.clamp(max=2 * self.slots)], dim=2)
 
 
