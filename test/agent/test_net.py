@@ -17,6 +17,7 @@ from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.core.base import Core
 from slm_lab.agent.net.core.rnn import GRU
 from slm_lab.agent.net.encode import vectors
+from slm_lab.agent.net.layers import ONEDNN, Linear
 from slm_lab.agent.net.mlp import MLP
 from slm_lab.agent.net.net import Net
 from slm_lab.agent.net.optim import Optim, make_optim
@@ -55,6 +56,35 @@ def test_one_hot_and_flat_in_the_order_of_the_space() -> None:
         "i": torch.full((1, 1, 1), 51, dtype=torch.uint8),
     }
     assert vectors(space, obs).tolist() == [pytest.approx([0, 0, 1, 0, 1, 1, 0, 0.5, 0.25, 0.2])]
+
+
+@pytest.mark.skipif(not ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("x_learns", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_wide_products_are_onednns_and_differ_from_torchs_by_rounding(x_learns: bool, frozen: bool) -> None:
+    torch.manual_seed(0)
+    ours, rows, slope = Linear(256, 128), torch.randn(256, 128), torch.randn(128, 128)
+    ours.requires_grad_(not frozen)
+    x = rows.t().requires_grad_(x_learns)  # not in order, as a transpose is
+    weight, bias = (p.detach().clone().requires_grad_(not frozen) for p in (ours.weight, ours.bias))
+    y, wanted = ours(x), nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+    if frozen and not x_learns:
+        assert not y.requires_grad
+        return
+    assert "OneDnn" in str(y.grad_fn)
+    learns = [(x, x)] * x_learns + [(ours.weight, weight), (ours.bias, bias)] * (not frozen)
+    found = torch.autograd.grad(y, [mine for mine, _ in learns], slope)
+    torch.testing.assert_close(
+        found, torch.autograd.grad(wanted, [theirs for _, theirs in learns], slope), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_narrow_small_and_double_products_are_torchs_own() -> None:
+    narrow, wide = Linear(64, 64), Linear(256, 256)
+    for layer, x in ((narrow, torch.randn(4096, 64)), (wide, torch.randn(8, 256)), (wide.double(), torch.randn(64, 256))):
+        y = layer(x.to(layer.weight.dtype))
+        assert "OneDnn" not in str(y.grad_fn)
 
 
 def test_policy_begins_near_uniform_and_shared_nets_have_one_part() -> None:

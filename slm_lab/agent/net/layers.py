@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 Activation = Literal["relu", "tanh", "selu", "elu", "gelu", "silu", "sigmoid", "leakyrelu"]
@@ -19,6 +20,48 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU, "sigmoid": nn.Sigmoid, "leakyrelu": nn.LeakyReLU,
 }  # fmt: skip
 GAINS = {"relu": math.sqrt(2), "tanh": 5 / 3, "leakyrelu": math.sqrt(2), "selu": 0.75}  # others 1, as torch.nn.init
+
+WIDE = 128 * 128  # weights of a layer
+LARGE = 2_000_000  # multiply-adds of a product
+ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # what torch.compile makes of a linear layer
+
+
+class Linear(nn.Linear):
+    """A linear layer over [N, D], whose large products on a CPU are made by oneDNN.
+
+    torch has MKL make them, which on CPUs that aren't Intel's takes twice as long. Narrow layers are left to it: where
+    they are large (a long batch) little else of a step is a product.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = self.weight.numel()
+        if not ONEDNN or weights < WIDE or len(x) * weights < LARGE or x.is_cuda or x.dtype != torch.float32:
+            return super().forward(x)
+        y: Tensor = OneDnnLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return y
+
+
+class OneDnnLinear(torch.autograd.Function):
+    """`x Wᵀ + b` [N, M] of x [N, D], W [M, D], b [M]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        (x, weight), (x_asks, weight_asks, bias_asks) = ctx.saved_tensors, ctx.needs_input_grad
+        return (
+            _product(gradient, weight.t()) if x_asks else None,
+            _product(gradient.t(), x.t()) if weight_asks else None,
+            gradient.sum(dim=0) if bias_asks else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
 
 
 class Layers(nn.Sequential):
@@ -42,7 +85,7 @@ def mlp(sizes: Sequence[int], activation: Activation) -> Layers:
     """Linear layers `sizes[0] → … → sizes[-1]`, the activation after each."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
+        layers += [Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
     return Layers(*layers)
 
 
