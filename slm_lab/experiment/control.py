@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from slm_lab import __version__
-from slm_lab.experiment.display import Display, say
+from slm_lab.experiment.display import Display, agent_line, say
 from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.session import refuse_another
@@ -84,7 +84,7 @@ def compare(runs: list[RunDir], data: Path, console: Console) -> None:
 def _run_trial(spec: LabSpec, run: RunDir, baseline: float | None, console: Console, check: bool = False) -> RunDir:
     many = spec.meta.max_session > 1
     sessions = plural(spec.meta.max_session, "session")
-    agent = f"{spec.agent.algorithm.name}, {spec.agent.memory.name}, core {spec.agent.net.core['name']}"
+    agent = agent_line(spec.dump()["agent"])
     title = f"{spec.name}: {agent} in {spec.env.name}, {sessions} of {spec.env.max_frame:,} frames"
     found: list[str] = []
     with run.lock(), log_to(run.log / "run.log"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -24,6 +24,13 @@ MAX_LINE_SECONDS = 60.0
 def say(console: Console, text: str) -> None:
     """A line as it is: no colours in numbers, no markup, a path in one piece."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def agent_line(agent: Mapping[str, Any]) -> str:
+    """The parts of an agent that differ most from run to run, of its spec as a mapping."""
+    core = agent["net"]["core"]["name"]
+    parts = (agent["algorithm"]["name"], agent["memory"]["name"], *(() if core == "none" else (f"core {core}",)))
+    return ", ".join(parts)
 
 
 class LiveView:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
+from slm_lab.experiment.display import agent_line
 from slm_lab.experiment.page import duration, number, write_page
 from slm_lab.experiment.run_dir import RunDir, all_runs
 from slm_lab.lib.errors import LabError
@@ -64,9 +65,8 @@ def _picture(run: RunDir, where: str) -> str:
 
 def _facts(run: RunDir, spec: dict[str, Any]) -> list[str]:
     """Lines of a run: what it was, how good, when."""
-    agent, env, facts = spec["agent"], spec["env"], spec["run"]
-    parts = (agent["algorithm"]["name"], agent["memory"]["name"], f"core {agent['net']['core']['name']}")
-    world = f"{', '.join(parts)} in {env['name']}, {env['max_frame']:,} frames"
+    env, facts = spec["env"], spec["run"]
+    world = f"{agent_line(spec['agent'])} in {env['name']}, {env['max_frame']:,} frames"
     result = _of_search(run, spec) if facts["mode"] == "search" else _of_trial(run, spec)
     return [escape(world), result, escape(f"{facts['created']} · mode {facts['mode']}")]
 

@@ -72,12 +72,14 @@ def make_run(tmp_path: Path) -> MakeRun:
         failures: list[dict] | None = None,
         random_return: float | None = -0.9,
         name: str = NAME,
+        core: str = "none",
     ) -> Path:
         run_dir = tmp_path / "data" / f"{name}_2026_01_02_030405"
         info = run_dir / "info"
         info.mkdir(parents=True)
         run = {"git_sha": "0123abc", "versions": {"torch": "2.9", "numpy": "2.4"}, "created": "2026-01-02 03:04:05"}
         agent = {"name": "PPO", "algorithm": {"name": "PPO", "gamma": 0.99}, "memory": {"name": "OnPolicyReplay"}}
+        agent["net"] = {"core": {"name": core}}
         spec = {"name": name, "agent": agent, "env": {"name": "Recall-v0", "max_frame": 102400}}
         spec |= {"meta": {"max_session": len(sessions)}, "run": run | {"mode": "train", "seed": 7}}
         (run_dir / "spec.json").write_text(json.dumps(spec))

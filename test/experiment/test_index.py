@@ -1,0 +1,40 @@
+"""`data/index.html`: all runs on one page."""
+
+from __future__ import annotations
+
+from conftest import log_rows
+from test_report import Page
+
+from slm_lab.experiment.index import write_index
+
+CURVE = "t0_trial_graph_mean_returns_ma_vs_frames.png"
+
+
+def test_runs_newest_first_with_their_agent_return_and_picture(make_run):
+    older = make_run([log_rows(0, 30)], name="older", core="GRU")
+    newer = make_run([log_rows(1, 30), log_rows(2, 30)], name="newer <b>")
+    newer.rename(newer.with_name(newer.name.replace("01_02", "01_03")))
+    (older / "graph").mkdir()
+    (older / "graph" / f"older_{CURVE}").write_bytes(b"")
+    (older / "report.html").write_text("")
+    write_index(older.parent)
+    html = (older.parent / "index.html").read_text()
+    page = Page(html)
+    assert page.open == []
+    assert page.text.index("newer <b>") < page.text.index("older")
+    assert "newer <b>" not in html
+    assert "PPO, OnPolicyReplay in Recall-v0, 102,400 frames" in page.text
+    assert "PPO, OnPolicyReplay, core GRU in Recall-v0" in page.text
+    assert "final return, 2 sessions of" in page.text
+    assert page.text.count("no picture yet") == 1
+    assert {f"{older.name}/report.html", f"{older.name}/graph/older_{CURVE}"} <= set(page.addresses)
+
+
+def test_a_run_that_cannot_be_read_is_told_beside_the_others(make_run):
+    good, bad = make_run([log_rows(0, 30)], name="good"), make_run([log_rows(0, 30)], name="bad")
+    (bad / "spec.json").write_text("{")
+    write_index(good.parent)
+    text = Page((good.parent / "index.html").read_text()).text
+    assert "unreadable" in text
+    assert bad.name in text
+    assert "final return" in text
