@@ -17,7 +17,7 @@ from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.core.base import Core
 from slm_lab.agent.net.core.rnn import GRU
 from slm_lab.agent.net.encode import vectors
-from slm_lab.agent.net.layers import ONEDNN, Linear
+from slm_lab.agent.net.layers import ONEDNN, linear
 from slm_lab.agent.net.mlp import MLP
 from slm_lab.agent.net.net import Net
 from slm_lab.agent.net.optim import Optim, make_optim
@@ -58,33 +58,53 @@ def test_one_hot_and_flat_in_the_order_of_the_space() -> None:
     assert vectors(space, obs).tolist() == [pytest.approx([0, 0, 1, 0, 1, 1, 0, 0.5, 0.25, 0.2])]
 
 
-@pytest.mark.skipif(not ONEDNN, reason="this torch has no oneDNN")
-@pytest.mark.parametrize("x_learns", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_wide_products_are_onednns_and_differ_from_torchs_by_rounding(x_learns: bool, frozen: bool) -> None:
+onednn = pytest.mark.skipif(not ONEDNN, reason="this torch has no oneDNN")
+
+
+@onednn
+@pytest.mark.parametrize("learns", [(1, 1, 1), (0, 1, 1), (1, 0, 0), (1, 1, 0), (0, 0, 1), (0, 0, 0)])
+def test_large_products_are_onednns_and_differ_from_torchs_by_rounding(learns: tuple[int, int, int]) -> None:
     torch.manual_seed(0)
-    ours, rows, slope = Linear(256, 128), torch.randn(256, 128), torch.randn(128, 128)
-    ours.requires_grad_(not frozen)
-    x = rows.t().requires_grad_(x_learns)  # not in order, as a transpose is
-    weight, bias = (p.detach().clone().requires_grad_(not frozen) for p in (ours.weight, ours.bias))
-    y, wanted = ours(x), nn.functional.linear(x, weight, bias)
+    layer, x = linear(256, 128), torch.randn(256, 128).t()  # not in order, as a transpose is
+    ours = [
+        leaf.detach().requires_grad_(bool(does)) for leaf, does in zip((x, *layer.parameters()), learns, strict=True)
+    ]
+    layer.weight.requires_grad_(bool(learns[1]))
+    layer.bias.requires_grad_(bool(learns[2]))
+    y = layer(ours[0])
+    theirs = [leaf.detach().clone().requires_grad_(leaf.requires_grad) for leaf in ours]
+    wanted = nn.functional.linear(*theirs)
     torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
-    if frozen and not x_learns:
-        assert not y.requires_grad
-        return
-    assert "OneDnn" in str(y.grad_fn)
-    learns = [(x, x)] * x_learns + [(ours.weight, weight), (ours.bias, bias)] * (not frozen)
-    found = torch.autograd.grad(y, [mine for mine, _ in learns], slope)
-    torch.testing.assert_close(
-        found, torch.autograd.grad(wanted, [theirs for _, theirs in learns], slope), rtol=1e-4, atol=1e-4
-    )
+    assert y.requires_grad == any(learns)
+    if any(learns):
+        assert "OneDnn" in str(y.grad_fn)
+        slope = torch.randn(128, 1).expand(128, 128)
+        asked = [part for part in (ours[0], layer.weight, layer.bias) if part.requires_grad]
+        found = torch.autograd.grad(y, asked, slope)
+        of_torch = torch.autograd.grad(wanted, [leaf for leaf in theirs if leaf.requires_grad], slope)
+        torch.testing.assert_close(found, of_torch, rtol=1e-4, atol=1e-4)
 
 
-def test_narrow_small_and_double_products_are_torchs_own() -> None:
-    narrow, wide = Linear(64, 64), Linear(256, 256)
-    for layer, x in ((narrow, torch.randn(4096, 64)), (wide, torch.randn(8, 256)), (wide.double(), torch.randn(64, 256))):
-        y = layer(x.to(layer.weight.dtype))
-        assert "OneDnn" not in str(y.grad_fn)
+@onednn
+def test_a_second_derivative_through_onednn_is_refused() -> None:
+    layer, x = linear(256, 256), torch.randn(256, 256, requires_grad=True)
+    (slope,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("layer", "x"),
+    [
+        (linear(64, 64), torch.randn(4096, 64)),  # narrow
+        (linear(256, 256), torch.randn(32, 256)),  # small
+        (linear(256, 256), torch.randn(300, 256)),  # one of many sizes, which oneDNN would all keep
+        (linear(256, 256).double(), torch.randn(256, 256).double()),
+        (linear(256, 256), torch.randn(64, 2, 256)),
+    ],
+)
+def test_other_products_are_torchs_own(layer: nn.Linear, x: Tensor) -> None:
+    assert "OneDnn" not in str(layer(x).grad_fn)
 
 
 def test_policy_begins_near_uniform_and_shared_nets_have_one_part() -> None:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from slm_lab.agent.net.base import NetSpec
-from slm_lab.agent.net.layers import Layers, Linear, init_head, init_weights, mlp
+from slm_lab.agent.net.layers import Layers, init_head, init_weights, linear, mlp
 
 
 def body(spec: NetSpec, in_size: int, out_size: int, out_std: float | None) -> Layers:
     """The layers of a head: hidden ones by `head_hid_layers`, then a linear one that begins with gain `out_std`."""
     hidden = mlp([in_size, *spec.head_hid_layers], spec.hid_layers_activation)
     init_weights(hidden, spec.init_fn, spec.hid_layers_activation)
-    last = Linear([in_size, *spec.head_hid_layers][-1], out_size)
+    last = linear([in_size, *spec.head_hid_layers][-1], out_size)
     init_head(last, out_std)
     return Layers(*hidden, last)
 

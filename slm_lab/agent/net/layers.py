@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 Activation = Literal["relu", "tanh", "selu", "elu", "gelu", "silu", "sigmoid", "leakyrelu"]
 InitFn = Literal["orthogonal_", "xavier_uniform_", "xavier_normal_", "kaiming_uniform_", "kaiming_normal_"]
@@ -22,22 +23,28 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 GAINS = {"relu": math.sqrt(2), "tanh": 5 / 3, "leakyrelu": math.sqrt(2), "selu": 0.75}  # others 1, as torch.nn.init
 
 WIDE = 128 * 128  # weights of a layer
-LARGE = 2_000_000  # multiply-adds of a product
+LARGE = 4_000_000  # multiply-adds of a product
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # what torch.compile makes of a linear layer
 
 
-class Linear(nn.Linear):
-    """A linear layer over [N, D], whose large products on a CPU are made by oneDNN.
+def linear(fan_in: int, fan_out: int) -> nn.Linear:
+    """A linear layer; a wide one makes its large products on a CPU in half the time (see `WideLinear`)."""
+    return (WideLinear if ONEDNN and fan_in * fan_out >= WIDE else nn.Linear)(fan_in, fan_out)
 
-    torch has MKL make them, which on CPUs that aren't Intel's takes twice as long. Narrow layers are left to it: where
-    they are large (a long batch) little else of a step is a product.
+
+class WideLinear(nn.Linear):
+    """A linear layer over [N, D] whose large products on a CPU are made by oneDNN.
+
+    torch has MKL make them, which on CPUs that aren't Intel's takes twice as long. Only where N is a power of two, as
+    batches mostly are: oneDNN keeps some 2 MB for each size that it has met, and episodes come in all of them.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.weight.numel()
-        if not ONEDNN or weights < WIDE or len(x) * weights < LARGE or x.is_cuda or x.dtype != torch.float32:
+        weight, rows = self.weight, len(x)
+        large = rows * weight.numel() >= LARGE and rows & (rows - 1) == 0
+        if not large or x.dim() != 2 or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
             return super().forward(x)
-        y: Tensor = OneDnnLinear.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        y: Tensor = OneDnnLinear.apply(x, weight, self.bias)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -50,6 +57,7 @@ class OneDnnLinear(torch.autograd.Function):
         return _product(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (x, weight), (x_asks, weight_asks, bias_asks) = ctx.saved_tensors, ctx.needs_input_grad
         return (
@@ -85,7 +93,7 @@ def mlp(sizes: Sequence[int], activation: Activation) -> Layers:
     """Linear layers `sizes[0] → … → sizes[-1]`, the activation after each."""
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        layers += [Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
+        layers += [linear(fan_in, fan_out), ACTIVATIONS[activation]()]
     return Layers(*layers)
 
 
