@@ -88,8 +88,21 @@ def without(task: Row, name: str, *change: str, max_frame: int | None = None, **
     return Row(name, task.file, 4 * task.every, frames, changes, task.bar, seeds=3, **keys)
 
 
+def instead(task: Row, name: str, *change: str, max_frame: int, **keys: Any) -> Row:
+    """A task's row with something else in the place of what it has; 3 seeds."""
+    changes = (*task.changes, *change)
+    return Row(f"{task.name} with {name}", task.file, task.every, max_frame, changes, task.bar, seeds=3, **keys)
+
+
+def learner(name: str) -> tuple[str, ...]:
+    return f"agent.algorithm.name={name}", "agent.algorithm.training_frequency=64"
+
+
 FIFO = "agent.memory.retention=fifo"
 HARD_64 = memory_task(64, "HARD", 4096, 200_000, far=True)
+ENTRIES = "agent.memory.entry={name: Transformer, window: 4}"
+BOX = ("env.continuous=true", "agent.algorithm.log_barrier_coef=0")
+BARE = ("agent.algorithm={name: PPO}", "agent.memory={name: StrategicMemory}", "agent.net={name: MLP, shared: true}")
 HARD_256 = memory_task(256, "HARD", 16384, 300_000, seconds=20)
 CUES_32 = Row("MultiCue 32", "specs/strategic/multi_cue.json", 8192, 400_000, ("env.length=32",), 0.95, 5)
 MAZE_64 = Row("PassiveTMaze 64", "specs/strategic/tmaze.json", 16640, 600_000, ("env.corridor=64",), 0.95, 5)
@@ -106,12 +119,17 @@ ROWS = [
     Row("MultiCue 128", "specs/strategic/multi_cue.json", 32768, 1_600_000, ("env.length=128",), 0.95, 5),
     MAZE_64,
     Row("PassiveTMaze 256", "specs/strategic/tmaze.json", 65792, 3_000_000, ("env.corridor=256",), 0.95, 5),
+    *(instead(HARD_64, name, *learner(name), max_frame=1_000_000) for name in ("A2C", "REINFORCE")),
+    instead(HARD_64, "Transformer entries", ENTRIES, max_frame=200_000),
+    instead(HARD_64, "continuous actions", *BOX, max_frame=1_000_000),
+    instead(HARD_64, "defaults alone", *BARE, max_frame=1_000_000, claims=False),
     without(HARD_64, "fifo", FIFO, most=CHANCE),
     without(HARD_64, "reservoir", "agent.memory.retention=reservoir", most=CHANCE),
     without(HARD_64, "no memory", "agent.memory.retention=none", most=CHANCE),
     *(without(task, "no hindsight", "agent.memory.hindsight_coef=0", most=CHANCE) for task in (HARD_64, HARD_256)),
     without(HARD_64, "no usefulness", "agent.memory.usefulness_coef=0", claims=False),
     without(HARD_64, "no actor term", "agent.memory.actor_coef=0", claims=False),
+    without(HARD_64, "no gate", "agent.memory.actor_gate=false", claims=False),
     without(CUES_32, "fifo", FIFO, max_frame=200_000, most=0.9),  # cues among the last 16 steps it has
     without(MAZE_64, "fifo", FIFO, most=0.6),  # one of two sides earns 0.5
 ]
@@ -203,7 +221,8 @@ the row claims that all fail. A row of an older commit is of the algorithm and t
 within its frames, and its seconds where it has some; that in every run the cue is kept ({KEPT}) and attended to
 ({SEEN}), and return, cue and attention later too. Where something is taken out (after the comma) the row
 claims that no seed earns more than {CHANCE}, in two evaluations in a row, at the end or later (0.9 in MultiCue, where
-some cues lie among the last 16 steps; 0.6 in the T-maze, where one of two sides earns 0.5), or claims nothing.
+some cues lie among the last 16 steps; 0.6 in the T-maze, where one of two sides earns 0.5), or claims nothing (–). *With*:
+something else in the place of what the spec has; *defaults alone* are PPO's and StrategicMemory's own, and `shared: true`.
 
 In MemoryTask 4 and 16 and RepeatPrevious 4 the 16 slots hold all that is asked for, so retention has nothing to choose:
 the newest 16 steps (`fifo`) do as well. From 32 steps on it must choose.

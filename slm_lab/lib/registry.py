@@ -24,9 +24,11 @@ class Registry(Mapping[str, str]):
     'OnPolicyReplay'
     """
 
-    def __init__(self, family: str, table: Mapping[str, str]) -> None:
+    def __init__(self, family: str, table: Mapping[str, str], known_as: Mapping[str, str] | None = None) -> None:
+        """`known_as`: what else the field calls them, and what to write here."""
         self.family = family
         self._table = dict(table)
+        self._known_as = {word.lower(): here for word, here in (known_as or {}).items()}
 
     def __getitem__(self, name: str) -> str:
         return self._table[name]
@@ -39,7 +41,9 @@ class Registry(Mapping[str, str]):
 
     def unknown(self, name: object) -> str:
         """The message for a name that the table doesn't hold."""
-        return f"unknown {self.family} {name!r}.{did_you_mean(str(name), self)}"
+        here = self._known_as.get(str(name).lower())
+        cure = f" It is {here} here." if here else did_you_mean(str(name), self)
+        return f"unknown {self.family} {name!r}.{cure}"
 
     def load(self, name: str) -> Any:
         """The class called `name`, imported now. Raises `LabError` for an unknown name."""

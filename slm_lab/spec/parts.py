@@ -21,6 +21,12 @@ ALGORITHM = Registry(
         "SAC": "slm_lab.agent.algorithm.sac:SAC",
         "TD3": "slm_lab.agent.algorithm.td3:TD3",
     },
+    {
+        "DDQN": "DoubleDQN",
+        "DRQN": "DQN with the memory SequenceReplay and a recurrent core",
+        "R2D2": "DoubleDQN with the memory SequenceReplay and a recurrent core",
+        "VPG": "REINFORCE",
+    },
 )
 MEMORY = Registry(
     "memory",
@@ -34,6 +40,7 @@ MEMORY = Registry(
         "HindsightReplay": "slm_lab.agent.memory.hindsight:HindsightReplay",
         "StrategicMemory": "slm_lab.agent.memory.strategic.memory:StrategicMemory",
     },
+    {"HER": "HindsightReplay", "PER": "PrioritizedReplay"},
 )
 NET = Registry(
     "net",

@@ -214,7 +214,7 @@ def test_what_reads_the_slots_teaches_worth_through_the_clock_of_events_alone(
     recall_events: bool, taught: float
 ) -> None:
     core, x, is_first = build(recall_events=recall_events), inputs(), firsts(0)
-    core.taught = taught
+    core.events_teach = taught
     outs, carries = act(core, x, is_first)
     out = learn(core, x, carries[0], is_first, shown(outs, "recall_step"))
     out.features.sum().backward()
@@ -274,10 +274,10 @@ def test_many_entries_that_are_worth_little_are_few_events() -> None:
 def test_each_number_of_events_up_to_three_can_be_asked_for() -> None:
     """Each by weights of a moderate size: attention on the second of three was 0.64 where the others had 0.9."""
     core, ages = build(), torch.linspace(0, 64, 641)
-    peaks = core._told("time", ages[None, None])[0, 0, len(DECAYS) : -1]  # [3, 641]
+    peaks = core._age_features("time", ages[None, None])[0, 0, len(DECAYS) : -1]  # [3, 641]
     torch.testing.assert_close(ages[peaks.argmax(dim=1)], torch.tensor(DECAYS))
     torch.testing.assert_close(peaks.amax(dim=1), torch.ones(len(DECAYS)))
-    told = core._told("time", torch.tensor([[[1.0, 2.0, 3.0]]]))[0, 0].T  # [3, EVENT_AGE]
+    told = core._age_features("time", torch.tensor([[[1.0, 2.0, 3.0]]]))[0, 0].T  # [3, EVENT_AGE]
     weights = torch.linalg.lstsq(told, torch.eye(3), driver="gelsd").solution  # [EVENT_AGE, 3] the smallest that do
     assert float(weights.norm(dim=0).max()) < 10  # without the peaks 15
 
@@ -319,7 +319,7 @@ def test_tables_of_times_tell_what_their_formula_tells(slots: int) -> None:
     torch.testing.assert_close(clock_features(t), clock, atol=1e-5, rtol=0)
     assert float(clock_features(t)[:, :3].min()) >= torch.finfo(torch.float32).tiny, "products of less are slow"
     ages = torch.cat([clock, t[:, None].clamp(max=2 * slots)], dim=1)
-    told = build(slots=slots)._told("count", t[None, None])[0, 0].T
+    told = build(slots=slots)._age_features("count", t[None, None])[0, 0].T
     torch.testing.assert_close(told, ages, atol=1e-5, rtol=0)
 
 

@@ -12,10 +12,7 @@ from torch import Tensor
 from worlds import OBS_SPACES, Worlds
 
 from slm_lab.agent.agent import Agent
-from slm_lab.agent.memory.strategic.hindsight import (
-    _mean_actor_critic,
-    surprising,
-)
+from slm_lab.agent.memory.strategic.hindsight import Hindsight, _mean_actor_critic, surprising
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.lib.tree import map_batch, tree_copy, tree_map
 from slm_lab.lib.types import Batch
@@ -212,6 +209,21 @@ def test_the_mean_actor_critic_is_one_key() -> None:
         assert ("actor_loss" in terms) == (coef > 0)
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_the_gate_is_one_key(gated: bool) -> None:
+    """Without it the mean-actor-critic counts in full, however little the critic explains."""
+    agent = build(actor_gate=gated, replay=0, swap=0.0)
+    batch, _ = agent.algorithm._prepared(batches(agent, 40)[0])
+    out, hindsight = agent.algorithm.net(batch.obs, batch.carry, batch.is_first), hindsight_of(agent)
+    found = []
+    for hindsight.gate in (0.0, 0.5, 1.0):
+        terms = hindsight.losses(batch, out, agent.algorithm.net).terms
+        found.append(terms.get("actor_loss", torch.zeros_like(batch.notes["hindsight"]["error"])))
+    for gate, loss in zip((0.0, 0.5, 1.0), found, strict=True):
+        torch.testing.assert_close(loss, (gate if gated else 1.0) * found[-1])
+    assert bool(found[-1].any())
+
+
 def test_the_mean_actor_critic_weighs_a_step_as_the_policy_loss_does() -> None:
     """The surprising steps stand for their share of all steps; drawn more often than there are steps, for all."""
     agent = build(swap=0.0, replay=0)
@@ -286,19 +298,25 @@ def test_noise_keeps_the_gate_shut_and_a_cause_opens_it() -> None:
     assert gates[False] < 0.1 < 0.2 < gates[True]
 
 
+def trusted(hindsight: Hindsight, explained: float, steps: int) -> float:
+    """How far it trusts itself after a batch."""
+    hindsight._note(explained, steps)
+    return hindsight._trusted(explained)
+
+
 def test_retention_is_taught_as_far_as_the_critic_explains_what_it_once_could() -> None:
     """Before it has explained anything all counts, for promise comes first; afterwards noise of its own doesn't."""
     hindsight = hindsight_of(build())
-    said = [hindsight._trusted(explained, 256) for explained in (-0.5, 0.0, 0.05, 0.0, 0.5, 0.25, -0.1, 0.8, 0.4)]
+    said = [trusted(hindsight, explained, 256) for explained in (-0.5, 0.0, 0.05, 0.0, 0.5, 0.25, -0.1, 0.8, 0.4)]
     assert said == pytest.approx([1.0, 1.0, 1.0, 0.8, 1.0, 0.5, 0.0, 1.0, 0.5])
 
 
 def test_what_is_explained_of_few_steps_is_luck() -> None:
     hindsight = hindsight_of(build())
-    assert [hindsight._trusted(explained, 8) for explained in (0.4, 0.0)] == [1.0, 1.0]
+    assert [trusted(hindsight, explained, 8) for explained in (0.4, 0.0)] == [1.0, 1.0]
     assert hindsight.explains == 0.0
     hindsight.explains = 0.02
-    assert hindsight._trusted(0.5, 8) == 1.0, "never more than all"
+    assert trusted(hindsight, 0.5, 8) == 1.0, "never more than all"
     assert hindsight.explains == 0.02
 
 
@@ -308,8 +326,8 @@ def test_who_reads_the_clock_of_events_bends_it_as_much_as_retention_is_taught(w
     core, net, found = core_of(agent), agent.algorithm.net, []
     for batch in batches(agent, steps=40):
         batch, _ = agent.algorithm._prepared(batch)
-        assert core.taught == pytest.approx(float(batch.notes["hindsight"]["weight"][0]))
-        core.taught = weight
+        assert core.events_teach == pytest.approx(float(batch.notes["hindsight"]["weight"][0]))
+        core.events_teach = weight
         out = net(batch.obs, batch.carry, batch.is_first)
         critic = hindsight_of(agent).losses(batch, out, net).terms["hindsight_loss"].sum()
         for loss in (critic, out.features["shared"].sum()):

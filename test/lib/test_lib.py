@@ -79,6 +79,12 @@ def test_registry_answers_a_typo_with_the_nearest_name() -> None:
     assert "Options: " in did_you_mean("xyz", registry)
 
 
+def test_registry_knows_what_else_the_field_calls_a_part() -> None:
+    registry = Registry("memory", {"CER": "m:A", "HindsightReplay": "m:B"}, {"HER": "HindsightReplay"})
+    with pytest.raises(LabError, match=r"unknown memory 'her'\. It is HindsightReplay here\."):
+        registry.load("her")
+
+
 def test_running_moments_equal_those_of_the_whole() -> None:
     data = np.random.default_rng(0).normal(3, 2, size=(100, 3))
     moments = RunningMoments((3,))

@@ -59,7 +59,7 @@ def clock_features(t: Tensor) -> Tensor:
 class Entries(NamedTuple):
     """What a window's steps were made into, and what was held before it: N entries, the first `before` of them held."""
 
-    data: dict[str, Tensor]  # {..: [B, N, ...]}: h, key, value, query, worth, decay, count
+    data: dict[str, Tensor]  # {..: [B, N, ...]}: h, key, value, query, worth, decay, count, time and (as held) noise, u
     before: int
     kept: Tensor  # [B, T, K] which of them were held at each step, -1: empty slot
     step: Tensor  # [B, N] of the episode, of what was acted in this window; -1: held before, or after its end
@@ -90,16 +90,16 @@ class StrategicCore(Core):
         self.spec, self.entry = spec, entry
         self.retention = Retention(spec.rule, spec.slots)
         self.slots, self.heads, self.size, self.persist = spec.slots, spec.heads, spec.size, spec.persist
-        D, H = in_size + CLOCK, spec.heads * spec.size
-        self.in_size, self.breadth = D, spec.slots
-        self.taught = 0.0  # how much of what asks for events reaches ρ: as much as `Hindsight` teaches retention
-        self.address = nn.Linear(entry.out_size + D, 3 * H)  # key, value, query
+        D, A = in_size + CLOCK, spec.heads * spec.size  # of the inputs with their clock; of what all heads read
+        self.input_size, self.breadth = D, spec.slots
+        self.events_teach = 0.0  # how much of what asks for events reaches ρ: as much as `Hindsight` teaches retention
+        self.address = nn.Linear(entry.out_size + D, 3 * A)  # key, value, query
         self.worth = _scalar(D, spec.hidden_size).requires_grad_(spec.taught)  # else all stay worth the same
         self.decay = _scalar(D, spec.hidden_size, bias=_softplus_inverse(spec.decay_init)) if spec.decays else None
         self.clocks = ["count"] * spec.recall_age + ["time"] * spec.recall_events  # by which ages are told
         self.read = {"key", "value", "worth", "count", *self.clocks}  # of what is held
-        self.told = [AGE] * spec.recall_age + [EVENT_AGE] * spec.recall_events  # features of each clock's ages
-        self.age = nn.Linear(entry.out_size, spec.heads * sum(self.told)) if self.told else None
+        self.age_sizes = [AGE] * spec.recall_age + [EVENT_AGE] * spec.recall_events  # features of each clock's ages
+        self.age = nn.Linear(entry.out_size, spec.heads * sum(self.age_sizes)) if self.age_sizes else None
         if self.age is not None:
             nn.init.zeros_(self.age.weight)
             nn.init.zeros_(self.age.bias)
@@ -107,14 +107,14 @@ class StrategicCore(Core):
         steps = self.span + len(WAVES)
         ages = torch.cat([clocks(steps), torch.arange(steps)[:, None].clamp(max=2 * spec.slots)], dim=1)
         self.register_buffer("ages", ages, persistent=False)
-        self.mix = nn.Linear(entry.out_size + H, spec.hidden_size)
+        self.mix = nn.Linear(entry.out_size + A, spec.hidden_size)
         self.out_size = spec.hidden_size
 
     # --- the carry ---
 
     def initial(self, B: int) -> Tree:
         like = self.address.weight
-        u = like.new_zeros(B, self.slots, self.entry.window, self.in_size)
+        u = like.new_zeros(B, self.slots, self.entry.window, self.input_size)
         with torch.no_grad():
             written = self._embed(u)
         empty = {name: like.new_zeros(B, self.slots) for name in ("noise", "time")}
@@ -125,7 +125,7 @@ class StrategicCore(Core):
                 "u": u,
                 "count": torch.full((B, self.slots), -1, device=like.device),
             },
-            "recent": like.new_zeros(B, self.entry.window - 1, self.in_size),
+            "recent": like.new_zeros(B, self.entry.window - 1, self.input_size),
             "clock": torch.zeros(B, dtype=torch.int64, device=like.device),
             "count": torch.zeros(B, dtype=torch.int64, device=like.device),
             "time": like.new_zeros(B),
@@ -237,7 +237,7 @@ class StrategicCore(Core):
             return torch.zeros_like(worth)
         tick = (torch.exp(EVENT * (worth - torch.maximum(worth, best).detach())) - NO_EVENT).clamp(min=0)
         events = time[:, None] + tick.cumsum(dim=1)
-        return torch.lerp(events.detach(), events, self.taught)
+        return torch.lerp(events.detach(), events, self.events_teach)
 
     def _events_of(self, data: Tree, before: int, kept: Tensor, carry: Tree) -> Tensor:
         """Events [B, N] of a window's entries and of those held before it; kept [B, T, K] at each step."""
@@ -327,11 +327,11 @@ class StrategicCore(Core):
         logits = F.softplus(score / math.sqrt(self.size)) + worth.detach().unsqueeze(2)
         if self.age is not None:
             asked = self.age.forward(h).view(*h.shape[:2], self.heads, -1)
-            for part, (clock, age) in zip(torch.split(asked, self.told, dim=-1), ages.items(), strict=True):
-                logits = logits + part @ self._told(clock, age.clamp(min=0))
+            for part, (clock, age) in zip(torch.split(asked, self.age_sizes, dim=-1), ages.items(), strict=True):
+                logits = logits + part @ self._age_features(clock, age.clamp(min=0))
         return logits
 
-    def _told(self, clock: str, age: Tensor) -> Tensor:
+    def _age_features(self, clock: str, age: Tensor) -> Tensor:
         """ψ: an age [B, Q, S], 0 or more, as bounded features [B, Q, AGE or EVENT_AGE, S].
 
         Of so many events ago: `(a/τ) exp(1 − a/τ)` has its peak there (the kernels of de Vries & Principe 1992).

@@ -24,13 +24,16 @@ class EntrySpec(SpecModel):
 class Entry(nn.Module):
     """The seam: `(spec, in_size)`; the inputs of the last `window` steps u [N, window, D], oldest first, to h [N, F].
 
-    Before an episode's first step there are only zeros. The Spec tells the window too (`steps`), so that one longer
-    than the memory is refused.
+    Before an episode's first step there are only zeros. The Spec tells the window (`steps`), so that one longer than
+    the memory is refused.
     """
 
     Spec: ClassVar[type[EntrySpec]]
-    window: int = 1
     out_size: int  # F
+
+    def __init__(self, spec: EntrySpec) -> None:
+        super().__init__()
+        self.window = spec.steps
 
 
 class MLPEntry(Entry):
@@ -44,7 +47,7 @@ class MLPEntry(Entry):
         hid_layers: list[PositiveInt] = Field([64], min_length=1, description="units of each layer")
 
     def __init__(self, spec: Spec, in_size: int) -> None:
-        super().__init__()
+        super().__init__(spec)
         self.layers = mlp([in_size, *spec.hid_layers], "tanh")
         self.out_size = spec.hid_layers[-1]
 
@@ -78,8 +81,8 @@ class TransformerEntry(Entry):
             return self.window
 
     def __init__(self, spec: Spec, in_size: int) -> None:
-        super().__init__()
-        self.window, self.out_size = spec.window, spec.size
+        super().__init__(spec)
+        self.out_size = spec.size
         self.inner = nn.Linear(in_size, spec.size)
         self.place = nn.Parameter(torch.zeros(spec.window, spec.size))
         block = nn.TransformerEncoderLayer(

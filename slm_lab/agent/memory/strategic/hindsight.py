@@ -119,7 +119,7 @@ class Hindsight(Auxiliary):
         at, mask = surprising(error, batch.mask, count, self.rng)
         error = take(error, at)  # [B, M]
         square = float(masked_rms(error, mask)) ** 2
-        self.square += RATE * (square - self.square) if self.square else square
+        self.square = self.square + RATE * (square - self.square) if self.square else square
         self.largest = max(self.largest, square)
         error = error / self.square**0.5
         share = min(1.0, at.numel() / int(batch.mask.sum()))  # of all steps
@@ -133,9 +133,10 @@ class Hindsight(Auxiliary):
             notes["drawn"] = torch.stack([policy.sample(self.rng) for _ in range(DRAWS)], dim=2)  # [B, M, DRAWS, A]
         judged, notes["use"], notes["promise"] = self._used(notes, out.inner[self.part], _core(net, self.part))
         explained = float(explained_variance(judged[mask], notes["error"][mask]).nan_to_num(0.0))
-        weight = square / self.largest * self._trusted(explained, int(mask.sum()))
+        self._note(explained, int(mask.sum()))
+        weight = square / self.largest * self._trusted(explained)
         notes["weight"] = torch.full_like(notes["share"], weight)
-        _core(net, self.part).taught = weight if self.spec.usefulness_coef else 0.0
+        _core(net, self.part).events_teach = weight if self.spec.usefulness_coef else 0.0
         batch = batch.replace(notes={**batch.notes, NAME: notes})
         self._keep(batch)
         borne_out = 1.0
@@ -146,14 +147,15 @@ class Hindsight(Auxiliary):
         shown = {"hindsight_explained": explained, "hindsight_borne_out": borne_out}
         return batch, shown | {"hindsight_weight": weight}
 
-    def _trusted(self, explained: float, steps: int) -> float:
-        """How far, 0 to 1, what the critic now says of use is more than noise: beside the most it has explained yet, of
-        so many steps that it was not by luck."""
-        explained = max(0.0, explained)
+    def _note(self, explained: float, steps: int) -> None:
+        """Take in what the critic explained of a batch's surprising steps; of few it may be by luck."""
         if steps >= ENOUGH:
             self.explains = max(self.explains, explained)
+
+    def _trusted(self, explained: float) -> float:
+        """How far, 0 to 1, what the critic now says of use is more than noise: beside the most it has explained yet."""
         sure = self._sure()
-        return 1 - sure + sure * min(1.0, explained / max(self.explains, 1e-8))
+        return 1 - sure + sure * min(1.0, max(0.0, explained) / max(self.explains, 1e-8))
 
     def _sure(self) -> float:
         """How surely, 0 to 1, the critic has ever explained anything."""
@@ -171,12 +173,13 @@ class Hindsight(Auxiliary):
         spec, mask, data = self.spec, notes["mask"], entries.data
         if self.past:
             terms["hindsight_replay_loss"] = self._replayed(len(mask), net).expand_as(mask)
-        if spec.actor_coef and self.gate and self.discrete:
+        gate = self.gate if spec.actor_gate else 1.0
+        if spec.actor_coef and gate and self.discrete:
             features, _ = core.recall(data, entries.before + notes["at"], take(entries.kept, notes["at"]))
             policy = net.read("policy", {**out.features, net.part_of["policy"]: features})
             assert isinstance(policy, Categorical)
             gain = notes["share"] * _mean_actor_critic(policy, value.detach())
-            terms["actor_loss"] = spec.actor_coef * self.gate * gain
+            terms["actor_loss"] = spec.actor_coef * gate * gain
         return Losses(terms, {"hindsight_gate": self.gate}, mask=mask)
 
     def _keep(self, batch: Batch) -> None:
@@ -207,37 +210,52 @@ class Hindsight(Auxiliary):
         )
 
     def _teach(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[dict[str, Tensor], Tensor]:
-        """The losses of critic, prior and usefulness [B, M], and the values behind them [B, M, A]."""
-        spec, mask, data, now = self.spec, notes["mask"], entries.data, entries.before + notes["at"]
+        """The losses of critic, prior, usefulness and decay [B, M], and the values behind them [B, M, A]."""
         logits, read = self._looked(notes, entries._replace(data=self._swapped(entries)), core)
         value = self._valued(notes, read)
-        judged, valid = self._of(value, notes["action"]), _seen(notes["at"], entries)  # [B, M], [B, M, N]
-        terms = {"hindsight_loss": spec.hindsight_coef * (judged - notes["error"]).square()}
-        if spec.prior_coef:
-            # ρ is a part of the logits too: once more, or the best that q·k could do would be to say nothing
-            looked, even = torch.softmax(logits.detach(), dim=-1), _evenly(valid).unsqueeze(2)  # [B, M, H or 1, N]
-            worth = data["worth"].detach()[:, None, None].masked_fill(~valid.unsqueeze(2), -torch.inf)
-            liked = (worth - worth.amax(dim=-1, keepdim=True)).exp()  # 1: what retention prefers to all
-            missed = 1 - (looked * liked).sum(dim=-1, keepdim=True).clamp(max=1.0)  # [B, M, H, 1]
-            led = torch.softmax((looked + missed * even).log() + worth, dim=-1)
-            known = _preference(worth, valid.unsqueeze(2)).unsqueeze(-1)  # [B, M, 1, 1]
-            prior = known * led + (1 - known) * (1 - self._sure()) * even
-            loss = _cross_entropy(prior, logits, valid.unsqueeze(2))  # [B, M, H]
-            terms["prior_loss"] = spec.prior_coef * loss.mean(dim=2)
-        if spec.usefulness_coef:
-            coef = spec.usefulness_coef * notes["weight"]  # [B, 1]
-            target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
-            might = spec.promise_coef * (1 - self.gate) * promise
-            whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
-            among = (valid & mask[..., None]).any(dim=1)
-            whole = whole.clamp(min=0) + EVEN * _evenly(among) + might * among
-            terms["usefulness_loss"] = (coef * _cross_entropy(whole, data["worth"], among)[:, None]).expand_as(mask)
-            if "decay" in data:
-                age = take(data["count"], now)[..., None] - data["count"][:, None]
-                held = data["worth"].detach()[:, None] - data["decay"][:, None] * age.clamp(0, 2 * core.slots)
-                each = target.clamp(min=0) + EVEN * _evenly(valid) + might[:, None] * valid  # [B, M, N]
-                terms["decay_loss"] = coef * _cross_entropy(each, held, valid)
+        judged = self._of(value, notes["action"])  # [B, M]
+        terms = {"hindsight_loss": self.spec.hindsight_coef * (judged - notes["error"]).square()}
+        if self.spec.prior_coef:
+            terms["prior_loss"] = self._prior(logits, entries.data["worth"], _seen(notes["at"], entries))
+        if self.spec.usefulness_coef:
+            terms |= self._usefulness(notes, entries, core)
         return terms, value
+
+    def _prior(self, logits: Tensor, worth: Tensor, valid: Tensor) -> Tensor:
+        """What leads attention [B, M], given its logits [B, M, H, N], ρ [B, N], and which entries there are [B, M, N].
+
+        The prior has a mass of less than 1 where nothing is known, and so counts for less.
+        """
+        valid = valid.unsqueeze(2)
+        # ρ is a part of the logits too: once more, or the best that q·k could do would be to say nothing
+        looked, even = torch.softmax(logits.detach(), dim=-1), _evenly(valid)  # [B, M, H or 1, N]
+        worth = worth.detach()[:, None, None].masked_fill(~valid, -torch.inf)
+        liked = (worth - worth.amax(dim=-1, keepdim=True)).exp()  # 1: what retention prefers to all
+        missed = 1 - (looked * liked).sum(dim=-1, keepdim=True).clamp(max=1.0)  # [B, M, H, 1]
+        led = torch.softmax((looked + missed * even).log() + worth, dim=-1)
+        known = _preference(worth, valid).unsqueeze(-1)  # [B, M, 1, 1]
+        prior = known * led + (1 - known) * (1 - self._sure()) * even
+        loss: Tensor = self.spec.prior_coef * _cross_entropy(prior, logits, valid).mean(dim=2)
+        return loss
+
+    def _usefulness(self, notes: Tree, entries: Entries, core: StrategicCore) -> dict[str, Tensor]:
+        """What teaches ρ and λ, each [B, M]."""
+        mask, data, now = notes["mask"], entries.data, entries.before + notes["at"]
+        valid = _seen(notes["at"], entries)  # [B, M, N]
+        coef = self.spec.usefulness_coef * notes["weight"]  # [B, 1]
+        # a batch's notes have room for K entries held before; its minibatches may have none
+        target, promise = (notes[name][..., -valid.shape[2] :] for name in ("use", "promise"))  # [B, M, N], [B, N]
+        might = self.spec.promise_coef * (1 - self.gate) * promise
+        whole = (target * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [B, N]
+        among = (valid & mask[..., None]).any(dim=1)
+        whole = whole.clamp(min=0) + EVEN * _evenly(among) + might * among
+        terms = {"usefulness_loss": (coef * _cross_entropy(whole, data["worth"], among)[:, None]).expand_as(mask)}
+        if "decay" in data:
+            age = take(data["count"], now)[..., None] - data["count"][:, None]
+            held = data["worth"].detach()[:, None] - data["decay"][:, None] * age.clamp(0, 2 * core.slots)
+            each = target.clamp(min=0) + EVEN * _evenly(valid) + might[:, None] * valid  # [B, M, N]
+            terms["decay_loss"] = coef * _cross_entropy(each, held, valid)
+        return terms
 
     def _used(self, notes: Tree, entries: Entries, core: StrategicCore) -> tuple[Tensor, Tensor, Tensor]:
         """Q of the actions taken [B, M]; use [B, M, K + T] and promise [B, K + T].
@@ -278,7 +296,7 @@ class Hindsight(Auxiliary):
         if self.discrete:
             taken = F.one_hot(notes["action"].long(), notes["policy"].shape[-1]).to(missed)
         else:
-            taken = F.pad(self._told(notes["action"]), (1, 0), value=1.0)
+            taken = F.pad(self._action_features(notes["action"]), (1, 0), value=1.0)
             taken = taken / taken[notes["mask"]].square().mean(dim=0).sqrt().clamp(min=1e-8)
         seen = _seen(notes["at"], entries) & notes["mask"][..., None]  # [B, M, N]
         return torch.einsum("bma,bmn->bna", missed[..., None] * taken, seen.to(missed))
@@ -345,11 +363,11 @@ class Hindsight(Auxiliary):
     def _of_actions(self, read: Tensor, actions: Tensor) -> Tensor:
         """Q [B, M, S] of actions [B, M, S, A] that aren't counted, given what was read."""
         value: Tensor = self.critic(
-            torch.cat([read.unsqueeze(2).expand(*actions.shape[:3], -1), self._told(actions)], -1)
+            torch.cat([read.unsqueeze(2).expand(*actions.shape[:3], -1), self._action_features(actions)], -1)
         )
         return value.squeeze(-1)
 
-    def _told(self, actions: Tensor) -> Tensor:
+    def _action_features(self, actions: Tensor) -> Tensor:
         """Actions [..., A] that aren't counted, as features [..., D]."""
         space, lead = self.context.world.action_space, actions.shape[:-1]
         return vector(space, actions.reshape(*lead, *(space.shape or ()))).reshape(*lead, -1)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from gymnasium import spaces
 from pydantic import Field, field_validator, model_validator
 
 from slm_lab.agent.auxiliary.base import AuxiliaryContext
@@ -26,6 +27,8 @@ from slm_lab.spec.parts import ENTRY
 if TYPE_CHECKING:
     from slm_lab.spec.lab_spec import LabSpec
 
+HELD = 3  # times the slots are held: as they were, with the new entry, and where the episode began
+
 
 class StrategicMemory(OnPolicyReplay):
     """Whole episodes to learn from, and K slots that the policy reads: it learns what to keep and what to recall.
@@ -40,7 +43,7 @@ class StrategicMemory(OnPolicyReplay):
 
     class Spec(SpecModel):
         name: Literal["StrategicMemory"] = "StrategicMemory"
-        slots: PositiveInt = Field(16, le=65_536, description="K: entries kept at a time")
+        slots: PositiveInt = Field(16, description="K: entries kept at a time")
         entry: Any = Field({"name": "MLP"}, description="what makes an entry of a step: a part of the family entry")
         hidden_size: PositiveInt = Field(64, description="units of hidden layers and of the features")
         size: PositiveInt = Field(32, description="d: numbers in a key, a value and a query of each head")
@@ -80,7 +83,12 @@ class StrategicMemory(OnPolicyReplay):
             ge=0,
             description="weight of what leads attention to what retention prefers, and keeps it even at first",
         )
-        actor_coef: float = Field(1.0, ge=0, description="weight of the gated mean-actor-critic term")
+        actor_coef: float = Field(
+            1.0, ge=0, description="weight of the gated mean-actor-critic term; discrete actions only"
+        )
+        actor_gate: bool = Field(
+            True, description="it counts as far as hindsight explains what it hasn't learned from; false: always"
+        )
 
         @property
         def taught(self) -> bool:
@@ -100,7 +108,9 @@ class StrategicMemory(OnPolicyReplay):
         @model_validator(mode="after")
         def _few_to_many(self) -> StrategicMemory.Spec:
             if self.max_queries < self.queries:
-                raise ValueError(f"max_queries {self.max_queries} is less than queries {self.queries}")
+                raise ValueError(
+                    f"max_queries {self.max_queries} is less than queries {self.queries}. Raise it, or lower queries"
+                )
             return self
 
         @field_validator("entry")
@@ -127,7 +137,7 @@ class StrategicMemory(OnPolicyReplay):
     def core(self, in_size: int) -> Core:
         entry = ENTRY.load(self.spec.entry["name"])
         built = entry(entry.Spec(**self.spec.entry), in_size + CLOCK)
-        self.seen_size = built.out_size + self.spec.heads * self.spec.size  # what hindsight reads
+        self.seen_size = built.out_size + self.spec.heads * self.spec.size  # what hindsight reads; it is built later
         return StrategicCore(self.spec, built, in_size)
 
     def auxiliary(self, context: AuxiliaryContext) -> Hindsight | None:
@@ -179,6 +189,10 @@ class StrategicMemory(OnPolicyReplay):
                 f"{ENOUGH} of them, too few to tell what hindsight explains from chance: it may teach retention noise, "
                 "and holds attention even. Use a larger training_frequency (PPO: time_horizon), or more queries"
             )
+        if keys.hindsight_coef and keys.actor_coef and not isinstance(world.action_space, spaces.Discrete):
+            found.append(
+                f"agent.memory.actor_coef goes unused: its term is for discrete actions, not {world.action_space}"
+            )
         if by_step and episodes == 1:
             found.append(
                 "agent.algorithm.baseline_by_step takes nothing: an update sees one episode, and there is no other to "
@@ -193,33 +207,40 @@ class StrategicMemory(OnPolicyReplay):
         steps = ENTRY.load(keys.entry["name"]).Spec(**keys.entry).steps
         if steps > keys.slots:
             message = f"reads {steps} steps, more than the {keys.slots} slots: too long a window"
-            found.append(Problem("agent.memory.entry", f"{message}. Use {keys.slots} or fewer, or more slots."))
+            found.append(Problem("agent.memory.entry.window", f"{message}. Use {keys.slots} or fewer, or more slots."))
         if not hasattr(spec.agent.algorithm, "steps_per_window"):
             name = spec.agent.algorithm.name
-            message = f"{name} can't teach StrategicMemory, a policy gradient can. Use REINFORCE, A2C or PPO."
-            found.append(Problem("agent.memory.name", message))
+            message = (
+                f"{name} can't teach StrategicMemory, a policy gradient can. Use REINFORCE, A2C or PPO, or another"
+            )
+            found.append(Problem("agent.memory.name", f"{message} memory: OnPolicyReplay or OnPolicyBatchReplay."))
         if spec.agent.net.core["name"] != "none":
             found.append(
-                Problem("agent.net.core", "would go unused: StrategicMemory brings its own working memory. Use 'none'.")
+                Problem(
+                    "agent.net.core.name",
+                    "would go unused: StrategicMemory brings its own working memory. Use 'none', or leave core out.",
+                )
             )
         if not spec.agent.net.shared:
-            found.append(
-                Problem("agent.net.shared", "false; StrategicMemory is one memory for policy and value. Use true.")
+            alone = (
+                "" if spec.agent.net.use_same_optim else ", and use_same_optim: true without optimisers of their own"
             )
+            message = f"false; StrategicMemory is one memory for policy and value. Use true{alone}."
+            found.append(Problem("agent.net.shared", message))
         return found
 
 
 def _room_problems(spec: LabSpec, world: World) -> list[Problem]:
-    """Which entries were in which slot at each step of a batch: told twice, as kept and as learned from."""
-    episodes, slots, length = spec.agent.algorithm.frequency, spec.agent.memory.slots, world.max_length
-    if length is None:
-        return []
-    steps = min(length, spec.agent.memory.horizon)
-    need, free = 2 * 8 * slots * steps * episodes * memories(spec, world), free_ram()
+    """What is held in acting, and which entries were in which slot at each step of a batch: told twice, as kept and as
+    learned from. Episodes that may have any length count as one step."""
+    keys, episodes = spec.agent.memory, spec.agent.algorithm.frequency
+    steps = min(world.max_length or 1, keys.horizon)
+    entry = 4 * 2 * keys.heads * keys.size  # bytes of a key and a value; there is more, by the encoder
+    held = HELD * entry * spec.env.num_envs
+    need, free = keys.slots * (2 * 8 * steps * episodes + held) * memories(spec, world), free_ram()
     if need <= SHARE * free:
         return []
-    message = (
-        f"{slots:,} in {plural(episodes, 'episode')} of {plural(steps, 'step')} need {gigabytes(need)} to learn from"
-    )
-    most = f"Use at most {int(slots * SHARE * free / need):,}, or fewer episodes an update."
-    return [Problem("agent.memory.slots", f"{message}, but {gigabytes(free)} of RAM are free. {most}")]
+    held_for = f"{plural(spec.env.num_envs, 'world')} and {plural(episodes, 'episode')} of {plural(steps, 'step')}"
+    message = f"{keys.slots:,} for {held_for} need {gigabytes(need)} and more, but {gigabytes(free)} of RAM are free. "
+    message += f"Use at most {int(keys.slots * SHARE * free / need):,}, or fewer worlds or episodes an update."
+    return [Problem("agent.memory.slots", message)]
