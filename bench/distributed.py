@@ -19,6 +19,8 @@ from typing import Any
 
 import gymnasium
 
+from bench.words import count
+
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "specs" / "distributed" / "cartpole.json"
 SPECS = ("ppo_cartpole_workers", "ddqn_per_cartpole_workers")
@@ -131,8 +133,8 @@ def kill(folder: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="curves, speed, kill (default: all)")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each in speed")
+    parser.add_argument("--seeds", type=count, default=3)
+    parser.add_argument("--rounds", type=count, default=7, help="turns of each in speed")
     args = parser.parse_args()
     what = args.what or ["curves", "speed", "kill"]
     os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"  # workers look for the slow world too

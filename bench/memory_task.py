@@ -28,6 +28,7 @@ from rich.table import Table
 from bench.commit import commit
 from bench.peers import Peer
 from bench.race import MODES, Entrant, Job, Ours, Result, Said, sessions
+from bench.words import count
 from slm_lab.experiment.display import say
 from slm_lab.experiment.figure import PALETTE, legend_right, line, log_y, new_figure
 from slm_lab.experiment.png import write_pngs
@@ -110,15 +111,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"agents: {', '.join(AGENTS)}"
     parser.add_argument("--delays", type=_delays, default=_delays("4,16,64,256"), metavar="N,N", help="4,16,64,256")
-    parser.add_argument("--seeds", type=_count, default=3, metavar="N", help="seeds 0 to N-1; default: 3")
+    parser.add_argument("--seeds", type=count, default=3, metavar="N", help="seeds 0 to N-1; default: 3")
     parser.add_argument(
         "--modes", choices=["hard", "easy", "both"], default="both", help="distractors or silence; both"
     )
     parser.add_argument("--agents", metavar="NAME,NAME", help="default: all")
     parser.add_argument(
-        "--jobs", type=_count, default=len(os.sched_getaffinity(0)), metavar="N", help="at a time; default: the cores"
+        "--jobs", type=count, default=len(os.sched_getaffinity(0)), metavar="N", help="at a time; default: the cores"
     )
-    parser.add_argument("--max-frame", type=_count, metavar="N", help="cut all budgets to N frames, to try it out")
+    parser.add_argument("--max-frame", type=count, metavar="N", help="cut all budgets to N frames, to try it out")
     parser.add_argument(
         "--folder", type=Path, metavar="DIR",
         help="where the results go, by default a new one under data/; sessions that it holds aren't run again",
@@ -127,14 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number from 1 was expected")
-    return int(text)
-
-
 def _delays(text: str) -> list[int]:
-    delays = [_count(part) for part in text.split(",")]
+    delays = [count(part) for part in text.split(",")]
     if max(delays) > max(BUDGETS):
         raise argparse.ArgumentTypeError(f"{max(delays)}: at most {max(BUDGETS)}, no budget is set for more")
     return list(dict.fromkeys(delays))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from bench.race import LabLearner
+from bench.words import count
 from slm_lab.lib.errors import LabError
 from slm_lab.spec.load import apply_overrides, load_file, pick
 from slm_lab.spec.validate import resolve
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("file", metavar="SPEC_FILE")
     parser.add_argument("name", metavar="SPEC_NAME", nargs="?", help="where the file has several")
-    parser.add_argument("--frames", type=int, default=10_000, metavar="N", help="default: 10,000; as many warm up")
+    parser.add_argument("--frames", type=count, default=10_000, metavar="N", help="default: 10,000; as many warm up")
     args = parser.parse_args(argv)
     try:
         print(profile(args.file, args.name, args.frames))

@@ -20,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from bench.words import count
+
 ROOT = Path(__file__).parents[1]
 TARGET = 0.7  # seconds of overhead of a trial
 
@@ -80,8 +82,8 @@ def _seconds(written: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=2000)
+    parser.add_argument("--trials", type=count, default=8)
+    parser.add_argument("--frames", type=count, default=2000)
     args = parser.parse_args()
     cost = measure(args.trials, args.frames)
     print(f"{args.trials} trials of {args.frames} frames: {cost['wall']:.1f} s in all")

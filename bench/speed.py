@@ -26,8 +26,9 @@ import plotly.graph_objects as go
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.commit import commit
+from bench.commit import commit, machine
 from bench.turn import workloads
+from bench.words import count
 from bench.workload import Workload
 from slm_lab.experiment.display import say
 from slm_lab.experiment.figure import INK, PALETTE, new_figure
@@ -45,7 +46,7 @@ PATIENCE = 600  # seconds of a turn
 SAME = 0.05  # work that differs by no more is the same
 OURS = "ours"
 
-# workload, side, turn, value, work; version of the package, commit and date; or absent, or failed
+# workload, side, turn, value, work; version of the package, commit, date, machine; or absent, or failed
 Sampled = dict[str, Any]
 
 
@@ -102,7 +103,7 @@ def turn(workload: Workload, side: str, number: int, share: float, core: int) ->
     if who.absent():
         return {**named, "absent": who.package}
     said = alone([sys.executable, "-W", "ignore", "-m", "bench.turn", workload.name, side, str(share)], core)
-    facts = {"version": who.version(), "commit": commit(), "date": time.strftime("%Y-%m-%d")}
+    facts = {"version": who.version(), "commit": commit(), "date": time.strftime("%Y-%m-%d"), "machine": machine()}
     return {**named, **json.loads(said.splitlines()[-1]), **facts}
 
 
@@ -127,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="run_lab.py bench speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: all")
-    parser.add_argument("--turns", type=int, default=TURNS, metavar="N", help=f"of each side; default: {TURNS}")
+    parser.add_argument("--turns", type=count, default=TURNS, metavar="N", help=f"of each side; default: {TURNS}")
     cores = sorted(os.sched_getaffinity(0))
     parser.add_argument(
         "--core", type=int, choices=cores, default=cores[-1], help=f"that all turns run on; default: {cores[-1]}"
@@ -284,7 +285,8 @@ def page(samples: Sequence[Sampled], known: dict[str, Workload]) -> str:
     lines += ["", "## As the work grows", "", "Ours alone."] if growths else []
     for one in growths:
         lines += ["", *growth(one)]
-    return "\n".join([*lines, "", f"Versions of the peers: {', '.join(versions(found)) or 'none there'}.", ""])
+    lines += ["", f"Versions of the peers: {', '.join(versions(found)) or 'none there'}. Machines:", ""]
+    return "\n".join([*lines, *machines(found), ""])
 
 
 def row(found: Found) -> tuple[str, ...]:
@@ -327,6 +329,15 @@ def versions(found: Sequence[Found]) -> list[str]:
             package = one.workload.sides[side].package
             told |= {f"{package} {x['version']}" for x in turns.values() if package}
     return sorted(told)
+
+
+def machines(found: Sequence[Found]) -> list[str]:
+    """What was measured on which machine; of what is there no more can be said than was noted."""
+    by: dict[str, list[str]] = {}
+    for one in found:
+        for name in sorted({x["machine"] for x in one.samples if "machine" in x}) or ["not noted"]:
+            by.setdefault(name, []).append(one.workload.name)
+    return [f"- {name}: {', '.join(names)}." for name, names in by.items()]
 
 
 def growth(found: Found) -> list[str]:

@@ -29,6 +29,7 @@ import torch
 
 from bench.commit import commit
 from bench.race import BalancedMemoryTask, LabLearner
+from bench.words import count
 from slm_lab.env.base import VecEnv
 from slm_lab.env.tasks.base import VecTask
 from slm_lab.env.vec import make_env
@@ -94,7 +95,7 @@ def instead(task: Row, name: str, *change: str, max_frame: int, **keys: Any) -> 
     return Row(f"{task.name} with {name}", task.file, task.every, max_frame, changes, task.bar, seeds=3, **keys)
 
 
-def learner(name: str) -> tuple[str, ...]:
+def taught_by(name: str) -> tuple[str, ...]:
     return f"agent.algorithm.name={name}", "agent.algorithm.training_frequency=64"
 
 
@@ -119,7 +120,7 @@ ROWS = [
     Row("MultiCue 128", "specs/strategic/multi_cue.json", 32768, 1_600_000, ("env.length=128",), 0.95, 5),
     MAZE_64,
     Row("PassiveTMaze 256", "specs/strategic/tmaze.json", 65792, 3_000_000, ("env.corridor=256",), 0.95, 5),
-    *(instead(HARD_64, name, *learner(name), max_frame=1_000_000) for name in ("A2C", "REINFORCE")),
+    *(instead(HARD_64, name, *taught_by(name), max_frame=1_000_000) for name in ("A2C", "REINFORCE")),
     instead(HARD_64, "Transformer entries", ENTRIES, max_frame=200_000),
     instead(HARD_64, "continuous actions", *BOX, max_frame=1_000_000),
     instead(HARD_64, "defaults alone", *BARE, max_frame=1_000_000, claims=False),
@@ -172,7 +173,8 @@ def worlds(learner: LabLearner, episodes: int = EPISODES, delay: int | None = No
     if env.name != "MemoryTask":
         return make_env(env, num_envs=WORLDS, gamma=learner.gamma)
     args |= {} if delay is None else {"delay": delay}
-    return learner.seen(VecTask(BalancedMemoryTask(args["delay"], args["difficulty"]), episodes))
+    task = BalancedMemoryTask(args["delay"], args["difficulty"], args.get("continuous", False))
+    return learner.seen(VecTask(task, episodes))
 
 
 def judge(learner: LabLearner, row: Row, seed: int, number: int, delay: int | None = None) -> float:
@@ -221,8 +223,9 @@ the row claims that all fail. A row of an older commit is of the algorithm and t
 within its frames, and its seconds where it has some; that in every run the cue is kept ({KEPT}) and attended to
 ({SEEN}), and return, cue and attention later too. Where something is taken out (after the comma) the row
 claims that no seed earns more than {CHANCE}, in two evaluations in a row, at the end or later (0.9 in MultiCue, where
-some cues lie among the last 16 steps; 0.6 in the T-maze, where one of two sides earns 0.5), or claims nothing (–). *With*:
-something else in the place of what the spec has; *defaults alone* are PPO's and StrategicMemory's own, and `shared: true`.
+some cues lie among the last 16 steps; 0.6 in the T-maze, where one of two sides earns 0.5), or claims nothing (–).
+*With*: something else in the place of what the spec has, the claims are the same (of *defaults alone*, PPO's and
+StrategicMemory's own with `shared: true`, none).
 
 In MemoryTask 4 and 16 and RepeatPrevious 4 the 16 slots hold all that is asked for, so retention has nothing to choose:
 the newest 16 steps (`fifo`) do as well. From 32 steps on it must choose.
@@ -303,15 +306,13 @@ def told(row: Row, found: list[Found], when: str, what: str) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench strategic", description=__doc__)
     parser.add_argument("rows", nargs="*", help="names of rows, or parts of names (default: all)")
-    parser.add_argument("--seeds", type=int, help="at most so many seeds")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--seeds", type=count, metavar="N", help="at most so many seeds")
+    parser.add_argument("--jobs", type=count, metavar="N", default=os.cpu_count(), help="at a time; default: the cores")
     parser.add_argument("--page", action="store_true", help="run nothing: write the table of the sessions there are")
     args = parser.parse_args(argv)
     unknown = [part for part in args.rows if not _named(part)]
-    if unknown or (args.seeds is not None and args.seeds < 1):
-        print(f"no row is called {', '.join(unknown)}; there are: {'; '.join(row.name for row in ROWS)}" if unknown
-              else f"--seeds {args.seeds}: a whole number from 1 was expected", file=sys.stderr)  # fmt: skip
-        return 2
+    if unknown:
+        parser.error(f"no row is called {', '.join(unknown)}; there are: {'; '.join(row.name for row in ROWS)}")
     chosen = [row for row in ROWS if not args.rows or any(row in _named(part) for part in args.rows)]
     known: dict[tuple[str, int], Found] = {}
     if SESSIONS.exists():

@@ -19,11 +19,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
+from torch import nn
 
 import slm_lab.env.tasks  # noqa: F401  registers our tasks with Gymnasium
 from bench.peers import NOTEBOOK
 from bench.race import LabLearner
-from bench.workload import Sample, Side, Workload
+from bench.workload import Sample, Side, Workload, cpu_rate
+from slm_lab.agent.net.layers import linear
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.load import apply_overrides, load_file, pick
 from slm_lab.spec.validate import resolve
@@ -241,6 +244,20 @@ def sac_sb3() -> Any:
     return SAC("MlpPolicy", worlds("Pendulum-v1", 1), gradient_steps=1, **keys, device="cpu", seed=0)
 
 
+def wide_layers(layer: Callable[[int, int], nn.Linear], share: float) -> Sample:
+    """Forward and backward of two layers of 256 with 256 rows, as SAC has them: times a CPU second."""
+    layers, x = nn.Sequential(layer(256, 256), nn.ReLU(), layer(256, 256)), torch.randn(256, 256)
+
+    def updates(count: int) -> None:
+        for _ in range(count):
+            layers.zero_grad()
+            layers(x).sum().backward()
+
+    updates(20)
+    times = round(400 * share)
+    return Sample(cpu_rate(times, partial(updates, times)), {"updates": times})
+
+
 # ---- starting, and a whole run ---------------------------------------------------------------------------------------
 
 
@@ -388,7 +405,8 @@ WORKLOADS = [
     training(
         "ppo", "PPO, CartPole-v1: 4 worlds, horizon 256, minibatch 128, 15 epochs, 64x64 tanh each", 2.5,
         ppo_spec(), {"SB3": (SB3, ppo_sb3, POLICY)}, 2_048, 49_152,
-        note="Advantages are standardised once a batch by ours, once a minibatch by SB3",
+        note="Advantages are standardised once a batch by ours, once a minibatch by SB3. Tianshou isn't raced: "
+        "measured once, elsewhere, it had 1,300 frames/s for SB3's 1,900",
         missed="It was 2.53 (4,700 for 1,970 frames/s) on the machine of 26 November; our code of then takes as long "
         "here as today's. A frame takes us 95 µs, SB3 190; of both, 30 are products and tanh by torch's kernels, which "
         "on this make of CPU are slow: the rest alone would be 2.5 times. Forward and backward by hand gave 1.02",
@@ -411,6 +429,11 @@ WORKLOADS = [
     training(
         "sac", "SAC, Pendulum-v1: batch 256, an update a frame, 256x256 relu", 1.4,
         sac_spec(), {"SB3": (SB3, sac_sb3, "critic.optimizer")}, 1_200, 500, "updates",
+    ),
+    Workload(
+        "wide_layers", "two layers of 256 x 256, 256 rows, forward and backward: SAC's, beside torch.nn.Linear",
+        "updates/s", {"ours": Side(partial(wide_layers, linear)), "torch": Side(partial(wide_layers, nn.Linear))}, 1.0,
+        note="How much oneDNN gains over what torch calls, which goes by the make of CPU",
     ),
     training(
         "lstm_ppo", "recurrent PPO, MemoryTask 16: 32 worlds, LSTM 256 and 64x64 for actor and critic each", 4.0,

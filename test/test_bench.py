@@ -329,9 +329,10 @@ def test_a_seed_that_never_got_there_counts_as_endless() -> None:
     assert strategic.line(replace(CLAIM, seeds=3), [*sessions, found(CLAIM, 2)]).split(" | ")[4] == "100 (–)"
 
 
-@pytest.mark.parametrize("words", [["NoSuchRow"], ["--seeds", "0"]])
+@pytest.mark.parametrize("words", [["NoSuchRow"], ["--seeds", "0"], ["--jobs", "0"], ["--jobs", "many"]])
 def test_bench_strategic_refuses_what_it_cannot_run(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert strategic.main(words) == 2
+    with pytest.raises(SystemExit, match="2"):
+        strategic.main(words)
     assert words[-1] in capsys.readouterr().err
 
 
