@@ -19,10 +19,10 @@ from slm_lab.lib.errors import plural
 BLUE, ORANGE, RED = PALETTE[5], PALETTE[4], PALETTE[1]
 CAPTIONS = {  # of each picture, for one who hasn't read the code
     "retention": "What is held in memory: each blue line is an entry, from the step at which it was written to the "
-    "step at which it was dropped; the number behind it is the slot that it was in (where lines are too close for "
-    "numbers, point at an end of one in the .html). Orange: the cue, what must be remembered, while it is held; red: "
-    "when it is not. Where memory outlives the episode, a grey line below all says when entries of earlier ones are "
-    "held.",
+    "step at which it was dropped; the number behind it is the slot that it was in (those held longest have one, and "
+    "others where there is room; in the .html, point at an end of a line). Orange: the cue, what must be remembered, "
+    "while it is held; red: when it is not. Where memory outlives the episode, a grey line below all says when entries "
+    "of earlier ones are held.",
     "attention": "What the agent looks at: at each step (across) the entries that it holds, by when they were written "
     "(up); the darker, the more attention. The shares of a column sum to 1. Orange: the cue. Where memory outlives the "
     "episode, the squares below all are the entries of earlier ones together.",
@@ -41,7 +41,7 @@ BAR = {
     "tickfont": {"size": 12},
 }
 WIDE, NARROW, HIGH = 720, 440, 320  # of one panel, of each of two
-LINE = 10  # pixels from line to line from which on a number can be read behind each
+LINE = 10  # pixels, of a number's height; it is as wide
 
 
 def xray_builders(run: Run, pattern: str = "*") -> dict[str, Callable[[], go.Figure]]:
@@ -117,18 +117,27 @@ def _retention(episode: Episode, width: int) -> list[go.Scatter]:
     return [
         _diagonal(episode),
         lines,
-        _slot_numbers(episode, last + half, entries, slots),
+        _slot_numbers(episode, last + half, entries, slots, width),
         _marks(*_earlier(episode)[:2], "of earlier episodes", GREY, 0.6 * size),
         _marks(at[held], cue[held], "the cue, held", ORANGE, size),
         _marks(at[~held], cue[~held], "the cue, not held", RED, max(3.0, 0.6 * size)),
     ]
 
 
-def _slot_numbers(episode: Episode, x: np.ndarray, y: np.ndarray, slots: np.ndarray) -> go.Scatter:
-    """The slot of each entry behind the end of its line, where they can be read."""
-    n = len(x) if LINE * (episode.at[-1] + 1 + 2 * _pad(episode)) <= HIGH else 0
-    numbers = draw.line(x[:n], y[:n], None, GREY)
-    numbers.update(mode="text", text=[f"\u00a0{slot}" for slot in slots[:n]], textposition="middle right")
+def _slot_numbers(episode: Episode, x: np.ndarray, y: np.ndarray, slots: np.ndarray, width: int) -> go.Scatter:
+    """The slot of each entry behind the end x of its line at y: of those held longest first, wherever there is room
+    beside other numbers and lines."""
+    scale = np.array([width, HIGH]) / (episode.at[-1] + 2 * _pad(episode))  # pixels a step
+    right, up, left = x * scale[0], y * scale[1], y * scale[0]
+    numbered: list[int] = []
+    for n in np.argsort(y - x, kind="stable"):
+        near = np.abs(up - up[n]) < LINE
+        others = np.flatnonzero(near & (np.abs(right - right[n]) < 2 * LINE))
+        crossed = near & (left < right[n] + 2 * LINE) & (right > right[n])  # lines that go on where it would stand
+        if not crossed.any() and not np.isin(others, numbered).any():
+            numbered.append(int(n))
+    numbers = draw.line(x[numbered], y[numbered], None, GREY)
+    numbers.update(mode="text", text=[f"\u00a0{slot}" for slot in slots[numbered]], textposition="middle right")
     return numbers.update(textfont={"size": LINE, "color": GREY}, cliponaxis=False)
 
 

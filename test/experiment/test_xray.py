@@ -162,6 +162,15 @@ def test_pictures_and_report(tmp_path):
     assert len(attention.x) == 1 + 2 + 3 + K * (DELAY - 3)  # each entry held at each step
 
 
+def test_slots_are_told_in_long_episodes_where_numbers_have_room(tmp_path):
+    run = trained(tmp_path, FIRST, {"name": "MemoryTask", "delay": 200})
+    kept = xray_builders(load_run(run.path))["test_t0_s0_session_graph_xray_retention"]()
+    numbers = next(trace for trace in kept.data if trace.mode == "text")
+    told = dict(zip(numbers.y, numbers.text, strict=True))
+    assert told[0].strip("\u00a0") == "0", "the cue is held longest"
+    assert len([y for y in told if y > 190]) == 1, "the newest lie too close for a number each"
+
+
 def test_a_lost_cue_is_shown_as_lost(tmp_path):
     run = trained(tmp_path, FIFO)
     traces = {key: build() for key, build in xray_builders(load_run(run.path)).items()}
