@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 def _chosen(names: Sequence[str], known: dict[str, Workload]) -> list[Workload]:
     for name in names:
         if name not in known:
-            raise LabError(f"unknown workload {name!r}.{did_you_mean(name, known)} There are: {', '.join(known)}")
+            raise LabError(f"unknown workload {name!r}.{did_you_mean(name, known)}")
     return [workload for name, workload in known.items() if not names or name in names]
 
 

@@ -377,8 +377,8 @@ def test_it_knows_where_the_error_is_large(told: bool) -> None:
                 "agent__algorithm": {"name": "DQN", "training_start_step": 100},
                 "agent__memory": {"name": "Replay"},
             },
-            "agent.auxiliary.0.step",
-            "Use SequenceReplay",
+            "agent.memory.name",
+            "Replay gives single steps; CueHead tells of one what an earlier one showed. Use SequenceReplay",
         ),
     ],
 )

@@ -74,8 +74,8 @@ class CueHead(Auxiliary):
             return [Problem(f"{path}.name", "CueHead tells no images, and the env shows nothing else. Take it out.")]
         window = MEMORY.load(spec.agent.memory.name).window_length(spec)
         if window is not None and window < 2:
-            message = f"{spec.agent.memory.name} gives single steps, none of which comes later. Use SequenceReplay"
-            return [Problem(f"{path}.step", message)]
+            message = f"{spec.agent.memory.name} gives single steps; CueHead tells of one what an earlier one showed"
+            return [Problem("agent.memory.name", f"{message}. Use SequenceReplay")]
         for length, where in ((window, "windows"), (world.max_length, "episodes")):
             if length is not None and own.step + 1 >= length:
                 message = f"step {own.step} and a later one don't fit in {where} of {plural(length, 'step')}"
