@@ -440,7 +440,7 @@ WORKLOADS = [
         recurrent_spec(shared=False), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=False), POLICY)}, 1_024, 4_096,
         note="The peer steps 32 worlds one by one, ours are one vector: about 1 % of the peer's time",
         missed="It was 5.59 (1,270 for 230 frames/s) on the machine of 26 November; our code of then is as slow here. "
-        "Of our time 0.58 is oneDNN's LSTM, which the peer calls too; laying out lanes, for actor and critic, is 0.05",
+        "Of our time 0.58 is oneDNN's LSTM, which the peer calls too; laying out lanes, for actor and critic, is 0.03",
     ),
     training(
         "lstm_ppo_shared", "the same with one LSTM for both", 4.0,
