@@ -279,7 +279,7 @@ def _row(agent: str, delay: int, mode: str, group: list[Result]) -> dict[str, ob
         "fps": np.median([result.frames / max(result.seconds, 1e-9) for result in group]),
         "seconds": np.median([result.seconds for result in group]),
         "budget": group[0].job.budget,
-        "commit": ", ".join(sorted({result.commit for result in group})),
+        "commit": ", ".join(sorted({result.commit or "not noted" for result in group})),
         "absent": "",
     }
 

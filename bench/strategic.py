@@ -307,7 +307,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench strategic", description=__doc__)
     parser.add_argument("rows", nargs="*", help="names of rows, or parts of names (default: all)")
     parser.add_argument("--seeds", type=count, metavar="N", help="at most so many seeds")
-    parser.add_argument("--jobs", type=count, metavar="N", default=os.cpu_count(), help="at a time; default: the cores")
+    parser.add_argument(
+        "--jobs", type=count, metavar="N", default=len(os.sched_getaffinity(0)), help="at a time; default: the cores"
+    )
     parser.add_argument("--page", action="store_true", help="run nothing: write the table of the sessions there are")
     args = parser.parse_args(argv)
     unknown = [part for part in args.rows if not _named(part)]

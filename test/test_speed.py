@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bench import memories, profile, speed, trainings
+from bench.commit import machine
 from bench.speed import Found, main, page
 from bench.turn import workloads
 from bench.workload import Sample, Side, Workload
@@ -88,6 +89,7 @@ def test_the_page_tells_all_that_was_measured(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(speed, "write_pngs", draw)
     kept = samples(RACE, ours=[12345, 12345], slow=[1000, 1000], fast=[2000, 1000])
     kept += samples(SIZES, **{"16": [1.5], "64": [1.6]}) + samples(LIGHT, ours=[28.5], peer=[29])
+    kept = [{**x, "machine": machine()} if x["workload"] == "race" else x for x in kept]
     assert speed.save(kept, KNOWN)
     text = (tmp_path / "speed.md").read_text()
     assert (
@@ -96,6 +98,7 @@ def test_the_page_tells_all_that_was_measured(tmp_path: Path, monkeypatch: pytes
     assert "| 9.26 (6.17 – 12.3) | ≥ 2 times | yes |" in text
     assert "| ours ≤ 28 MB | **no** |" in text
     assert "| delay | ms |\n|---|---|\n| 16 | 1.5 (1.5 – 1.5) |\n| 64 | 1.6 (1.6 – 1.6) |" in text
+    assert f"\n- {machine()}: race.\n" in text and "\n- not noted: light, " in text
     assert "lonely" not in text, "never run"
     assert "it grows (1 turn, commit abc, 2026-11-23):" in text and "2 turns, commit abc, 2026-11-23." in text
     assert "## What is missed, and why\n\n- **light**: it is heavy.\n\n##" in text

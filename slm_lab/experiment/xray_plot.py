@@ -42,6 +42,7 @@ BAR = {
 }
 WIDE, NARROW, HIGH = 720, 440, 320  # of one panel, of each of two
 LINE = 10  # pixels, of a number's height; it is as wide
+TRIED = 500  # entries, held longest, for whose numbers room is looked for
 
 
 def xray_builders(run: Run, pattern: str = "*") -> dict[str, Callable[[], go.Figure]]:
@@ -130,7 +131,7 @@ def _slot_numbers(episode: Episode, x: np.ndarray, y: np.ndarray, slots: np.ndar
     scale = np.array([width, HIGH]) / (episode.at[-1] + 2 * _pad(episode))  # pixels a step
     right, up, left = x * scale[0], y * scale[1], y * scale[0]
     numbered: list[int] = []
-    for n in np.argsort(y - x, kind="stable"):
+    for n in np.argsort(y - x, kind="stable")[:TRIED]:
         near = np.abs(up - up[n]) < LINE
         others = np.flatnonzero(near & (np.abs(right - right[n]) < 2 * LINE))
         crossed = near & (left < right[n] + 2 * LINE) & (right > right[n])  # lines that go on where it would stand

@@ -18,6 +18,7 @@ from slm_lab.agent.agent import Agent
 from slm_lab.agent.algorithm.base import Learned
 from slm_lab.agent.algorithm.policy_gradient import drawn_steps
 from slm_lab.agent.build import build_agent
+from slm_lab.agent.memory.strategic import memory
 from slm_lab.agent.memory.strategic.core import StrategicCore
 from slm_lab.agent.memory.strategic.hindsight import Hindsight
 from slm_lab.agent.memory.strategic.memory import StrategicMemory
@@ -311,6 +312,33 @@ def test_a_bad_spec_is_told_in_one_clear_line(changes: dict[str, Any], expected:
     (problem,) = [str(problem) for problem in error.value.problems]
     assert all(part in problem for part in expected), problem
     assert "\n" not in problem
+
+
+@pytest.mark.parametrize(("num_envs", "episodes", "fits"), [(4, 4, True), (4, 400, False), (400, 4, False)])
+def test_slots_must_fit_for_all_worlds_and_episodes(
+    num_envs: int, episodes: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In episodes of two steps too, in which the trace of what was kept counts next to nothing."""
+    monkeypatch.setattr(memory, "free_ram", lambda: 10**8)  # 1,000 slots are 300 kB
+    keys = {"agent__memory": {"name": "StrategicMemory", "slots": 1000}, "meta__max_session": 1}
+    keys["env"] = {"name": "MemoryTask", "delay": 2, "num_envs": num_envs, "max_frame": 10**6}
+    keys["agent__algorithm"] = {"name": "PPO", "time_horizon": episodes}
+    try:
+        make_spec(**{**RESUMED, **keys})
+        found = ""
+    except SpecError as error:
+        found = str(error)
+    assert ("agent.memory.slots: 1,000 for" in found) == (not fits), found
+
+
+def test_it_is_told_that_continuous_actions_have_no_mean_actor_critic() -> None:
+    spec = make_spec(agent__memory=MEMORIES["StrategicMemory"], agent__net=RESUMED["agent__net"])
+    told = {
+        action: [note for note in StrategicMemory.notes(spec, world("vector", action, 2)) if "actor_coef" in note]
+        for action in ("discrete", "box")
+    }
+    assert told["discrete"] == []
+    assert told["box"][0].startswith("agent.memory.actor_coef goes unused")
 
 
 # --- one setting for all ---

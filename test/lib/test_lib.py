@@ -13,6 +13,7 @@ from slm_lab.lib.registry import Registry
 from slm_lab.lib.rng import Rng, world_seed
 from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.schedule import scheduled
+from slm_lab.spec.parts import FAMILIES
 
 
 def test_reducer_masks_weighs_and_scales() -> None:
@@ -83,6 +84,8 @@ def test_registry_knows_what_else_the_field_calls_a_part() -> None:
     registry = Registry("memory", {"CER": "m:A", "HindsightReplay": "m:B"}, {"HER": "HindsightReplay"})
     with pytest.raises(LabError, match=r"unknown memory 'her'\. It is HindsightReplay here\."):
         registry.load("her")
+    assert all(here.split()[0] in family for family in FAMILIES.values() for here in family._known_as.values())
+    assert "It is PrioritizedReplay here" in FAMILIES["memory"].unknown("PER")
 
 
 def test_running_moments_equal_those_of_the_whole() -> None:

@@ -28,15 +28,15 @@ ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # what torch.compile ma
 
 
 def linear(fan_in: int, fan_out: int) -> nn.Linear:
-    """A linear layer; a wide one makes its large products on a CPU in half the time (see `WideLinear`)."""
+    """A linear layer; a wide one makes its large products on most CPUs sooner (see `WideLinear`)."""
     return (WideLinear if ONEDNN and fan_in * fan_out >= WIDE else nn.Linear)(fan_in, fan_out)
 
 
 class WideLinear(nn.Linear):
     """A linear layer over [N, D] whose large products on a CPU are made by oneDNN.
 
-    torch has MKL make them, which on CPUs that aren't Intel's takes twice as long. Only where N is a power of two, as
-    batches mostly are: oneDNN keeps some 2 MB for each size that it has met, and episodes come in all of them.
+    torch has MKL make them, which on CPUs that aren't Intel's takes up to twice as long. Only where N is a power of
+    two, as batches mostly are: oneDNN keeps some 2 MB for each size that it has met, and episodes come in all of them.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from slm_lab.spec.parts import ENTRY
 if TYPE_CHECKING:
     from slm_lab.spec.lab_spec import LabSpec
 
-HELD = 3  # times the slots are held: as they were, with the new entry, and where the episode began
+HELD = 3  # times a world's slots are held: as they were, with the new entry, and where the episode began
 
 
 class StrategicMemory(OnPolicyReplay):
@@ -204,7 +204,7 @@ class StrategicMemory(OnPolicyReplay):
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
         found, keys = super().problems(spec, world), spec.agent.memory
         found += _room_problems(spec, world)
-        steps = ENTRY.load(keys.entry["name"]).Spec(**keys.entry).steps
+        steps = _window(keys)
         if steps > keys.slots:
             message = f"reads {steps} steps, more than the {keys.slots} slots: too long a window"
             found.append(Problem("agent.memory.entry.window", f"{message}. Use {keys.slots} or fewer, or more slots."))
@@ -230,13 +230,19 @@ class StrategicMemory(OnPolicyReplay):
         return found
 
 
+def _window(keys: StrategicMemory.Spec) -> int:
+    """Steps that make an entry."""
+    steps: int = ENTRY.load(keys.entry["name"]).Spec(**keys.entry).steps
+    return steps
+
+
 def _room_problems(spec: LabSpec, world: World) -> list[Problem]:
-    """What is held in acting, and which entries were in which slot at each step of a batch: told twice, as kept and as
-    learned from. Episodes that may have any length count as one step."""
+    """What is held in acting and where the episodes of a batch began, and which entries were in which slot at each of
+    its steps: both told twice, as kept and as learned from. Episodes that may have any length count as one step."""
     keys, episodes = spec.agent.memory, spec.agent.algorithm.frequency
     steps = min(world.max_length or 1, keys.horizon)
-    entry = 4 * 2 * keys.heads * keys.size  # bytes of a key and a value; there is more, by the encoder
-    held = HELD * entry * spec.env.num_envs
+    numbers = 2 * keys.heads * keys.size + _window(keys) * CLOCK  # of an entry, at least: there is more, by the encoder
+    held = 4 * numbers * (HELD * spec.env.num_envs + 2 * episodes)
     need, free = keys.slots * (2 * 8 * steps * episodes + held) * memories(spec, world), free_ram()
     if need <= SHARE * free:
         return []
