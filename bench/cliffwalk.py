@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from bench.words import count
 from slm_lab.agent.memory.base import MemoryContext
 from slm_lab.agent.memory.prioritized import PrioritizedReplay
 from slm_lab.agent.memory.replay import Replay
@@ -94,15 +95,15 @@ def prioritized(n: int, seed: int, alpha: float = 0.6) -> int:
 def main(argv: Sequence[str] | None = None, seeds: int = 10) -> None:
     parser = argparse.ArgumentParser(prog="run_lab.py bench cliffwalk", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("sizes", nargs="*", type=int, metavar="N", help="states in a row; default: 8 to 12")
+    parser.add_argument("sizes", nargs="*", type=count, metavar="N", help="states in a row; default: 8 to 12")
     sizes = parser.parse_args(argv).sizes or [8, 9, 10, 11, 12]
     print(f"median updates of {seeds} seeds until the error is below {ERROR}")
     print("| n | transitions | uniform | α 0.6 | α 1 | times fewer |\n|---|---|---|---|---|---|")
     for n in sizes:
         plain = np.median([uniform(n, seed) for seed in range(seeds)])
         better = [np.median([prioritized(n, seed, alpha) for seed in range(seeds)]) for alpha in (0.6, 1.0)]
-        counts = " | ".join(f"{count:,.0f}" for count in (2 ** (n + 1) - 2, plain, *better))
-        print(f"| {n} | {counts} | {' and '.join(f'{plain / count:.1f}' for count in better)} |", flush=True)
+        counts = " | ".join(f"{updates:,.0f}" for updates in (2 ** (n + 1) - 2, plain, *better))
+        print(f"| {n} | {counts} | {' and '.join(f'{plain / updates:.1f}' for updates in better)} |", flush=True)
 
 
 if __name__ == "__main__":

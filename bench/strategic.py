@@ -95,12 +95,9 @@ def instead(task: Row, name: str, *change: str, max_frame: int, **keys: Any) -> 
     return Row(f"{task.name} with {name}", task.file, task.every, max_frame, changes, task.bar, seeds=3, **keys)
 
 
-def taught_by(name: str) -> tuple[str, ...]:
-    return f"agent.algorithm.name={name}", "agent.algorithm.training_frequency=64"
-
-
 FIFO = "agent.memory.retention=fifo"
 HARD_64 = memory_task(64, "HARD", 4096, 200_000, far=True)
+OFTEN = "agent.algorithm.training_frequency=64"  # as PPO's time_horizon
 ENTRIES = "agent.memory.entry={name: Transformer, window: 4}"
 BOX = ("env.continuous=true", "agent.algorithm.log_barrier_coef=0")
 BARE = ("agent.algorithm={name: PPO}", "agent.memory={name: StrategicMemory}", "agent.net={name: MLP, shared: true}")
@@ -120,7 +117,10 @@ ROWS = [
     Row("MultiCue 128", "specs/strategic/multi_cue.json", 32768, 1_600_000, ("env.length=128",), 0.95, 5),
     MAZE_64,
     Row("PassiveTMaze 256", "specs/strategic/tmaze.json", 65792, 3_000_000, ("env.corridor=256",), 0.95, 5),
-    *(instead(HARD_64, name, *taught_by(name), max_frame=1_000_000) for name in ("A2C", "REINFORCE")),
+    *(
+        instead(HARD_64, name, f"agent.algorithm.name={name}", OFTEN, max_frame=1_000_000)
+        for name in ("A2C", "REINFORCE")
+    ),
     instead(HARD_64, "Transformer entries", ENTRIES, max_frame=200_000),
     instead(HARD_64, "continuous actions", *BOX, max_frame=1_000_000),
     instead(HARD_64, "defaults alone", *BARE, max_frame=1_000_000, claims=False),
@@ -173,8 +173,7 @@ def worlds(learner: LabLearner, episodes: int = EPISODES, delay: int | None = No
     if env.name != "MemoryTask":
         return make_env(env, num_envs=WORLDS, gamma=learner.gamma)
     args |= {} if delay is None else {"delay": delay}
-    task = BalancedMemoryTask(args["delay"], args["difficulty"], args.get("continuous", False))
-    return learner.seen(VecTask(task, episodes))
+    return learner.seen(VecTask(BalancedMemoryTask(**args), episodes))
 
 
 def judge(learner: LabLearner, row: Row, seed: int, number: int, delay: int | None = None) -> float:

@@ -14,9 +14,9 @@ from bench.workload import Sample, Workload
 
 def workloads() -> dict[str, Workload]:
     """All of them, by name."""
-    from bench import memories, trainings
+    from bench import memories, runs, trainings
 
-    return {workload.name: workload for workload in (*trainings.WORKLOADS, *memories.WORKLOADS)}
+    return {workload.name: workload for workload in (*trainings.WORKLOADS, *runs.WORKLOADS, *memories.WORKLOADS)}
 
 
 def run(name: str, side: str, share: float) -> Sample:

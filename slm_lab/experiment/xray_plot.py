@@ -130,13 +130,11 @@ def _slot_numbers(episode: Episode, x: np.ndarray, y: np.ndarray, slots: np.ndar
     beside other numbers and lines."""
     scale = np.array([width, HIGH]) / (episode.at[-1] + 2 * _pad(episode))  # pixels a step
     right, up, left = x * scale[0], y * scale[1], y * scale[0]
-    numbered: list[int] = []
+    numbered = np.zeros(len(x), bool)
     for n in np.argsort(y - x, kind="stable")[:TRIED]:
-        near = np.abs(up - up[n]) < LINE
-        others = np.flatnonzero(near & (np.abs(right - right[n]) < 2 * LINE))
-        crossed = near & (left < right[n] + 2 * LINE) & (right > right[n])  # lines that go on where it would stand
-        if not crossed.any() and not np.isin(others, numbered).any():
-            numbered.append(int(n))
+        beside = numbered & (np.abs(right - right[n]) < 2 * LINE)
+        across = (left < right[n] + 2 * LINE) & (right > right[n])  # lines that go on where it would stand
+        numbered[n] = not ((np.abs(up - up[n]) < LINE) & (beside | across)).any()
     numbers = draw.line(x[numbered], y[numbered], None, GREY)
     numbers.update(mode="text", text=[f"\u00a0{slot}" for slot in slots[numbered]], textposition="middle right")
     return numbers.update(textfont={"size": LINE, "color": GREY}, cliponaxis=False)
