@@ -191,7 +191,8 @@ class StrategicMemory(OnPolicyReplay):
             )
         if keys.hindsight_coef and keys.actor_coef and not isinstance(world.action_space, spaces.Discrete):
             found.append(
-                f"agent.memory.actor_coef goes unused: its term is for discrete actions, not {world.action_space}"
+                f"agent.memory.actor_coef goes unused: its term is for discrete actions, not {world.action_space}; 0 "
+                "leaves it out"
             )
         if by_step and episodes == 1:
             found.append(
