@@ -1,7 +1,8 @@
 """Returns and advantages, typed once for the whole lab: pure functions over `[B, T]` tensors.
 
-Conventions: `value[:, t]` belongs to `obs[:, t]`, so it has T+1 columns. A masked row (autoreset, padding) always
-follows the end of an episode, so cutting the recursion at `terminated | truncated` also keeps masked rows out.
+Conventions: `value[:, t]` belongs to `obs[:, t]`, so it has T+1 columns. Nothing goes from one episode into the one
+before: recursions are cut at `terminated | truncated`, and where a masked row follows (autoreset, padding, or one that
+leads from the worlds of a lost rollout worker to new ones).
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ def n_step_returns(
 ) -> Tensor:
     """n-step returns `[B, T]`: `Σ_{k<n} γ^k r_{t+k} + γ^n V(o_{t+n})`, shorter at ends; 0 on masked rows.
 
-    `G⁰_t = V(o_t)`; `Gᵐ_t = r_t + γ (1 − terminated_t) · (V(o_{t+1}) if the episode or window ends at t else
-    Gᵐ⁻¹_{t+1})`.
+    `G⁰_t = V(o_t)`; `Gᵐ_t = r_t + γ (1 − terminated_t) · (V(o_{t+1}) if the episode or window ends at t, or nobody
+    played the next row, else Gᵐ⁻¹_{t+1})`.
 
     Source: Sutton & Barto 2018, eq. 7.1.
     """
     _check(reward, value, terminated, truncated, mask)
-    stops = terminated | truncated
-    stops = torch.cat([stops[:, :-1], torch.ones_like(stops[:, -1:])], dim=1)
+    stops = (terminated | truncated)[:, :-1] | ~mask[:, 1:]
+    stops = torch.cat([stops, torch.ones_like(mask[:, -1:])], dim=1)
     returns = value[:, :-1]
     for _ in range(n):
         following = torch.cat([returns[:, 1:], value[:, -1:]], dim=1)

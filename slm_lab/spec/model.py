@@ -44,6 +44,11 @@ class ScheduleSpec(SpecModel):
             raise ValueError(f"{self.name} needs end_step ({self.end_step}) after start_step ({self.start_step})")
         if self.name != "no_decay" and self.end_val is None:
             raise ValueError(f"{self.name} needs an end_val")
+        if self.name == "rate_decay" and self.end_val is not None and self.end_val > self.start_val:
+            raise ValueError(
+                f"rate_decay falls, and end_val ({self.end_val:g}) is above start_val ({self.start_val:g}). Use "
+                "linear_decay to rise"
+            )
         return self
 
     def at(self, frame: int) -> float:

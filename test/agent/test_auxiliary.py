@@ -153,6 +153,22 @@ def test_rows_of_its_own_have_no_weights_of_the_batch() -> None:
     assert total.value == 2.0
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_how_many_of_its_own_steps_are_drawn_changes_nothing(early: bool) -> None:
+    """The cue is told after step 10 alone; more is drawn of before, or of after."""
+    batch, steps = windows(torch.zeros(300, 21, 1)), torch.arange(20).expand(300, 20)
+    own = {"seen": torch.ones(300, 20, 1), "later": steps > 10}
+    large = ((steps <= 10) == early).float()
+    batch = without_last(batch).replace(extras={"cue": own, "advantage": large})
+    head = CueHead(CueHead.Spec(), context({"obs": spaces.Box(-1, 1, (1,))}, shared=1))
+    with torch.no_grad():
+        head.heads["shared"].weight.zero_()
+        head.heads["shared"].bias.zero_()
+    drawn = drawn_steps(batch, 6, torch.Generator().manual_seed(0))
+    out = NetOut({}, {"shared": torch.zeros(300, 6, 1)}, {}, {}, {}, {})
+    assert _joined([head.losses(drawn, out, None)], drawn, {}, 0)[0].value == pytest.approx(1.0)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("name", ["CueHead", "RND"])
 def test_drawn_steps_teach_what_all_would(name: str) -> None:
     """More of those are drawn at which the error is large, and their weights make up for it."""
@@ -261,6 +277,18 @@ def test_the_bonus_is_scaled_by_the_deviation_of_its_discounted_sums() -> None:
     error = auxiliary.error(auxiliary.bonus(batch)[0].extras["rnd"]).detach().numpy()  # [2, 3]
     sums = np.stack([sum(error[:, t + k] * 0.9**k for k in range(3 - t)) for t in range(3)], axis=1)
     np.testing.assert_allclose(paid(auxiliary, batch), error / sums.std(), rtol=1e-4)
+
+
+def test_rows_that_all_led_to_one_observation_are_paid_a_bonus_of_bounded_size() -> None:
+    """There is no deviation to measure by yet."""
+    assert paid(rnd(NOVEL["discrete"]), windows(torch.tensor([[0, 3]] * 8))).max() < 10.01
+
+
+def test_of_n_step_windows_the_bonus_is_of_where_the_n_steps_led_to() -> None:
+    auxiliary, batch = rnd(NOVEL["discrete"]), windows(torch.tensor([[0, 1, 2, 3, 4]]))
+    one, two = (auxiliary.bonus(batch.replace(after=after))[0] for after in (None, torch.tensor([[1, 2, 3, 3]])))
+    assert one.extras["rnd"]["obs"].tolist() == [[1, 2, 3, 4]]
+    assert two.extras["rnd"]["obs"].tolist() == [[2, 3, 4, 4]]
 
 
 def test_observations_are_normalised_and_clipped() -> None:

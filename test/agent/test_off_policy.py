@@ -128,11 +128,14 @@ def test_q_learning_targets(cls: Any, core: str) -> None:
 @pytest.mark.parametrize("core", CORES)
 @torch.no_grad()
 def test_sarsa_targets(core: str) -> None:
-    """The action taken next; after the last row one that the policy would take."""
+    """The action taken next; after the last row, and after a truncation, one that the policy would take."""
     algorithm = build(SARSA, core=core, gamma=0.9, explore_var_spec={"name": "no_decay", "start_val": 0.0})
     rows = batch(algorithm, DISCRETE).replace(after=torch.arange(T).expand(B, T), discount=torch.full((B, T), 0.9))
     values = [[q[0, 0] for q in stepped(algorithm.net, rows, b, "q")] for b in range(B)]
-    taken = [[*rows.action[b].tolist(), int(values[b][T].argmax())] for b in range(B)]
+    best = [[int(value.argmax()) for value in values[b]] for b in range(B)]
+    rows.truncated[1, 0], rows.action[1, 1] = True, (best[1][1] + 1) % 3  # as if never written
+    taken = [[*rows.action[b].tolist(), best[b][T]] for b in range(B)]
+    taken[1][1] = best[1][1]
     check(algorithm, rows, lambda b, t: values[b][t][taken[b][t]])
 
 

@@ -26,6 +26,7 @@ from slm_lab.agent.net.distribution import Categorical
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Session
 from slm_lab.lib.errors import SpecError
+from slm_lab.lib.reduce import Losses, reduce_losses
 from slm_lab.lib.tree import map_batch, tree_leaves, tree_map
 from slm_lab.lib.types import Batch
 from slm_lab.spec.load import load_file
@@ -179,6 +180,16 @@ def test_the_mean_of_drawn_steps_is_that_of_all_steps() -> None:
     found = (drawn.extras["error"] * drawn.weight).mean(dim=1).view(4000, 3)  # means of windows
     deviation = float(found.var(dim=0).sum().sqrt()) / 3 / 4000**0.5
     assert abs(float(found.mean()) - expected) < 4.5 * deviation < 0.2
+
+
+def test_a_window_that_no_one_played_takes_nothing_from_the_mean() -> None:
+    """Of several agents in a world one may be out of the game for a whole window."""
+    batch = windows(100)
+    left_out = batch.mask.clone()
+    left_out[::3] = False
+    drawn = drawn_steps(batch.replace(mask=left_out), 5, torch.Generator().manual_seed(0))
+    one = Losses({"one": torch.ones_like(drawn.weight)})
+    assert reduce_losses(one, drawn.mask, drawn.weight)[0].value == pytest.approx(1.0, abs=0.05)
 
 
 def test_few_steps_are_all_read() -> None:

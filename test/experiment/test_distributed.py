@@ -124,7 +124,7 @@ def test_what_workers_play_is_what_an_agent_plays_in_their_worlds() -> None:
     workers = [Worker(spec.dump(), os.getcwd(), 7, index, 0) for index in range(2)]
     for worker in workers:
         worker.begin()
-    chunks = [joined([worker.play(weights, 0, steps) for worker in workers]) for steps in (9, 4)]
+    chunks = [joined([worker.play(weights, 0, 0, steps) for worker in workers]) for steps in (9, 4)]
     found = [step for chunk in chunks for step in lived(chunk)]
     assert len(found) == 13
 
@@ -150,13 +150,33 @@ def test_a_worker_that_takes_the_place_of_another_leads_over_to_its_own_episodes
     weights = build_agent(spec.agent, make_env(spec.env).world, seed=3).algorithm.net.state_dict()
     lost = Worker(spec.dump(), os.getcwd(), 7, 0, 0)
     lost.begin()
-    *_, (_, _, _, last) = lived(lost.play(weights, 0, 3))
-    taken = list(lived(Worker(spec.dump(), os.getcwd(), 7, 0, 1).play(weights, 0, 6, last)))
+    *_, (_, _, _, last) = lived(lost.play(weights, 0, 0, 3))
+    taken = list(lived(Worker(spec.dump(), os.getcwd(), 7, 0, 1).play(weights, 0, 0, 6, last)))
     assert len(taken) == 6, "as many rows as were ordered"
     step, _, _, first = taken[0]
     assert_equal(step.obs, last.obs)
     assert first.is_first.all() and not (first.terminated | first.truncated).any(), "nobody played that row"
     assert all(not leaf.any() for _, leaf in tree_leaves(taken[1][1])), "a new episode, and nothing remembered"
+
+
+@pytest.mark.parametrize("name", ["SAC", "TD3"])
+def test_a_worker_acts_by_chance_until_the_learner_has_learned(name: str) -> None:
+    """Not for ever: a copy that acts takes no gradient steps of its own."""
+    net = {"name": "MLP", "hid_layers": [16], "head_hid_layers": [16]}
+    replay = {"name": "Replay", "max_size": 1000, "batch_size": 16}
+    env = {"name": "Pendulum-v1", "num_envs": 2, "max_frame": 10_000}
+    algorithm = {"name": name, "training_start_step": 100}
+    changes = {"agent__algorithm": algorithm, "agent__memory": replay, "agent__net": net, "env": env}
+    worker = Worker(make_spec(**changes, meta__distributed={"workers": 2}).dump(), os.getcwd(), 0, 0, 0)
+    worker.begin()
+    weights = worker.agent.algorithm.net.acting_state()
+    last = [name for name in weights if name.startswith("heads.policy.") and name.endswith(".bias")][-1]
+    weights[last] = torch.full_like(weights[last], 5.0)
+    if name == "SAC":
+        weights[last][1] = -20.0  # log deviation
+    before, after = (worker.play(weights, opt_step, 200, 60)["done"]["action"] for opt_step in (0, 1))
+    assert -1 <= before.min() < -0.5 and before.max() < 0.999, "uniform"
+    assert (after > 0.5).mean() > 0.95, "as the weights say"
 
 
 # --- sessions ---
@@ -195,7 +215,7 @@ def test_a_round_is_what_its_workers_play_by_the_newest_weights(tmp_path: Path, 
     expected: list[Any] = []
     for _ in range(2):
         weights = {k: v.clone() for k, v in session.agent.algorithm.net.state_dict().items()}  # type: ignore[union-attr]
-        expected += lived(joined([worker.play(weights, session.frame, horizon) for worker in workers]))
+        expected += lived(joined([worker.play(weights, 0, session.frame, horizon) for worker in workers]))
         before = session.agent.opt_step
         for _ in range(horizon):
             assert session.agent.opt_step == before, "it learns once the horizon is full, from that alone"

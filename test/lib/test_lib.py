@@ -13,6 +13,7 @@ from slm_lab.lib.registry import Registry
 from slm_lab.lib.rng import Rng, world_seed
 from slm_lab.lib.running import RunningMoments
 from slm_lab.lib.schedule import scheduled
+from slm_lab.spec.model import ScheduleSpec
 from slm_lab.spec.parts import FAMILIES
 
 
@@ -66,6 +67,13 @@ def test_schedules_begin_and_end_where_they_say(name: str) -> None:
     assert values[-4:] == [0.1] * 4
     assert all(0.1 <= value <= 1.0 for value in values)
     assert scheduled("no_decay", 0.3, 0.1, 0, 10, 1000) == 0.3
+
+
+def test_a_rate_that_would_rise_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"rate_decay falls, and end_val \(1\) is above start_val \(0\.1\)\. Use linear"
+    ):
+        ScheduleSpec(name="rate_decay", start_val=0.1, end_val=1.0, end_step=100)
 
 
 def test_linear_schedule() -> None:

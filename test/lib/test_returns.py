@@ -91,6 +91,14 @@ def test_truncation_does_not_leak() -> None:
     assert advantage.tolist() == [[2, 1, 2, 1]]
 
 
+def test_nothing_comes_over_a_row_that_leads_to_other_worlds() -> None:
+    """Where a rollout worker was lost nothing is flagged: the masked row alone says that an episode ends."""
+    no, mask = torch.zeros(1, 4, dtype=torch.bool), torch.tensor([[True, False, True, True]])
+    reward, value = torch.tensor([[1.0, 0.0, 5.0, 5.0]]), torch.tensor([[0.0, 10.0, 1e3, 1e3, 1e3]])
+    assert n_step_returns(reward, value, no, no, mask, gamma=0.9, n=3)[0, 0].item() == 10.0
+    assert gae(reward, value, no, no, mask, gamma=0.9, lam=0.95)[0, 0].item() == 10.0
+
+
 def test_truncation_bootstraps_and_termination_does_not() -> None:
     one, no, yes = torch.ones(1, 1), torch.tensor([[False]]), torch.tensor([[True]])
     value = torch.tensor([[0.0, 10.0]])

@@ -169,7 +169,8 @@ def drawn_steps(batch: Batch, count: int, rng: torch.Generator) -> Batch:
     total = surprise.sum(dim=1, keepdim=True)
     chance = 0.5 * even + 0.5 * torch.where(total > 0, surprise / total.clamp(min=1e-12), even)
     at = torch.multinomial(chance.cpu().clamp(min=1e-12), count, replacement=True, generator=rng).to(mask.device)
-    weight = (mask * len(mask) / mask.sum() / chance.clamp(min=1e-12)).gather(1, at)
+    windows = mask.any(dim=1).sum()  # all steps drawn of one that nobody played are masked, and don't count
+    weight = (mask * windows / mask.sum() / chance.clamp(min=1e-12)).gather(1, at)
     parts = {name: take(getattr(batch, name), at) for name in ("action", "reward", "terminated", "truncated", "mask")}
     return batch.replace(**parts, extras=tree_map(lambda x: take(x, at), batch.extras), at=at, weight=weight)
 

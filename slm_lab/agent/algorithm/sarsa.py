@@ -17,7 +17,8 @@ from slm_lab.spec.model import PositiveInt, Unit
 class SARSA(ValueBased):
     """On-policy control: `L = error(Q(o, a), r + γ Q(o', a'))`, a' the action that was taken next.
 
-    After a window's last row a' is drawn from the present policy. No target network: Q' is the net itself, constant.
+    Where none was taken, after a window's last row and after a truncation, a' is drawn from the present policy. No
+    target network: Q' is the net itself, constant.
 
     Source: Rummery & Niranjan 1994; Sutton & Barto 2018, section 6.4.
 
@@ -40,14 +41,16 @@ class SARSA(ValueBased):
     frame = 0
 
     def update(self, batch: Batch, frame: int) -> Learned:
-        self.frame = frame  # how much the last row's next action explores
+        self.frame = frame  # how much a' explores where it is drawn
         return super().update(batch, frame)
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> tuple[Batch, Metrics]:
         q = self.net(batch.obs, batch.carry, batch.is_first, heads=("q",), go_on=False).heads["q"]  # [B, T+1, A]
-        last = self.explored(q[:, -1:], self.frame)
-        taken = torch.cat([batch.action[:, 1:].long(), last.long()], dim=1)  # [B, T]
-        following = q[:, 1:].gather(-1, taken.unsqueeze(-1)).squeeze(-1)
+        q, taken = q[:, 1:], batch.action.long().roll(-1, dims=1)  # [B, T, A], [B, T]
+        none = batch.truncated.clone()
+        none[:, -1] = True
+        taken[none] = self.explored(q[none], self.frame)
+        following = q.gather(-1, taken.unsqueeze(-1)).squeeze(-1)
         target = batch.reward + self.spec.gamma * ~batch.terminated * following
         return without_last(batch, target=target), {}

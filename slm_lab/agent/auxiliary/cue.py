@@ -13,7 +13,7 @@ from slm_lab.agent.net.core.base import take
 from slm_lab.agent.net.encode import is_image, vector_size, vectors
 from slm_lab.agent.net.net import Net, NetOut
 from slm_lab.lib.errors import Problem, plural
-from slm_lab.lib.reduce import Losses, Metrics
+from slm_lab.lib.reduce import Losses, Metrics, masked_mean
 from slm_lab.lib.returns import episode_begin
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import NonNegativeInt, SpecModel
@@ -64,7 +64,10 @@ class CueHead(Auxiliary):
         cue = batch.extras[NOTE]
         told = [self.heads[part](features) for part, features in out.features.items()]
         error = torch.stack([(x - cue["seen"]).square().mean(dim=-1) for x in told]).mean(dim=0)  # [B, Q]
-        return Losses({"cue_loss": self.spec.coef * error}, mask=batch.mask & cue["later"], weight=batch.weight)
+        mask, weight = batch.mask & cue["later"], batch.weight
+        if batch.at is not None and weight is not None:  # weights of all steps drawn: these may be more or fewer
+            weight = weight / masked_mean(weight, mask).clamp(min=1e-8)
+        return Losses({"cue_loss": self.spec.coef * error}, mask=mask, weight=weight)
 
     @classmethod
     def problems(cls, spec: LabSpec, world: World) -> list[Problem]:

@@ -24,6 +24,7 @@ from slm_lab.spec.model import PositiveInt, SpecModel
 from slm_lab.spec.parts import NET
 
 LIMIT = 5.0  # of a normalised observation
+LEAST = 0.1  # that σ is of the mean: the rows of a first batch may all lead to one observation
 NOTE = "rnd"  # extras: the observation that each row led to
 
 
@@ -32,8 +33,9 @@ class RND(Auxiliary):
 
     The bonus of a row is the error of a trained net, mean over `out_size` numbers, in predicting a random net that
     stays as it is, on the observation that the row led to: `r + coef · e(o') / σ`, σ the running deviation of the
-    discounted sums of e over windows (of e itself where windows are single rows). Both nets begin as the agent's own
-    encoder; observations of Box spaces are normalised by running moments and clipped to ±5.
+    discounted sums of e over windows (of e itself where windows are single rows), at least a tenth of their mean. Both
+    nets begin as the agent's own encoder; observations of Box spaces are normalised by running moments and clipped to
+    ±5.
 
     Source: Burda et al. 2018, arXiv 1810.12894. Differs: one value for both rewards, so the bonus is discounted by the
     algorithm's γ and ends with the episode; moments begin with the first batch, not with random play; sums for σ begin
@@ -71,7 +73,8 @@ class RND(Auxiliary):
 
     @torch.no_grad()
     def bonus(self, batch: Batch) -> tuple[Batch, Metrics]:
-        seen = tree_map(lambda x: take(x[:, 1:], batch.at), batch.obs)  # [B, T, ...]
+        at = batch.at if batch.after is None else batch.after
+        seen = tree_map(lambda x: take(x[:, 1:], at), batch.obs)  # [B, T, ...]
         for key, moments in self.moments.items():
             moments.update(seen[key][batch.mask].cpu().numpy())
         error = torch.where(batch.mask, self.error(seen), 0.0)  # [B, T]
@@ -79,7 +82,7 @@ class RND(Auxiliary):
         value = error.new_zeros(len(error), error.shape[1] + 1)
         sums = gae(error, value, no, no, all_, self.context.gamma, 1.0)
         self.sums.update(sums[batch.mask].cpu().numpy())
-        bonus = error / float(self.sums.std(epsilon=1e-16))
+        bonus = error / max(float(self.sums.std(epsilon=1e-16)), LEAST * float(self.sums.mean))
         reward = batch.reward + self.spec.coef * bonus
         shown = {"rnd_bonus": float(masked_mean(bonus, batch.mask)), "rnd_error": float(masked_mean(error, batch.mask))}
         return batch.replace(reward=reward, extras={**batch.extras, NOTE: seen}), shown

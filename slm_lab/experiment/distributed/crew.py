@@ -38,6 +38,7 @@ class Order(NamedTuple):
     """A chunk that a worker was told to play."""
 
     weights: Any
+    opt_step: int
     frame: int
     steps: int
 
@@ -130,7 +131,7 @@ class Crew(VecEnv):
             net = self.agent.algorithm.net.acting_state()
             done, weights = self.put = (self.agent.opt_step, ray.put({k: x.detach().cpu() for k, x in net.items()}))
         before = sum(order.steps for order, _ in self.posts[0].orders)
-        order = Order(weights, self.agent.frame + before * self.num_envs, self.agent.memory.missing or STEPS)
+        order = Order(weights, done, self.agent.frame + before * self.num_envs, self.agent.memory.missing or STEPS)
         for post in self.posts:
             post.orders.append((order, post.actor.play.remote(*order)))
 

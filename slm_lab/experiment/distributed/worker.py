@@ -51,8 +51,9 @@ class Worker:
         self.carry = self.agent.initial(self.env.num_envs)
         return self.step, os.getpid()
 
-    def play(self, weights: dict[str, Any], frame: int, steps: int, last: Step | None = None) -> Chunk:
-        """`steps` of its worlds by these weights; `frame`: those of the run so far, for schedules.
+    def play(self, weights: dict[str, Any], opt_step: int, frame: int, steps: int, last: Step | None = None) -> Chunk:
+        """`steps` of its worlds by these weights, after so many gradient steps; `frame`: those of the run so far, for
+        schedules.
 
         A worker that takes the place of another begins with `last`, what the other's worlds have shown last. A row that
         nobody played leads from there to its own worlds: the episodes of the other end with it.
@@ -60,6 +61,7 @@ class Worker:
         if last is not None:
             self.begin()
         self.agent.algorithm.net.load_acting_state(weights)
+        self.agent.algorithm.optim.opt_step = opt_step  # some act by chance until there was one
         self.agent.frame = frame
         lived = [] if last is None else [self._bridge(last)]
         while len(lived) < steps:
