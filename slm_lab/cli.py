@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     A benchmark raises SystemExit with its own.
     """
     try:
+        if os.getcwd() not in sys.path:  # for worlds and modules of the user's own; last, so that it hides nothing
+            sys.path.append(os.getcwd())
         _do(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except LabError as error:

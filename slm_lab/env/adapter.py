@@ -17,6 +17,7 @@ from slm_lab.env.base import (
     Space,
     VecEnv,
     check_finite,
+    close_all,
     first_step,
     leaf_arrays,
     leaf_spaces,
@@ -141,8 +142,7 @@ class SyncVec(GymVec):
         return [world.render() for world in self._worlds]
 
     def close(self) -> None:
-        for world in self._worlds:
-            world.close()
+        close_all(self.name, self._worlds)
 
 
 class NextStepVec(GymVec):
@@ -159,6 +159,8 @@ class NextStepVec(GymVec):
     def _step(self, action: np.ndarray) -> Shown:
         obs, reward, terminated, truncated, _ = self._vector.step(action)
         raw, ends = np.array(reward, np.float64), (np.array(terminated, bool), np.array(truncated, bool))
+        for told in (raw, *ends):
+            told[self._ended] = 0  # nothing is played where an episode begins, whatever the env pays there
         return leaf_arrays(self._space, obs, self.num_envs), raw, *ends
 
     def _capture(self) -> list[Any]:
@@ -171,7 +173,7 @@ class NextStepVec(GymVec):
         return list(self._vector.render() or ())
 
     def close(self) -> None:
-        self._vector.close()
+        close_all(self.name, [self._vector])
 
 
 class PausedVec(GymVec):
@@ -231,8 +233,7 @@ class PausedVec(GymVec):
         return [frame for vector in self._vectors for frame in vector.render() or ()]
 
     def close(self) -> None:
-        for vector in self._vectors:
-            vector.close()
+        close_all(self.name, self._vectors)
 
 
 def _max_length(world: Any) -> int | None:
@@ -259,8 +260,17 @@ def sync_vec(name: str, make: Callable[[], gymnasium.Env[Any, Any]], num_envs: i
     return SyncVec(name, worlds)
 
 
-def native_vec(name: str, make: Callable[[int], Vector], num_envs: int) -> GymVec:
-    """An env's own vector, whatever its autoreset mode. Raises `EnvError` where it doesn't tell its mode."""
+def native_vec(name: str, make: Callable[[int], Vector], num_envs: int, max_t: int | None = None) -> GymVec:
+    """An env's own vector, whatever its autoreset mode. Raises `EnvError` where it doesn't tell its mode.
+
+    `max_t`: the time limit it was made with, where that isn't the registered one.
+    """
+    vec = _native_vec(name, make, num_envs)
+    vec.max_length = max_t or vec.max_length  # its spec goes on telling the registered one
+    return vec
+
+
+def _native_vec(name: str, make: Callable[[int], Vector], num_envs: int) -> GymVec:
     vector = make(num_envs)
     mode = vector.metadata.get("autoreset_mode")
     if mode == AutoresetMode.NEXT_STEP:  # Gymnasium's loop over scalar envs is ours, which can be saved

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,6 +13,8 @@ from gymnasium import spaces
 
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Step, Tree
+
+logger = logging.getLogger("slm_lab")
 
 Space = spaces.Space[Any]
 LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -72,6 +76,7 @@ class VecEnv(ABC):
     stacks: dict[str, Stack] = {}  # of the keys that FrameStack has stacked; never changed in place
     goals: Goals | None = None  # how a goal env pays, seen through its wrappers
     agents: tuple[str, ...] = ()  # where a world has several: column w * A + a is agent a of world w
+    blank: np.ndarray | None = None  # [E], columns that have just shown no agent; None: there are none
     max_length: int | None = None  # steps of the longest episode, where that is known
     opaque: str = ""  # why state_dict() is None: the attribute that can't be saved
 
@@ -143,13 +148,18 @@ def leaf_spaces(space: Space, path: str = "") -> dict[str, Space]:
 
 
 def leaf_arrays(space: Space, obs: Any, count: int, path: str = "") -> dict[str, np.ndarray]:
-    """Fresh arrays [count, *O] for the leaves of `obs`, which comes batched or, for one world, plain."""
+    """Fresh arrays [count, *O] for the leaves of `obs`, which comes batched or, for one world, plain. Raises
+    `ValueError`, `TypeError` for what isn't of the space's shape or kind.
+    """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         leaves: dict[str, np.ndarray] = {}
         for key, child in _children(space):
             leaves.update(leaf_arrays(child, obs[key], count, f"{path}.{key}" if path else str(key)))
         return leaves
-    return {path or "obs": np.array(obs, dtype=space.dtype).reshape(count, *(space.shape or ()))}
+    array, shape = np.array(obs), space.shape or ()
+    if array.shape != (count, *shape) and not (count == 1 and array.shape == shape):
+        raise ValueError(f"observation {path or 'obs'} has shape {array.shape}, {(count, *shape)} was expected")
+    return {path or "obs": array.reshape(count, *shape).astype(space.dtype, casting="same_kind", copy=False)}
 
 
 def stacked_leaves(space: Space, worlds: list[Any], path: str = "") -> dict[str, np.ndarray]:
@@ -179,16 +189,18 @@ def first_step(obs: Tree, count: int) -> Step:
 
 
 def check_finite(name: str, number: int, step: Step, agents: tuple[str, ...] = ()) -> Step:
-    """`step` itself. Raises `EnvError` naming the first world and agent with a NaN or an infinity in what it shows."""
-    for what, array in (("reward", step.raw_reward), *step.obs.items()):
+    """`step` itself. Raises `EnvError` naming the first world and agent with a NaN or an infinity in what it shows, or
+    a reward that is one in 32 bits."""
+    for what, array in (("reward", step.reward), *step.obs.items()):
         if array.dtype.kind != "f" or np.count_nonzero(np.isfinite(array)) == array.size:  # a third of what all() takes
             continue
         world = int(np.nonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0][0])
         shown = "reward" if what == "reward" else f"observation {what!r}"
         who = f"agent {agents[world % len(agents)]} of world {world // len(agents)}" if agents else f"world {world}"
+        value = step.raw_reward[world] if what == "reward" else array[world]
         raise EnvError(
-            f"{name}: the {shown} of {who} is {array[world]} at step {number} since reset; "
-            "finite numbers were expected. Learning from it would spoil every weight: mend the env."
+            f"{name}: the {shown} of {who} is {value} at step {number} since reset; finite numbers, of 32 bits, "
+            "were expected. Learning from it would spoil every weight: mend the env."
         )
     return step
 
@@ -196,3 +208,12 @@ def check_finite(name: str, number: int, step: Step, agents: tuple[str, ...] = (
 def own(array: Any) -> np.ndarray:
     """A copy of an array that was saved; a checkpoint may have made a tensor of it."""
     return np.asarray(array).copy()
+
+
+def close_all(name: str, worlds: Iterable[Any]) -> None:
+    """Close each; one that raises is a warning, as what it was needed for is over."""
+    for world in worlds:
+        try:
+            world.close()
+        except Exception as error:  # the user's own world may raise anything
+            logger.warning("%s: close() raised %s: %s", name, type(error).__name__, error)

@@ -61,7 +61,9 @@ def imported(module: str, install: str = "") -> ModuleType:
         if missing != package:  # it is there, but needs another
             install = PYPI_NAMES.get(missing, missing)
         raise EnvError(
-            f"can't import {module} ({error}). If {missing} isn't installed: pip install {install}", "name"
+            f"can't import {module} ({error}). If {missing} isn't installed: pip install {install}. If it is a file of "
+            "yours, start the lab in the folder where it lies.",
+            "name",
         ) from error
     except Exception as error:  # the user's own module may raise anything
         raise EnvError(f"can't import {module}: {type(error).__name__}: {error}", "name") from error

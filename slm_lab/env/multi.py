@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,17 @@ from gymnasium import spaces
 
 from slm_lab.env import snapshot
 from slm_lab.env.action import ActionUnits
-from slm_lab.env.base import EnvError, Space, VecEnv, check_finite, first_step, leaf_arrays, leaf_spaces, own
+from slm_lab.env.base import (
+    EnvError,
+    Space,
+    VecEnv,
+    check_finite,
+    close_all,
+    first_step,
+    leaf_arrays,
+    leaf_spaces,
+    own,
+)
 from slm_lab.env.catalog import imported
 from slm_lab.env.spec import EnvSpec
 from slm_lab.lib.types import Step, Tree
@@ -45,7 +56,7 @@ def multi_parameters(spec: EnvSpec) -> set[str] | None:
 def multi_vec(spec: EnvSpec, num_envs: int, arguments: dict[str, Any]) -> MultiVec:
     """`num_envs` worlds in one process, stepped one after the other."""
     create = parallel_env(spec)
-    return MultiVec(spec.name, [create(**arguments) for _ in range(num_envs)], spec.max_t)
+    return MultiVec(spec.name, [create(**copy.deepcopy(arguments)) for _ in range(num_envs)], spec.max_t)
 
 
 class MultiVec(VecEnv):
@@ -73,6 +84,7 @@ class MultiVec(VecEnv):
         self._ended = np.zeros((W, A), dtype=bool)  # in the world's present episode
         self._length = np.zeros(W, np.int64)  # steps of it
         self._number = 0  # steps since reset
+        self.blank = np.zeros(self.num_envs, dtype=bool)
 
     def _common(self, what: str, space_of: Callable[[Any], Space]) -> Space:
         """The space that all agents have."""
@@ -154,16 +166,21 @@ class MultiVec(VecEnv):
     def _joined(self, shown: list[dict[Any, Any]]) -> dict[str, np.ndarray]:
         """Fresh arrays [E, *O] of the worlds' observations by agent."""
         obs = {key: np.repeat(blank[None], self.num_envs, axis=0) for key, blank in self._blank.items()}
+        self.blank = np.array([agent not in by_agent for by_agent in shown for agent in self._ids])
         for world, by_agent in enumerate(shown):
             for a, agent in enumerate(self._ids):
                 if agent in by_agent:
-                    for key, leaf in leaf_arrays(self._space, by_agent[agent], 1).items():
+                    try:
+                        leaves = leaf_arrays(self._space, by_agent[agent], 1)
+                    except (ValueError, TypeError) as error:
+                        raise EnvError(f"{self.name}: world {world}, agent {agent}: {error}") from error
+                    for key, leaf in leaves.items():
                         obs[key][world * len(self._ids) + a] = leaf[0]
         return obs
 
     def state_dict(self) -> Tree | None:
         try:
-            worlds = [_capture(world) for world in self._worlds]
+            worlds = [snapshot.capture(world) for world in self._worlds]
         except snapshot.Opaque as reason:
             self.opaque = str(reason)
             return None
@@ -182,15 +199,7 @@ class MultiVec(VecEnv):
         return [world.render() for world in self._worlds if getattr(world, "render_mode", None)]
 
     def close(self) -> None:
-        for world in self._worlds:
-            world.close()
-
-
-def _capture(world: Any) -> Tree:
-    """A world's state. Raises `Opaque`, also for a wrapper: the state of what it holds would be taken for its own."""
-    if "env" in vars(world):
-        raise snapshot.Opaque(f"{type(world).__name__}.env (a wrapper)")
-    return snapshot.capture(world)
+        close_all(self.name, self._worlds)
 
 
 def _blank(space: Space) -> np.ndarray:

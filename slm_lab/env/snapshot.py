@@ -2,7 +2,8 @@
 
 A state is one tree per layer, from the outermost wrapper down to the env itself. A layer that has `get_state()` and
 `set_state(tree)` is asked; of any other every attribute is copied that is plain data, a numpy array or a generator.
-One attribute of another kind (a physics engine, say) makes the env opaque: a guess would resume quietly wrong.
+One attribute of another kind (a physics engine, say) makes the env opaque: a guess would resume quietly wrong. Only
+what is of a package that draws is left out, and a wrapper's `env`, which is the next layer.
 Not seen: chance drawn from global generators, state in a module or a closure, a simulator behind a C pointer.
 """
 
@@ -21,9 +22,9 @@ from gymnasium.wrappers.common import PassiveEnvChecker
 from slm_lab.env.base import EnvError, own
 from slm_lab.lib.types import Tree
 
-# Constant for the life of an env, or known to be for the eye only.
-HARMLESS_NAMES = {"env", "spec", "metadata", "render_mode", "_saved_kwargs", "_cached_spec", "_metadata"}
-FOR_THE_EYE = ("render", "viewer", "screen", "surf", "clock", "window", "font")
+HARMLESS_NAMES = {"spec", "metadata", "render_mode", "_saved_kwargs", "_cached_spec", "_metadata"}  # never change
+WRAPPERS = (gymnasium.Wrapper, gymnasium.vector.VectorWrapper)
+FOR_THE_EYE = ("pygame", "pyglet", "tkinter", "matplotlib", "PIL", "cv2", "glfw", "OpenGL")  # packages
 HARMLESS_TYPES = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, GymSpec)
 TAG = "__kind__"
 
@@ -34,7 +35,8 @@ class Opaque(Exception):
 
 def capture(env: Any) -> Tree:
     """The state of `env` (a gymnasium.Env or VectorEnv) and of every wrapper around it. Raises `Opaque`."""
-    return {"layers": [_capture_layer(layer) for layer in _layers(env)]}
+    encoder = _Encoder()  # one for all: what two layers share would come back as two copies too
+    return {"layers": [_capture_layer(layer, encoder) for layer in _layers(env)]}
 
 
 def restore(env: Any, state: Tree) -> None:
@@ -46,21 +48,31 @@ def restore(env: Any, state: Tree) -> None:
         raise EnvError(f"the saved state is of an env made of {saved_names}, this one is made of {names}")
     for layer, saved in zip(layers, state["layers"], strict=True):
         if "own" in saved:
-            layer.set_state(_decode(saved["own"], None))
+            _set_state(layer, _decode(saved["own"], None))
             continue
         for name, value in saved["attributes"].items():
             current = vars(layer).get(name)
             setattr(layer, name, _decode(value, current))
 
 
+def _set_state(layer: Any, state: Tree) -> None:
+    try:
+        layer.set_state(state)
+    except Exception as error:
+        raise EnvError(
+            f"{type(layer).__name__}.set_state raised {type(error).__name__}: {error}. It is given what get_state() "
+            "told, before any reset."
+        ) from error
+
+
 def _layers(env: Any) -> Iterator[Any]:
-    while isinstance(env, (gymnasium.Wrapper, gymnasium.vector.VectorWrapper)):
+    while isinstance(env, WRAPPERS):
         yield env
         env = env.env
     yield env
 
 
-def _capture_layer(layer: Any) -> Tree:
+def _capture_layer(layer: Any, encoder: _Encoder) -> Tree:
     name = type(layer).__name__
     if isinstance(
         layer, PassiveEnvChecker
@@ -70,8 +82,9 @@ def _capture_layer(layer: Any) -> Tree:
             "attributes": dict.fromkeys(("checked_reset", "checked_step", "checked_data_reuse"), True),
         }
     if callable(getattr(layer, "get_state", None)) and callable(getattr(layer, "set_state", None)):
-        return {"layer": name, "own": _Encoder(f"{name}.get_state()").encode(layer.get_state())}
-    encoder, attributes = _Encoder(name), {}
+        encoder.path = f"{name}.get_state()"
+        return {"layer": name, "own": encoder.encode(layer.get_state())}
+    attributes = {}
     for key, value in vars(layer).items():
         if _harmless(layer, key, value):
             continue
@@ -83,27 +96,31 @@ def _capture_layer(layer: Any) -> Tree:
 def _harmless(layer: Any, name: str, value: Any) -> bool:
     if name in HARMLESS_NAMES or isinstance(value, HARMLESS_TYPES):
         return True
+    if name == "env" and isinstance(layer, WRAPPERS):
+        return True
     if isinstance(value, types.MethodType):
         return value.__self__ is layer
-    plain = value is None or isinstance(value, (bool, int, float, str, list, tuple, dict, np.ndarray))
-    return _picture(value) or (not plain and any(word in name.lower() for word in FOR_THE_EYE))
+    return _picture(value)
 
 
 def _picture(value: Any) -> bool:
     if isinstance(value, (list, tuple)) and value:
         return all(_picture(item) for item in value)
-    return type(value).__module__.startswith("pygame")
+    module = type(value).__module__
+    return module.split(".")[0] in FOR_THE_EYE or module.startswith("gymnasium.envs.mujoco.mujoco_rendering")
 
 
 class _Encoder:
     """Turns attributes into dict, list, tuple, str, int, float, bool, None and numeric arrays.
 
-    The same list, array or generator under two names would come back as two copies that drift apart: opaque too.
+    The same list, array or generator under two names would come back as two copies that drift apart: opaque too. A
+    space may have several names: only its generator is saved, and given back to the space that is there.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._seen: dict[int, str] = {}
+    path = ""  # of what is encoded, for messages
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[str, Any]] = {}  # by id, so each is held until all are
 
     def encode(self, value: Any) -> Any:
         if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic)):
@@ -112,6 +129,8 @@ class _Encoder:
             return self._scalar(value)
         if isinstance(value, tuple) and type(value) is tuple:
             return tuple(self.encode(item) for item in value)
+        if isinstance(value, spaces.Space):
+            return {TAG: "space", "rngs": [self._space_rng(space) for space in _with_parts(value)]}
         self._alone(value)
         if type(value) is list:
             return [self.encode(item) for item in value]
@@ -121,8 +140,6 @@ class _Encoder:
             return self._array(value)
         if isinstance(value, np.random.Generator):
             return {TAG: "generator", "state": self.encode_plain(value.bit_generator.state)}
-        if isinstance(value, spaces.Space):
-            return {TAG: "space", "rngs": [self._space_rng(space) for space in _with_parts(value)]}
         raise Opaque(f"{self.path} ({type(value).__name__})")
 
     def encode_plain(self, state: Any) -> Any:
@@ -154,8 +171,8 @@ class _Encoder:
     def _alone(self, value: Any) -> None:
         base = value.base if isinstance(value, np.ndarray) and isinstance(value.base, np.ndarray) else value
         if id(base) in self._seen:
-            raise Opaque(f"{self.path} (shares its data with {self._seen[id(base)]})")
-        self._seen[id(base)] = self.path
+            raise Opaque(f"{self.path} (shares its data with {self._seen[id(base)][0]})")
+        self._seen[id(base)] = (self.path, base)
 
 
 def _with_parts(space: Any) -> Iterator[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium
@@ -86,7 +87,7 @@ def _bare_env(spec: EnvSpec, num_envs: int, render_mode: str | None) -> VecEnv:
             return multi_vec(spec, num_envs, arguments | ({"render_mode": render_mode} if render_mode else {}))
         # The native face draws nothing; the same episodes can be watched through the other one.
         if spec.name in TASK and spec.vectorization != "sync" and render_mode is None:
-            return VecTask(TASK.load(spec.name)(**arguments), num_envs, spec.max_t)
+            return VecTask(TASK.load(spec.name)(**copy.deepcopy(arguments)), num_envs, spec.max_t)
         return _gym_env(spec, num_envs, arguments | ({"render_mode": render_mode} if render_mode else {}))
     except Exception as error:
         raise cannot_build(spec, error) from error
@@ -96,10 +97,15 @@ def _gym_env(spec: EnvSpec, num_envs: int, arguments: dict[str, Any]) -> VecEnv:
     entry = find(gym_id(spec))
     if spec.max_t is not None:
         arguments["max_episode_steps"] = spec.max_t
+
+    def own() -> dict[str, Any]:  # a list that worlds shared, one could change for all
+        return copy.deepcopy(arguments)
+
     if entry.entry_point is not None and (spec.vectorization != "native" or spec.name in TASK):
-        return sync_vec(spec.name, lambda: gymnasium.make(entry.id, **arguments), num_envs)
+        return sync_vec(spec.name, lambda: gymnasium.make(entry.id, **own()), num_envs)
     return native_vec(
         spec.name,
-        lambda count: gymnasium.make_vec(entry.id, count, vectorization_mode="vector_entry_point", **arguments),
+        lambda count: gymnasium.make_vec(entry.id, count, vectorization_mode="vector_entry_point", **own()),
         num_envs,
+        spec.max_t,
     )

@@ -27,6 +27,10 @@ class VecWrapper(VecEnv):
         self.max_length = env.max_length
         self._frozen = False
 
+    @property
+    def blank(self) -> np.ndarray | None:  # type: ignore[override]
+        return self.env.blank
+
     def _show(self, step: Step, action: np.ndarray | None) -> Step:
         """`step` changed; `action` [E, *A] led to it (None: reset)."""
         raise NotImplementedError

@@ -141,7 +141,7 @@ class NormalizeObs(VecWrapper):
         obs = dict(step.obs)
         for key, moments in self._moments.items():
             if not self._frozen:
-                moments.update(obs[key])
+                moments.update(obs[key] if self.blank is None else obs[key][~self.blank])
             obs[key] = ((obs[key] - moments.mean) / moments.std()).astype(np.float32)
         return dataclasses.replace(step, obs=obs)
 

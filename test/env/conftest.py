@@ -97,6 +97,8 @@ class Faulty(Walk):
             raise RuntimeError("a wheel came off")
         if self.count == 3 and self.fault == "reward":
             reward = np.nan
+        if self.count == 3 and self.fault == "huge":  # finite in 64 bits alone
+            reward = 1e39
         if self.count == 3 and self.fault == "obs":
             obs = np.array([np.inf, 0], np.float32)
         return obs, reward, False, False, {}

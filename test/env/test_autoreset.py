@@ -110,6 +110,45 @@ def arrays(step, *answers):
     return shown + [answer for answer in answers if answer is not None]
 
 
+def test_a_row_in_which_nothing_is_played_earns_nothing_whatever_the_vector_pays_there(build):
+    class Paying(gymnasium.spec("test/ReusedNext-v0").vector_entry_point):
+        def step(self, action):
+            obs, reward, *rest = super().step(action)
+            return obs, reward * 0 + 1, *rest
+
+    gymnasium.register("test/Paying-v0", vector_entry_point=Paying)
+    steps = play(build("test/Paying-v0", 2, prev_reward=True), 0, np.zeros((8, 2), int))
+    for step in steps[1:]:
+        np.testing.assert_array_equal(step.reward, ~step.is_first)
+        np.testing.assert_array_equal(step.obs["prev_reward"][:, 0], ~step.is_first)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"), [("CartPole-v1", {"vectorization": "native"}), ("CartPole-v1", {}), ("MemoryTask", {})]
+)
+def test_the_longest_episode_is_known_under_max_t(build, name, keys):
+    assert build(name, 2, max_t=9, **keys).max_length == 9
+
+
+def test_worlds_do_not_share_what_the_spec_gives_them(build):
+    """One that shuffles its deck in place shuffles no other's."""
+
+    class Deck(gymnasium.spec("test/Walk-v0").entry_point):
+        def __init__(self, deck):
+            super().__init__()
+            self.deck = deck
+
+        def _obs(self):
+            self.deck.append(0)
+            return np.array([len(self.deck), 0], np.float32)
+
+    gymnasium.register("test/Deck-v0", entry_point=Deck, disable_env_checker=True)
+    given = [1, 2]
+    env = build("test/Deck-v0", 2, deck=given)
+    assert env.reset(0).obs["obs"][:, 0].tolist() == [3, 3]
+    assert given == [1, 2]
+
+
 def test_max_t_truncates_and_the_last_observation_is_true(build):
     for name, keys in (("CartPole-v1", {}), ("MemoryTask", {}), ("MemoryTask", {"vectorization": "sync"})):
         steps = play(build(name, 2, max_t=5, **keys), 0, np.tile([0, 1], (12, 1))[:, :2])

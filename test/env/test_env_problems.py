@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -131,10 +132,27 @@ def test_a_world_that_raises_is_named_with_its_step_and_cause(build):
         build("test/Faulty-v0", 1, fault="reset").reset(0)
 
 
-@pytest.mark.parametrize(("fault", "words"), [("reward", "the reward of world 0 is nan"), ("obs", "observation 'obs'")])
+FAULTS = [
+    ("reward", "the reward of world 0 is nan"),
+    ("huge", r"the reward of world 0 is 1e\+39"),
+    ("obs", "observation 'obs'"),
+]
+
+
+@pytest.mark.parametrize(("fault", "words"), FAULTS)
 def test_numbers_that_are_not_finite_stop_the_run(build, fault, words):
     env = build("test/Faulty-v0", 2, fault=fault)
     env.reset(0)
     env.step(np.zeros(2, int)), env.step(np.zeros(2, int))
     with pytest.raises(EnvError, match=f"{words}.* at step 3"):
         env.step(np.zeros(2, int))
+
+
+def test_a_world_that_raises_when_closed_spoils_nothing(caplog):
+    class Clinging(gymnasium.spec("test/Walk-v0").entry_point):
+        def close(self):
+            raise RuntimeError("no")
+
+    gymnasium.register("test/Clinging-v0", entry_point=Clinging, disable_env_checker=True)
+    assert env_problems(EnvSpec(name="test/Clinging-v0", max_frame=1)) == []
+    assert "test/Clinging-v0: close() raised RuntimeError: no" in caplog.text

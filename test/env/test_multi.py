@@ -233,6 +233,35 @@ def test_what_goes_wrong_names_agent_world_and_step(module):
             play(build(name, 2, wild=wild), 4, np.ones((3, 2, 3), int))
 
 
+def test_columns_that_show_no_agent_are_not_normalised_by(module):
+    class Alike(Duel):
+        def shown(self, agents):
+            return {agent: np.full(2, 50, np.float32) for agent in agents}
+
+    env = build(module(Alike), 2, normalize_obs=True)
+    env.reset(0)
+    for _ in range(T):
+        step = env.step(np.zeros(6, int))
+        np.testing.assert_array_equal((step.obs["obs"] == 0).all(axis=1), ~env.blank)
+    assert env.blank.any()
+    moments = env.wrapper_state()["normalize_obs"]["obs"]
+    assert moments["mean"].tolist() == [50, 50]
+    assert moments["var"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [(np.zeros((2, 1), np.float32), "has shape"), (np.array([True, False]) * 1j, "Cannot cast")],
+)
+def test_what_is_not_of_its_space_is_refused(module, shown, words):
+    class Scrambled(Duel):
+        def shown(self, agents):
+            return dict.fromkeys(agents, shown)
+
+    with pytest.raises(EnvError, match=rf"world 0, agent a: .*{words}"):
+        build(module(Scrambled)).reset(0)
+
+
 class Unequal(Duel):
     action_spaces = Duel.action_spaces | {"b": spaces.Discrete(2)}
 

@@ -142,6 +142,60 @@ def test_shared_data_is_not_quietly_split():
         snapshot.capture(env)
 
 
+class Engine:
+    """What Python can't see into."""
+
+
+def test_a_simulator_held_as_env_by_what_is_no_wrapper_is_told():
+    env = Odd()
+    env.env = Engine()
+    with pytest.raises(snapshot.Opaque, match=r"Odd\.env \(Engine\)"):
+        snapshot.capture(env)
+
+
+def test_an_attribute_is_never_left_out_for_its_name():
+    """A window of the last prices is no window on a screen."""
+    env, other = Odd(), Odd()
+    env.window_start, other.window_start = np.int64(5), np.int64(0)
+    snapshot.restore(other, through_a_file(snapshot.capture(env)))
+    assert other.window_start == 5
+    env.clock = Engine()
+    with pytest.raises(snapshot.Opaque, match=r"Odd\.clock \(Engine\)"):
+        snapshot.capture(env)
+
+
+class Borrowing(gymnasium.Wrapper):
+    """Draws from the generator of the env that it holds."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.rng = env.unwrapped.np_random
+
+
+def test_what_two_layers_share_is_not_quietly_split():
+    with pytest.raises(snapshot.Opaque, match=r"Odd\._np_random \(shares its data with Borrowing\.rng\)"):
+        snapshot.capture(Borrowing(Odd()))
+
+
+def test_a_space_may_have_two_names():
+    env = Odd()
+    env.same = env.observation_space
+    snapshot.restore(env, through_a_file(snapshot.capture(env)))
+    assert env.same is env.observation_space
+
+
+def test_a_set_state_that_raises_is_told_as_the_envs_own_fault(build):
+    class Fragile(Odd):
+        def get_state(self):
+            return {}
+
+        def set_state(self, state):
+            return self.body.x
+
+    with pytest.raises(EnvError, match=r"Fragile\.set_state raised AttributeError: .*body.* before any reset"):
+        snapshot.restore(Fragile(), snapshot.capture(Fragile()))
+
+
 def test_a_snapshot_of_arrays_changed_in_place_is_a_copy():
     env = Odd()
     env.reset(seed=1)

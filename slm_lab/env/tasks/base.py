@@ -89,7 +89,7 @@ class VecTask(VecEnv):
         self.name = type(rules).__name__
         self._units = ActionUnits(rules.action_space)
         self.obs_space, self.action_space = leaf_spaces(rules.obs_space), self._units.space
-        self.goals, self.max_length = rules.goals, rules.length
+        self.goals, self.max_length = rules.goals, min(rules.length, max_t or rules.length)
         self._rngs: list[np.random.Generator] = []
         self._state: State = {}
         self._ended = np.zeros(num_envs, dtype=bool)
