@@ -26,6 +26,17 @@ class MultiAgent:
         self.learners = learners
         self.frame = 0
 
+    @property
+    def frame(self) -> int:
+        """Frames of all learners together, as each of them is told."""
+        return self._frame
+
+    @frame.setter
+    def frame(self, frame: int) -> None:
+        self._frame = frame
+        for learner in self.learners.values():
+            learner.frame = frame
+
     def initial(self, E: int) -> Tree:
         return {name: learner.initial(E // len(self.learners)) for name, learner in self.learners.items()}
 
@@ -43,10 +54,8 @@ class MultiAgent:
         for action, (name, learner, own), (_, _, own_next) in zip(
             actions, self._split(step), self._split(next_step), strict=True
         ):
-            learner.frame = self.frame
             metrics += learner.update(own, carry[name], ActOut(action, act.carry[name], act.extras[name]), own_next)
             self.frame = learner.frame
-        self._tell_frame()
         return metrics
 
     def interrupt(self, step: Step, carry: Tree, next_step: Step) -> None:
@@ -59,10 +68,6 @@ class MultiAgent:
         A = len(self.learners)
         for a, (name, learner) in enumerate(self.learners.items()):
             yield name, learner, Step(**tree_map(lambda leaf, a=a: leaf[a::A], arrays))
-
-    def _tell_frame(self) -> None:
-        for learner in self.learners.values():
-            learner.frame = self.frame
 
     @property
     def device(self) -> torch.device:

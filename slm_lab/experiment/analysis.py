@@ -25,6 +25,7 @@ class Run:
     name: str
     trial: int
     spec: dict[str, Any]
+    max_frame: float = 0.0
     random_return: float | None = None
     train: dict[int, pd.DataFrame] = field(default_factory=dict)
     evaluation: dict[int, pd.DataFrame] = field(default_factory=dict)
@@ -36,9 +37,28 @@ class Run:
         return {int(failure["session"]) for failure in self.failures}
 
     @property
+    def unfinished(self) -> set[int]:
+        """Sessions that were stopped, or are on their way, while another has come to its end; none where none has."""
+        last = {session: df["frame"].max() for session, df in self.train.items() if session not in self.failed}
+        found = {session for session, frame in last.items() if frame < self.max_frame}
+        return found if len(found) < len(last) else set()
+
+    @property
+    def left_out(self) -> set[int]:
+        """Sessions that no mean is over."""
+        return self.failed | self.unfinished
+
+    @property
     def whole(self) -> list[pd.DataFrame]:
-        """Log rows of the sessions that ran to their end."""
-        return [df for session, df in self.train.items() if session not in self.failed]
+        """Log rows of the sessions that ran to their end (as far as they are, where none has)."""
+        return [df for session, df in self.train.items() if session not in self.left_out]
+
+    @property
+    def last_evaluation(self) -> float | None:
+        """Mean return of their last greedy evaluations."""
+        tables = [df["total_reward"].dropna() for s, df in self.evaluation.items() if s not in self.left_out]
+        last = [float(returns.iloc[-1]) for returns in tables if len(returns)]
+        return sum(last) / len(last) if last else None
 
     def stem(self, session: int | None = None) -> str:
         """What the trial's files (or a session's) begin with."""
@@ -58,11 +78,14 @@ def load_run(run_dir: str | Path, trial: int = 0) -> Run:
     except (OSError, ValueError) as error:
         raise LabError(f"{path} isn't the folder of a run: can't read its spec.json ({error})") from error
     run = Run(path, str(spec.get("name", path.name)), trial, spec)
+    own = _read_json(path / "info" / f"{run.stem()}_spec.json", spec)  # of a search's trial
+    max_frame = float(own.get("env", {}).get("max_frame") or 0.0)
     train, evaluation = (_read_sessions(run, mode) for mode in ("train", "eval"))
     failures = [f for f in _read_json(path / "info" / "failures.json", []) if f.get("trial", 0) == trial]
     known = [_read_json(p, {}) for p in sorted((path / "info").glob(f"{run.stem()}_s*_session_metrics_train.json"))]
     baselines = [b for m in known if (b := m.get("scalar", {}).get("random_return")) is not None]
-    return Run(path, run.name, trial, spec, baselines[0] if baselines else None, train, evaluation, failures)
+    baseline = baselines[0] if baselines else None
+    return Run(path, run.name, trial, spec, max_frame, baseline, train, evaluation, failures)
 
 
 def list_trials(run_dir: str | Path) -> list[int]:
@@ -84,7 +107,10 @@ def analyze_trial(run_dir: str | Path, trial: int = 0) -> Metrics:
     run = load_run(run_dir, trial)
     metrics = run.metrics()
     scalars = {s: session_metrics(df, run.random_return)["scalar"] for s, df in run.train.items()}
-    rows = [{"session": s, "failed": int(s in run.failed), **scalar} for s, scalar in scalars.items()]
+    rows = [
+        {"session": s, "failed": int(s in run.failed), "unfinished": int(s in run.unfinished), **scalar}
+        for s, scalar in scalars.items()
+    ]
     info = run.path / "info"
     write_json(info / f"{run.stem()}_trial_metrics.json", metrics)
     table = pd.DataFrame([*rows, {"session": "mean", **metrics["scalar"]}])

@@ -104,7 +104,7 @@ def _run_trial(spec: LabSpec, run: RunDir, baseline: float | None, console: Cons
             raise KeyboardInterrupt(f"Nothing saved is lost. Go on with: {run.command('train')}") from None
         if check and last[0].status == "done":
             print_check(found, console)
-        elif not check:
+        elif not check and all(progress.status == "done" for progress in last):
             warn_untrained(run, spec)
         print_end(last, run, console, problem)
     return run

@@ -71,7 +71,9 @@ def step_into(agent: Agent | MultiAgent, env: VecEnv, state: dict[str, Any], run
 
 
 def best(run: RunDir, sessions: Iterable[int]) -> tuple[int, dict[str, Any]]:
-    """The best session of these and its best checkpoint. Raises `LabError` where there is none."""
+    """The best session of these and its best checkpoint; one lucky episode never stands against a full mean. Raises
+    `LabError` where there is none.
+    """
     found: dict[int, dict[str, Any]] = {}
     for i in sessions:
         state = checkpoint.load(run.model, f"session{i}_best")
@@ -84,7 +86,7 @@ def best(run: RunDir, sessions: Iterable[int]) -> tuple[int, dict[str, Any]]:
         raise LabError(
             f"{run.path} has no best checkpoint: no episode has ended yet. Train it on with: {run.command('train')}"
         )
-    session = max(found, key=lambda i: float(found[i]["score"]))
+    session = max(found, key=lambda i: (bool(found[i].get("sure", True)), float(found[i]["score"])))
     return session, found[session]
 
 
@@ -151,10 +153,13 @@ class _Film:
             return
         from PIL import Image
 
-        images = [Image.fromarray(picture) for picture in self.pictures]
         try:
+            images = [Image.fromarray(picture) for picture in self.pictures]
             images[0].save(file, save_all=True, append_images=images[1:], duration=33, loop=0)
         except OSError as error:
             logger.warning("no GIF: %s", unwritable(file, error))
+            return
+        except (TypeError, ValueError) as error:  # numbers that are no colours
+            say(console, f"no GIF: what the env draws is no picture of bytes [H, W, 3]: {error}")
             return
         say(console, f"film     {file} ({len(images)} frames)")

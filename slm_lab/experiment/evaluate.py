@@ -18,7 +18,7 @@ from slm_lab.env.vec import VecEnv, make_env
 from slm_lab.experiment.tracker import count_step
 from slm_lab.experiment.xray import Xray
 from slm_lab.lib.files import locked, write_atomic
-from slm_lab.lib.types import ActOut
+from slm_lab.lib.types import ActOut, Step
 
 if TYPE_CHECKING:
     from slm_lab.spec.lab_spec import LabSpec
@@ -27,6 +27,7 @@ logger = logging.getLogger("slm_lab")
 
 BASELINE_EPISODES = 100
 BASELINE_FRAMES = 20_000
+GRACE = 5  # times as many frames until episodes that run are cut
 LONGEST = 30_000  # steps of an episode in worlds that tell no bound of their own; Atari's longest have 27 000
 
 
@@ -42,19 +43,19 @@ def play(
     agent: Agent | MultiAgent, env: VecEnv, episodes: int, seed: int, explore: bool = False,
     max_frame: int | None = None, on_step: Callable[[], object] | None = None, xray: Xray | None = None,
 ) -> Played:  # fmt: skip
-    """Play `episodes` from a seed, equally many in each env (so that short ones are not favoured), without learning.
+    """Play `episodes` from a seed, equally many in each world (so that short ones are not favoured), without learning;
+    where a world has several agents, each one's return counts.
 
-    Worlds may never end: an episode of `longest(env)` steps ends the play, as `max_frame` frames do; what is cut so
-    counts as it stands when no episode has finished. `on_step` is called after every step, e.g. to film it; `xray`
-    watches what is recalled.
+    After `max_frame` frames no episode begins any more. Worlds may never end: an episode of `longest(env)` steps, or
+    `GRACE` times `max_frame` frames, end the play; what is cut so counts as it stands when no episode has finished.
+    `on_step` is called after every step, e.g. to film it; `xray` watches what is recalled.
     """
-    E, bound = env.num_envs, longest(env)
-    quota = episodes // E + (np.arange(E) < episodes % E)  # [E]
+    E, bound, quota = env.num_envs, longest(env), Quota(env, episodes)
     step, carry = env.reset(seed), agent.initial(E)
-    total, length, count, frame = np.zeros(E), np.zeros(E, np.int64), np.zeros(E, np.int64), 0
+    total, length, frame = np.zeros(E), np.zeros(E, np.int64), 0
     returns: list[float] = []
     lengths: list[int] = []
-    while (count < quota).any() and (max_frame is None or frame < max_frame) and length.max() <= bound:
+    while quota.open.any() and (max_frame is None or frame < GRACE * max_frame) and length.max() <= bound:
         act = agent.act(step, carry, explore)
         if xray is not None:
             xray.look(act, env)
@@ -63,10 +64,12 @@ def play(
             on_step()
         total, length, ended = count_step(total, length, step)
         frame += int(np.count_nonzero(~step.is_first))
-        ended &= count < quota
+        ended &= quota.open
         returns += total[ended].tolist()
         lengths += length[ended].tolist()
-        count += ended
+        quota.count(step, ended)
+        if max_frame is not None and frame >= max_frame:  # what runs may end: only short ones would have, by now
+            quota.close(running=(length > 0) & ~(step.terminated | step.truncated))
         if xray is not None:
             xray.follow(step, ended, total)
     if length.max() > bound:
@@ -81,6 +84,37 @@ def play(
     return Played(np.array(returns), np.array(lengths))
 
 
+class Quota:
+    """How many episodes each column of a vector still has to play: as many in each world, of each of its agents.
+
+    An agent that doesn't play in an episode of its world is not waited for.
+    """
+
+    def __init__(self, env: VecEnv, episodes: int) -> None:
+        self.agents = max(1, len(env.agents))
+        worlds = np.arange(env.num_envs // self.agents)
+        self.left = np.repeat(episodes // len(worlds) + (worlds < episodes % len(worlds)), self.agents)  # [E]
+        self.worlds_left = self.left.copy()  # episodes of the world that each column is in
+        self.closed = False
+
+    @property
+    def open(self) -> np.ndarray:
+        """The columns [E] whose episodes count."""
+        return (self.left > 0) & (self.worlds_left > 0)
+
+    def count(self, step: Step, ended: np.ndarray) -> None:
+        """A step was taken, and those of `ended` [E] have counted."""
+        self.left = self.left - ended
+        if self.agents > 1:  # where all of a world's columns begin, an episode of it is over
+            over = step.is_first.reshape(-1, self.agents).all(axis=1)
+            self.worlds_left = self.worlds_left - np.repeat(over, self.agents)
+
+    def close(self, running: np.ndarray) -> None:
+        """No episode begins any more that counts; those of `running` [E] may end."""
+        if not self.closed:
+            self.closed, self.left = True, np.minimum(self.left, running)
+
+
 def longest(env: VecEnv) -> int:
     """Steps after which an episode is taken for an endless one: 30 000, or what the worlds are known to need."""
     return max(LONGEST, env.max_length or 0)
@@ -93,7 +127,9 @@ def world_action(act: ActOut, env: VecEnv) -> np.ndarray:
 
 
 def random_return(spec: LabSpec, data: Path) -> float:
-    """Mean return of random actions in the spec's env: 100 episodes or 20 000 frames, measured once, kept in `data`."""
+    """Mean return of random actions in the spec's env, measured once and kept in `data`: 100 episodes, or those that
+    began within 20 000 frames.
+    """
     keys = {
         key: value
         for key, value in spec.env.model_dump().items()

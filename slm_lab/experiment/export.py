@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from slm_lab.env.dataset import DatasetEnv
 from slm_lab.env.vec import make_env
 from slm_lab.experiment.display import say
 from slm_lab.experiment.enjoy import best, step_into
-from slm_lab.experiment.evaluate import longest, world_action
+from slm_lab.experiment.evaluate import Quota, longest, world_action
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.rng import world_seed
@@ -79,7 +80,7 @@ def export(
         raise unwritable(file, error) from error
     steps, size = f"{count_played(rows):,} steps played", file.stat().st_size / 1e6
     say(console, f"exported {file}\n         {steps} in {world.num_envs} worlds, {size:.1f} MB")
-    say(console, f"learn    python run_lab.py SPEC_FILE train --set env.dataset={file}")
+    say(console, f"learn    python run_lab.py SPEC_FILE train --set {shlex.quote(f'env.dataset={file}')}")
     return file
 
 
@@ -116,21 +117,22 @@ def _played(
 
 def _record(agent: Agent | MultiAgent, env: VecEnv, episodes: int, seed: int, explore: bool) -> Rows:
     """Exactly `episodes`, equally many in each world; a world that has done its share shows rows that aren't played."""
-    E = env.num_envs
+    E, quota = env.num_envs, Quota(env, episodes)
     rows = Rows(AT_FIRST, env.stacks, env.action_space, grows=True, extras=False)
-    quota = episodes // E + (np.arange(E) < episodes % E)  # [E]
     step, carry = env.reset(seed), agent.initial(E)
-    count, length = np.zeros(E, np.int64), np.zeros(E, np.int64)
-    while (count < quota).any() and length.max() <= longest(env):
+    length, count = np.zeros(E, np.int64), 0
+    while quota.open.any() and length.max() <= longest(env):
         act = agent.act(step, carry, explore)
         following = env.step(world_action(act, env))
-        row = _row(step, act, following, idle=count >= quota)
+        row = _row(step, act, following, idle=~quota.open)
         rows.append(row)
-        count += (row.terminated | row.truncated) & row.mask
+        ended = (row.terminated | row.truncated) & row.mask
+        quota.count(following, ended)
+        count += int(ended.sum())
         length = np.where(row.mask, length + 1, 0)
         step, carry = following, act.carry
     if length.max() > longest(env):
-        logger.warning("episodes were cut at %s steps: %d of %d had ended", f"{longest(env):,}", count.sum(), episodes)
+        logger.warning("episodes were cut at %s steps: %d of %d had ended", f"{longest(env):,}", count, episodes)
         rows.truncate_last()
     return rows
 

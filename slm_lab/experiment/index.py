@@ -19,6 +19,7 @@ from slm_lab.lib.files import locked
 
 logger = logging.getLogger("slm_lab")
 
+TITLE = "Runs of the lab"
 CURVES = ("multi_trial_graph_", "trial_graph_eval_mean_returns_vs", "trial_graph_mean_returns_ma_vs")
 STYLE = """<style>
 .run { display: grid; grid-template-columns: 250px 1fr; gap: 22px; padding: 14px 0; align-items: center;
@@ -32,14 +33,20 @@ STYLE = """<style>
 
 
 def write_index(data: Path) -> None:
-    """Write `data/index.html`. It is a convenience: what keeps it from being written is a warning."""
+    """Write `data/index.html`, if what lies there is ours. It is a convenience: what keeps it from being written is a
+    warning.
+    """
+    file = data / "index.html"
+    if file.exists() and TITLE not in file.read_text(encoding="utf-8", errors="replace")[:4096]:
+        logger.warning("%s isn't the lab's: left as it is", file)
+        return
     try:
         with locked(data / ".index.lock"):  # two runs may end at once
             rows = [_row(run, data) for run in all_runs(data)]
             head = f'<h1>Runs</h1><p class="facts">{len(rows)} in {escape(data.resolve().as_posix())}, newest first</p>'
-            write_page(data / "index.html", "Runs of the lab", [STYLE + head, *rows])
+            write_page(file, TITLE, [STYLE + head, *rows])
     except OSError as error:
-        logger.warning("%s not written: %s", data / "index.html", error.strerror or error)
+        logger.warning("%s not written: %s", file, error.strerror or error)
 
 
 def _row(run: RunDir, data: Path) -> str:

@@ -102,8 +102,8 @@ def number(value: float | None) -> str:
     """Whole numbers with spaces by thousands, others with 3 to 4 digits; – where unknown."""
     if value is None or not math.isfinite(value):
         return "–"
-    if abs(value) >= 1000 or (value == int(value) and abs(value) >= 100):
-        return f"{value:,.0f}".replace(",", "\u2009")
+    if abs(value) >= 999.5 or (value == int(value) and abs(value) >= 100):  # 999.5 has four digits in all
+        return f"{value:,.0f}".replace(",", "\u2009").replace("-", "−")
     return f"{value:.3g}".replace("-", "−")
 
 

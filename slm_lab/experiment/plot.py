@@ -98,7 +98,7 @@ def _session_builders(run: Run, session: int) -> dict[str, Builder]:
 def _trial_builders(run: Run) -> dict[str, Builder]:
     local = run.metrics()["local"]
     frames = np.array(local["frames"])
-    evaluated = [_known(df, "total_reward") for s, df in run.evaluation.items() if s not in run.failed]
+    evaluated = [_known(df, "total_reward") for s, df in run.evaluation.items() if s not in run.left_out]
     curves = {metric: (frames, np.array(local[metric], dtype=float)) for metric in TRIAL_GRAPHS if metric in local}
     if evaluated:
         curves["eval_mean_returns"] = align([x for x, _ in evaluated], [y for _, y in evaluated])
@@ -119,11 +119,13 @@ def write_figures(builders: dict[str, Builder], folder: Path, png: bool, timeout
     folder.mkdir(parents=True, exist_ok=True)
     pages, pictures = [], {}
     for stem, build in builders.items():
+        page = folder / f"{stem}.html"
         try:
+            for old in (page, page.with_suffix(".png")):  # nothing stale beside what is drawn now
+                old.unlink(missing_ok=True)
             figure = build()
             if figure is None:
                 continue
-            page = folder / f"{stem}.html"
             config = {"displaylogo": False}
             figure.write_html(page, include_plotlyjs="directory", include_mathjax=False, div_id=stem, config=config)
             pages.append(page)
@@ -164,8 +166,9 @@ def _session_eval(run: Run, session: int) -> go.Figure | None:
 
 
 def _trial_metric(run: Run, metric: str, frames: Array, sessions: Array) -> go.Figure | None:
-    """Mean of the sessions with a band of one std, each session faintly; failed sessions dotted, outside the mean."""
-    failed = _failed_curves(run, metric)
+    """Mean of the sessions with a band of one std, each session faintly; those that failed or aren't at their end
+    dotted, outside the mean."""
+    failed = _left_out_curves(run, metric)
     mean, std = _mean_of_most(sessions)
     if not np.isfinite(mean).any() and not failed:
         return None
@@ -181,8 +184,10 @@ def _trial_metric(run: Run, metric: str, frames: Array, sessions: Array) -> go.F
             figure.add_trace(line(frames, session, None if index else "sessions", PALETTE[0], width=1, opacity=0.35))
         if metric not in LOG_GRAPHS:
             add_band(figure, frames, mean, std, PALETTE[0], "± 1 std")
+    kinds = [kind for kind, found in (("failed", run.failed), ("unfinished", run.unfinished)) if found]
     for index, curve in enumerate(failed):
-        figure.add_trace(line(*curve, None if index else "failed sessions", PALETTE[1], width=1.4, dash="dot"))
+        name = None if index else f"{' or '.join(kinds)} sessions"
+        figure.add_trace(line(*curve, name, PALETTE[1], width=1.4, dash="dot"))
     if np.isfinite(mean).any():
         name = f"mean of {len(sessions)} sessions" if len(sessions) > 1 else y_title.split(" (")[0]
         figure.add_trace(line(frames, mean, name, PALETTE[0]))
@@ -296,10 +301,10 @@ def _mean_of_most(sessions: Array) -> tuple[Array, Array]:
     return mean, std
 
 
-def _failed_curves(run: Run, metric: str) -> list[Curve]:
+def _left_out_curves(run: Run, metric: str) -> list[Curve]:
     if metric not in ("mean_returns", "mean_returns_ma", "strengths"):
         return []
-    failed = [session_metrics(df, run.random_return)["local"] for s, df in run.train.items() if s in run.failed]
+    failed = [session_metrics(df, run.random_return)["local"] for s, df in run.train.items() if s in run.left_out]
     curves = [(np.array(local["frames"]), np.array(local[metric])) for local in failed]
     return [curve for curve in curves if np.isfinite(curve[1]).any()]
 
@@ -311,9 +316,11 @@ def _known(df: pd.DataFrame, column: str) -> Curve:
 
 
 def _session_text(run: Run, session: int) -> str:
-    return f"trial {run.trial}, session {session}" + (" (failed)" if session in run.failed else "")
+    ended = " (failed)" if session in run.failed else " (unfinished)" if session in run.unfinished else ""
+    return f"trial {run.trial}, session {session}{ended}"
 
 
 def _trial_text(run: Run) -> str:
     failed = f", {len(run.failed)} failed" if run.failed else ""
-    return f"trial {run.trial}, {plural(len(run.train.keys() | run.failed), 'session')}{failed}"
+    unfinished = f", {len(run.unfinished)} unfinished" if run.unfinished else ""
+    return f"trial {run.trial}, {plural(len(run.train.keys() | run.failed), 'session')}{failed}{unfinished}"

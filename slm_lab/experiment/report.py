@@ -99,10 +99,10 @@ def _cards(run: Run, scalar: Scalars) -> str:
         ("", duration(scalar["wall_t"]), "wall time a session"),
         ("bad" if run.failed else "", str(len(run.failed)), "failed sessions"),
     ]
-    if last := [
-        df["total_reward"].dropna().iloc[-1] for df in run.evaluation.values() if df["total_reward"].notna().any()
-    ]:
-        cells.insert(2, ("", number(sum(last) / len(last)), "last evaluation return"))
+    if run.unfinished:
+        cells.append(("bad", str(len(run.unfinished)), "unfinished sessions, in no mean"))
+    if run.last_evaluation is not None:
+        cells.insert(2, ("", number(run.last_evaluation), "last evaluation return"))
     return page_cards(cells)
 
 
@@ -116,10 +116,8 @@ def _trial_table(scalar: Scalars) -> str:
 
 def _session_table(run: Run, sessions: dict[int, Scalars]) -> str:
     names = [name for name in METRICS if name != "consistency"]
-    rows = [
-        [f"{s} (failed)" if s in run.failed else str(s), *(number(scalar[name]) for name in names)]
-        for s, scalar in sessions.items()
-    ]
+    ended = dict.fromkeys(run.unfinished, " (unfinished)") | dict.fromkeys(run.failed, " (failed)")
+    rows = [[f"{s}{ended.get(s, '')}", *(number(scalar[name]) for name in names)] for s, scalar in sessions.items()]
     rows += [[f"{s} (failed)", *["–"] * len(names)] for s in sorted(run.failed - sessions.keys())]
     return table(["session", *map(_label, names)], rows) if rows else "<p>No log rows.</p>"
 

@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class RunDir:
         """A trial of this search, as a run: with the trial's own spec, checkpoints and logs, in the same folder."""
         run = RunDir(self.path)
         run.trial = trial
-        run.spec_file = self.info / f"{self.path.name[: -len(STAMP)]}_t{trial}_spec.json"
+        run.spec_file = self.info / f"{self.name}_t{trial}_spec.json"
         run.log, run.model = self.log / f"t{trial}", self.model / f"t{trial}"
         return run
 
@@ -79,6 +80,11 @@ class RunDir:
         if mode is None:
             return runs[0]
         return next((run for run in runs if run.mode() == mode), runs[0])
+
+    @cached_property
+    def name(self) -> str:
+        """The spec's name, read once: spec.json may be under an editor while the run goes on."""
+        return str(RunDir(self.path).read_spec()["name"])
 
     def mode(self) -> str | None:
         """The mode that the run was started in; None where its spec.json can't be read."""
@@ -119,7 +125,7 @@ class RunDir:
 
     def session_file(self, session: int, what: str) -> Path:
         """Path under info/ in SLM-Lab's naming, e.g. `ppo_t0_s1_session_df_train.csv`."""
-        return self.info / f"{self.read_spec()['name']}_t{self.trial}_s{session}_{what}"
+        return self.info / f"{self.name}_t{self.trial}_s{session}_{what}"
 
     @contextmanager
     def lock(self, session: int | None = None, patience: float = LOCK_SECONDS) -> Iterator[None]:
@@ -182,7 +188,7 @@ def _run_at(data: Path, name: str | None, which: str) -> RunDir:
         hint = near if near.startswith(" Did") else f" Give a folder under {data}, or 'latest'."
         what = "holds no spec.json" if places[0].is_dir() else "is no folder" if places[0].exists() else "doesn't exist"
         raise LabError(f"{which} isn't a run folder: it {what}.{hint}")
-    run = RunDir(path)
+    run = RunDir(path.resolve() if path.name in ("", "..") else path)  # "." has no folder beside it to speak of
     if name is not None and (owner := run.read_spec()["name"]) != name:
         raise LabError(f"{path} is a run of spec '{owner}', not of '{name}'. Leave the spec file out, or name its own.")
     return run

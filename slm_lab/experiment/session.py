@@ -89,19 +89,16 @@ class Session:
         self.spec, self.run_dir, self.index, self.report = spec, run, index, report
         self.seed = spec.meta.seed + index
         self.max_frame = spec.env.max_frame
-        gamma = getattr(spec.agent.algorithm, "gamma", 0.99)  # one source of γ, also for normalised rewards
-        self.env, self.agent, self.source = self._built(gamma)
+        self.gamma = getattr(spec.agent.algorithm, "gamma", 0.99)  # one source of γ, also for normalised rewards
+        self.env, self.agent, self.source = self._built(self.gamma)
         self.tracker = Tracker(self.env.num_envs, self.env.agents)
         self.eval_rows: list[Metrics] = []
         self.table, self.eval_table = (
             Table(run.session_file(index, f"session_df_{kind}.csv")) for kind in ("train", "eval")
         )
-        self.eval_env: VecEnv | None = None
-        if spec.meta.rigorous_eval:
-            self.eval_env = make_env(spec.env, num_envs=min(spec.env.num_envs, spec.meta.rigorous_eval), gamma=gamma)
         self.best = (False, -math.inf)  # is it a mean over enough episodes, and the mean
         self.best_state: Tree | None = None  # the agent it was measured of, until the next checkpoint
-        what = ("log", "eval", "checkpoint") if self.eval_env is not None else ("log", "checkpoint")
+        what = ("log", "eval", "checkpoint") if spec.meta.rigorous_eval else ("log", "checkpoint")
         self.every: dict[str, int] = {name: getattr(spec.meta, f"{name}_frequency") for name in what}  # frames between
         self.due = dict(self.every)  # frame at which the next one is owed
         self.soonest = 0  # frame before which nothing is
@@ -182,7 +179,7 @@ class Session:
             return
         if self._is_due("log"):
             self._log()
-        if self.eval_env is not None and self._is_due("eval"):
+        if self.spec.meta.rigorous_eval and self._is_due("eval"):
             self._evaluate()
         if self._is_due("checkpoint"):
             self._save()
@@ -212,17 +209,16 @@ class Session:
     def _log(self) -> None:
         row = self.tracker.log(self.frame, self.agent.opt_step, self._wall_t())
         self._show_on_board("train", row)
-        if self.eval_env is None and len(self.tracker.returns):
+        if not self.spec.meta.rigorous_eval and len(self.tracker.returns):
             self._keep_best(self.tracker.total_reward_ma, sure=len(self.tracker.returns) == WINDOW)
 
     def _evaluate(self) -> None:
         """Greedy episodes from a seed of their own; the same ones each time."""
-        assert self.eval_env is not None
-        self.eval_env.load_wrapper_state(self.env.wrapper_state())
-        self.eval_env.freeze()
-        first = world_seed(self.seed, EVAL_WORLDS)
-        xray = Xray()
-        played: Played = play(self.agent, self.eval_env, self.spec.meta.rigorous_eval, first, xray=xray)
+        env, xray, first = self.eval_env(), Xray(), world_seed(self.seed, EVAL_WORLDS)
+        try:
+            played: Played = play(self.agent, env, self.spec.meta.rigorous_eval, first, xray=xray)
+        finally:
+            env.close()
         xray.write(self.run_dir.session_file(self.index, "session_xray.json"), frame=self.frame)
         row = {
             "epi": len(played.returns),
@@ -238,6 +234,16 @@ class Session:
         self._show_on_board("eval", {"total_reward": row["total_reward"]})
         self._keep_best(float(row["total_reward"]))
 
+    def eval_env(self) -> VecEnv:
+        """New worlds to be judged in, seen as training sees its own now. Worlds that were played in before might go on
+        from what that has left in them, and no checkpoint would know of it.
+        """
+        count = min(self.spec.env.num_envs, self.spec.meta.rigorous_eval)
+        env = make_env(self.spec.env, num_envs=count, gamma=self.gamma)
+        env.load_wrapper_state(self.env.wrapper_state())
+        env.freeze()
+        return env
+
     def _keep_best(self, score: float, sure: bool = True) -> None:
         """Keep the agent if it is the best so far; one lucky episode (not `sure`) never stands against a full mean.
 
@@ -250,6 +256,7 @@ class Session:
                 "algorithm": self.agent.learned(),
                 "wrappers": self.env.wrapper_state(),
                 "score": score,
+                "sure": sure,
                 "frame": self.frame,
                 "fingerprint": self.fingerprint,
             }
@@ -272,14 +279,12 @@ class Session:
             self._log()
         if (
             status == "done"
-            and self.eval_env is not None
+            and self.spec.meta.rigorous_eval
             and (not self.eval_rows or self.eval_rows[-1]["frame"] < self.frame)
         ):
             self._evaluate()
         self._save()
         self.env.close()
-        if self.eval_env is not None:
-            self.eval_env.close()
         if self.board is not None:
             self.board.close()
         progress = self.progress(status)

@@ -15,7 +15,7 @@ from slm_lab.experiment.plot import draw_run
 from slm_lab.experiment.report import write_report
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.session import Progress
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.log import note
 from slm_lab.spec.lab_spec import LabSpec
 
@@ -25,9 +25,10 @@ logger = logging.getLogger("slm_lab")
 def finish(run: RunDir, baseline: float | None, console: Console, png: bool = True) -> LabError | None:
     """Metrics, graphs and report from what the sessions have saved; the error if they can't be written.
 
-    A picture that fails is a warning.
+    A picture that fails is a warning. Where no `baseline` could be measured now, the one of before stays.
     """
     try:
+        baseline = load_run(run.path).random_return if baseline is None else baseline
         for session in range(run.read_spec()["meta"]["max_session"]):
             if run.session_file(session, "session_df_train.csv").exists():
                 analyze_session(run.path, 0, session, baseline)
@@ -48,10 +49,11 @@ def finish(run: RunDir, baseline: float | None, console: Console, png: bool = Tr
 
 def print_result(run: RunDir, scalar: dict[str, Any], baseline: float | None, console: Console) -> None:
     """The headline: how good it is, and against what."""
-    tables = load_run(run.path).evaluation.values()
-    last = [float(df["total_reward"].dropna().iloc[-1]) for df in tables if df["total_reward"].notna().any()]
-    if last:
-        say(console, f"eval     {sum(last) / len(last):.2f} (mean return of the last greedy evaluation)")
+    read = load_run(run.path)
+    if read.unfinished:
+        say(console, f"left out {plural(len(read.unfinished), 'session')} that others are ahead of, not yet at the end")
+    if read.last_evaluation is not None:
+        say(console, f"eval     {read.last_evaluation:.2f} (mean return of the last greedy evaluation)")
     known = {name: value for name, value in scalar.items() if isinstance(value, float | int) and math.isfinite(value)}
     if "final_return" not in known:
         say(console, "return   – (no episode has ended)")

@@ -90,7 +90,7 @@ class Tracker:
         }
         each = {name: self.last_return[a :: len(self.agents)] for a, name in enumerate(self.agents)}
         row |= {f"total_reward_{name}": _mean(own) for name, own in each.items()}
-        row |= {name: float(np.mean(values)) for name, values in self.pending.items()}
+        row |= {name: _mean(np.array(values, dtype=float)) for name, values in self.pending.items()}
         self.pending = {}
         self.rows.append(row)
         return row
@@ -104,6 +104,7 @@ class Tracker:
 
 
 def _mean(x: np.ndarray) -> float:
+    """Of what is known: one update without, say, an explained variance doesn't hide the others'."""
     known = x[~np.isnan(x)]
     return float(known.mean()) if known.size else math.nan
 

@@ -52,13 +52,20 @@ def _at_once(spec: LabSpec) -> int:
 
 def run_alone(spec: LabSpec, run: RunDir, report: Report, check: bool = False) -> tuple[Progress, list[str]]:
     """Session 0 in this process: its last word and, in dev mode, what its check found."""
+    played = 0
+
+    def heard(progress: Progress) -> None:
+        nonlocal played
+        played = progress.frame
+        report(progress)
+
     try:
         with run.lock(0):
-            session = Session(spec, run, 0, report, check)
+            session = Session(spec, run, 0, heard, check)
             last = session.run()
         found = session.check_report() if check else []
     except Exception as error:
-        last, found = _failure(0, spec.env.max_frame, error), []
+        last, found = replace(_failure(0, spec.env.max_frame, error), frame=played), []
         report(last)
     write_failures(run, [last])
     return last, found

@@ -83,7 +83,7 @@ def _subtitle(figures: dict[str, Any], episodes: list[Episode], file: Path) -> s
     *_, session, mode, _ = file.stem.split("_")  # ..._s0_session_xray
     which = f"session {session[1:]}" + (", played by enjoy" if mode == "enjoy" else "")
     every = max(int(np.diff(episode.at).max(initial=1)) for episode in episodes)
-    thinned = f"; every {every}th step is shown" if every > 1 else ""
+    thinned = f"; one step in {every} is shown" if every > 1 else ""
     return f"{which} at frame {figures['frame']:,}, {plural(figures['slots'], 'slot')}; greedy episodes{thinned}"
 
 

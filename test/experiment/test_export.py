@@ -214,8 +214,7 @@ def test_wrappers_go_with_the_file(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path, "reader", {"name": "reader", **spec.dump()}, "train")
     session = Session(spec, run, 0, lambda progress: None)
     session.run()
-    assert session.eval_env is not None
-    seen = session.eval_env.wrapper_state()["normalize_obs"]["obs"]
+    seen = session.eval_env().wrapper_state()["normalize_obs"]["obs"]
     assert seen["count"] == Dataset(file).wrappers["normalize_obs"]["obs"]["count"] > 0
     with pytest.raises(LabError, match=r"env.frame_stack: 3, but the dataset was made with 2"):
         make_spec(**keys | {"env__frame_stack": 3})

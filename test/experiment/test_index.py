@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from conftest import log_rows
+from made_runs import log_rows
 from test_report import Page
 
 from slm_lab.experiment.index import write_index

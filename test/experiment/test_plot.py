@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import NAME, log_rows
+from made_runs import NAME, log_rows
 from processes import alive
 
 from slm_lab.experiment import plot

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import NAME, log_rows
+from made_runs import NAME, log_rows
 
 from slm_lab.experiment.page import duration, number
 from slm_lab.experiment.plot import draw_run
