@@ -246,6 +246,14 @@ def test_a_world_of_one_agent_has_no_independent_learners() -> None:
             resolve(raw_spec(**changes), name)
 
 
+def test_whoever_sets_the_frame_tells_each_learner(diary: str) -> None:
+    """Exploration is scheduled by it, of an agent that is loaded to play too."""
+    agent = build_agents(parts(), world(diary).world, seed=0)
+    agent.frame = 700
+    assert isinstance(agent, MultiAgent)
+    assert [learner.frame for learner in agent.learners.values()] == [700, 700]
+
+
 def test_a_learner_counts_its_own_frames_to_its_first_update() -> None:
     changes = {"agent__algorithm": {"name": "DQN", "training_start_step": 1000}, "agent__memory": {"name": "Replay"}}
     with pytest.raises(

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from made_runs import log_rows
 from numpy.testing import assert_allclose
 
 from slm_lab.experiment.analysis import analyze_trial, load_run
@@ -224,6 +225,22 @@ def test_files_of_a_run_are_strict_json_and_leave_failed_sessions_out(make_run):
     assert table["session"].tolist() == ["0", "1", "2", "mean"]
     assert table["failed"].tolist()[:3] == [0, 0, 1]
     assert not list((run_dir / "info").glob(".*"))
+
+
+def test_sessions_behind_those_at_their_end_stand_in_no_mean(make_run, tmp_path):
+    """But where none is at its end, all count as far as they are."""
+    run = load_run(make_run([log_rows(0), log_rows(1, count=20)], evaluate=True, name="stopped"))
+    assert (run.unfinished, len(run.whole)) == ({1}, 1)
+    assert run.last_evaluation == pytest.approx(float(run.evaluation[0]["total_reward"].iloc[-1]))
+    table = pd.read_csv(run.path / "info/stopped_t0_trial_metrics.csv")
+    assert table["unfinished"].tolist()[:2] == [0, 1]
+    assert run.metrics()["scalar"]["num_session"] == 1
+    assert load_run(make_run([log_rows(0, count=30), log_rows(1, count=20)], name="early")).unfinished == set()
+
+
+def test_what_failed_counts_in_no_evaluation(make_run):
+    run = load_run(make_run([log_rows(0), log_rows(1)], evaluate=True, failures=[{"session": 1, "error": "x"}]))
+    assert run.last_evaluation == pytest.approx(float(run.evaluation[0]["total_reward"].iloc[-1]))
 
 
 def test_analysis_reads_the_baseline_back_and_is_repeatable(make_run):

@@ -38,3 +38,11 @@ def test_a_run_that_cannot_be_read_is_told_beside_the_others(make_run):
     assert "unreadable" in text
     assert bad.name in text
     assert "final return" in text
+
+
+def test_an_index_of_someone_elses_is_left_alone(make_run, caplog):
+    data = make_run([log_rows(0)]).parent
+    (data / "index.html").write_text("<html>my own page</html>")
+    write_index(data)
+    assert (data / "index.html").read_text() == "<html>my own page</html>"
+    assert "isn't the lab's: left as it is" in caplog.text

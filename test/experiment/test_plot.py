@@ -127,6 +127,14 @@ def test_an_empty_run_and_no_run(make_run, tmp_path):
         multi_trial_graph([("x", tmp_path / "nowhere")], tmp_path, "x")
 
 
+def test_no_picture_of_before_stays_beside_what_is_drawn_now(make_run):
+    run = make_run([log_rows(0, count=20)])
+    draw_run(run)
+    assert list((run / "graph").glob("*.png"))
+    draw_run(run, png=False)
+    assert not list((run / "graph").glob("*.png"))
+
+
 def test_a_figure_that_fails_is_a_warning(make_run, caplog, monkeypatch):
     run_dir = make_run([log_rows(0, 12)])
     monkeypatch.setattr(plot, "_variables", lambda *_: 1 / 0)

@@ -95,7 +95,7 @@ def test_no_run(tmp_path):
 
 
 def test_numbers_for_people():
-    assert [number(x) for x in (None, np.nan, 0.0, -0.12345, 123.0, 123.4, 1e6, 1.5e-5)] == [
-        *("–", "–", "0", "−0.123", "123", "123", "1\u2009000\u2009000", "1.5e−05"),
-    ]
+    shown = {None: "–", np.nan: "–", 0.0: "0", -0.12345: "−0.123", 123.0: "123", 123.4: "123", 999.6: "1\u2009000"}
+    shown |= {-1234.5: "−1\u2009234", 1e6: "1\u2009000\u2009000", 1.5e-5: "1.5e−05"}
+    assert {x: number(x) for x in shown} == shown
     assert [duration(x) for x in (np.nan, 3.21, 61, 3720)] == ["–", "3.21 s", "1 min 01 s", "1 h 02 min"]

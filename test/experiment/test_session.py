@@ -11,11 +11,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import pydash
 import pytest
 import torch
+from gymnasium import spaces
 from small_specs import ROOT, make_spec, raw_spec
 
 from slm_lab.agent import checkpoint
@@ -416,3 +418,28 @@ def test_one_lucky_episode_is_not_the_best_for_ever(tmp_path: Path) -> None:
         best = checkpoint.load(run.model, "session0_best")
         assert best is not None
         assert best["score"] == kept
+
+
+class Remembering(gymnasium.Env):
+    """Pays what it was paid by the episodes that it had before: its own state outlives a reset."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+    past = 0.0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.t, self.past = self.t + 1, self.past + 1
+        return np.zeros(1, np.float32), self.past, self.t == 5, False, {}
+
+
+def test_evaluations_are_the_same_each_time_whatever_worlds_remember(tmp_path: Path) -> None:
+    gymnasium.register("test/Remembering-v0", entry_point=Remembering, disable_env_checker=True)
+    env = {"name": "test/Remembering-v0", "num_envs": 2, "max_frame": 120}
+    spec = make_spec(env=env, meta__rigorous_eval=2, meta__eval_frequency=30)
+    session = Session(spec, start(tmp_path, spec), 0, lambda progress: None)
+    session.run()
+    assert [row["total_reward"] for row in session.eval_rows] == [15.0] * 4
