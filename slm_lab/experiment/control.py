@@ -67,14 +67,18 @@ def replot(run: RunDir, data: Path, console: Console) -> None:
 
 
 def compare(runs: list[RunDir], data: Path, console: Console) -> None:
-    """Several runs in one graph, `data/graph/{env}_multi_trial_graph_...`: mean and band of each, a line a run."""
+    """Several runs in one graph, `data/graph/{env}_multi_trial_graph_...`: mean and band of each, a line a run; of a
+    search its best trial's.
+    """
     from slm_lab.experiment.plot import multi_trial_graph
+    from slm_lab.experiment.search.ledger import best_run
 
     specs = [run.read_spec() for run in runs]
     names = [spec["name"] for spec in specs]
     labels = names if len(set(names)) == len(names) else [run.path.name for run in runs]
     env = "_".join(dict.fromkeys(re.sub(r"\W+", "_", spec["env"]["name"]) for spec in specs))
-    for file in multi_trial_graph(list(zip(labels, [run.path for run in runs], strict=True)), data / "graph", env):
+    shown = [(label, run.path, best_run(run).trial) for label, run in zip(labels, runs, strict=True)]
+    for file in multi_trial_graph(shown, data / "graph", env):
         say(console, str(file))
 
 

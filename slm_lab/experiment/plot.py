@@ -65,18 +65,18 @@ def draw_enjoyed(run_dir: str | Path, trial: int = 0) -> list[Path]:
 
 
 def multi_trial_graph(
-    runs: Sequence[tuple[str, str | Path]],
+    runs: Sequence[tuple[str, str | Path] | tuple[str, str | Path, int]],
     out_dir: str | Path,
     name: str,
     png: bool = True,
     timeout: float = 120.0,
     title: str | None = None,
 ) -> list[Path]:
-    """Compare runs, given as (label, run folder): mean return ± std over the sessions of trial 0, a line a run.
+    """Compare runs, given as (label, run folder) or with a trial: mean return ± std over its sessions, a line a run.
 
     Writes `{name}_multi_trial_graph_mean_returns_ma_vs_frames`. LabError where a folder isn't one of a run.
     """
-    loaded = [(label, load_run(run_dir)) for label, run_dir in runs]
+    loaded = [(label, load_run(*where)) for label, *where in runs]
     stem = f"{name}_multi_trial_graph_mean_returns_ma_vs_frames"
     return write_figures({stem: lambda: _multi_trial(title or name, loaded)}, Path(out_dir), png, timeout)
 

@@ -146,7 +146,7 @@ class Session:
         while self.frame < self.max_frame and not self.stop:
             self._advance()
             if time.monotonic() > end or self.frame >= until:
-                return True
+                return bool(self.frame < self.max_frame)
         return False
 
     def _begin(self) -> None:

@@ -39,6 +39,9 @@ class Registry(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._table)
 
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._table  # a spec may give anything for a name
+
     def unknown(self, name: object) -> str:
         """The message for a name that the table doesn't hold."""
         here = self._known_as.get(str(name).lower())
@@ -47,7 +50,7 @@ class Registry(Mapping[str, str]):
 
     def load(self, name: str) -> Any:
         """The class called `name`, imported now. Raises `LabError` for an unknown name."""
-        if name not in self._table:
+        if name not in self:
             raise LabError(self.unknown(name))
         module, attribute = self._table[name].split(":")
         return getattr(importlib.import_module(module), attribute)

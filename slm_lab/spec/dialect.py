@@ -302,6 +302,14 @@ DEFAULTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
     ("env.clip_obs", {**SLM, "env.normalize_obs": True}, 10.0),
     ("env.clip_reward", {**SLM, "env.normalize_reward": True}, 10.0),
     ("meta.log_frequency", SLM, 10000),
+    ("meta.eval_frequency", SLM, 10000),
+    ("meta.metric", SLM, "total_reward_ma"),
+    ("meta.search_scheduler.reduction_factor", {**SLM, "meta.search_scheduler": GIVEN}, 4),
+    *(
+        (f"{NET}.{optim}.lr", {**SLM, f"{NET}.{optim}.name": name}, lr)  # torch's own
+        for optim in _OPTIMS
+        for name, lr in (("Adam", 1e-3), ("AdamW", 1e-3), ("RMSprop", 1e-2))
+    ),
 )
 
 

@@ -135,7 +135,7 @@ def _problem(detail: Mapping[str, Any], raw: Any, path: str, schema: Schema) -> 
     if kind == "literal_error" and isinstance(value, str):
         return Problem(where, f"{show(value)} is no option.{did_you_mean(value, _options(field, schema))}")
     if isinstance(value, str) and "number" in expected and _number(value) is not None:
-        return Problem(where, f"{show(value)} is text. {_number_hint(value)}")
+        return Problem(where, f"{show(value)} is text. {number_hint(value)}")
     return Problem(where, f"{show(value)} {_wrong(kind, value, context)} {expected}")
 
 
@@ -188,7 +188,7 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _number_hint(text: str) -> str:
+def number_hint(text: str) -> str:
     """How to write as a number what was read as text; YAML 1.1 wants a dot and a sign in 2.0e+5."""
     value = float(text)
     plain = str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)

@@ -18,11 +18,14 @@ import yaml
 
 from slm_lab.lib.errors import LabError, did_you_mean
 from slm_lab.lib.registry import Registry
-from slm_lab.spec.parts import ALGORITHM, CORE, MEMORY, NET
+from slm_lab.spec.parts import ALGORITHM, CORE, ENTRY, MEMORY, NET
 
 logger = logging.getLogger("slm_lab")
 
-PARTS = {"agent.algorithm": ALGORITHM, "agent.memory": MEMORY, "agent.net": NET, "agent.net.core": CORE}
+PARTS = {
+    "agent.algorithm": ALGORITHM, "agent.memory": MEMORY, "agent.memory.entry": ENTRY, "agent.net": NET,
+    "agent.net.core": CORE,
+}  # fmt: skip
 SUFFIXES = (".json", ".yaml", ".yml")
 MAX_DEPTH = 50  # deeper than any honest spec; a YAML alias to itself is endless
 
@@ -77,7 +80,18 @@ def _parse_json(text: str) -> Any:
 class _YamlLoader(yaml.SafeLoader):
     """YAML as far as JSON goes: mappings with text keys (each once), lists, text, numbers, booleans, null."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self.checked: set[int] = set()  # nodes; they are held by the document until it is read
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """A mapping's own keys, before those of its merges are put among them, for good."""
+        if id(node) not in self.checked:
+            self.checked.add(id(node))
+            self._check_keys(node)
+        super().flatten_mapping(node)
+
+    def _check_keys(self, node: yaml.MappingNode) -> None:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag == "tag:yaml.org,2002:merge":
@@ -87,7 +101,6 @@ class _YamlLoader(yaml.SafeLoader):
             if key.value in seen:
                 raise _at(key.start_mark, f"the key {key.value!r} is given twice in the same mapping")
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
 
 
 _YamlLoader.yaml_constructors = {
@@ -137,6 +150,7 @@ def load_file(path: str | Path) -> dict[str, dict[str, Any]]:
     try:
         specs = parse(text)
         _check_depth(specs)
+        specs = _unshared(specs)
     except _SyntaxError as error:
         raise LabError(_locate(path, text, error)) from None
     except (ValueError, RecursionError) as error:  # e.g. a number of 5000 digits, a thousand brackets
@@ -200,6 +214,13 @@ def _check_depth(value: Any, depth: int = 0) -> None:
         _check_depth(child, depth + 1)
 
 
+def _unshared(value: Any) -> Any:
+    """A copy in which each place has its own: a YAML alias is one mapping in two places, set in both where in one."""
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    return [_unshared(child) for child in value] if isinstance(value, list) else value
+
+
 def _check_top(path: Path, specs: Any) -> dict[str, dict[str, Any]]:
     """The specs of a file that is a mapping of mappings; raises `LabError` otherwise."""
     expected = "expected: a mapping of spec names to specs, {my_spec: {agent: ..., env: ...}}"
@@ -238,8 +259,10 @@ def apply_overrides(raw: Mapping[str, Any], items: Iterable[str]) -> dict[str, A
         keys = key.strip().split(".")
         if not (equals and all(keys) and text.strip()):
             raise LabError(f"--set {item!r}: expected path.to.key=value, as in agent.algorithm.gamma=0.95")
-        if len(keys) == 1:
-            keys = ["vars", _var_name(raw, keys[0], item)]
+        if keys[0] == "search" and ".".join(keys[1:]) in (spec.get("search") or {}):
+            keys = ["search", ".".join(keys[1:])]  # an axis that is written with dots
+        if len(keys) == 1 or (keys[0] == "vars" and len(keys) == 2):
+            keys = ["vars", _var_name(raw, keys[-1], item)]
         try:
             value = _parse_yaml(text, _TypedLoader)
             _check_depth(value)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from slm_lab.lib.errors import LabError, Problem, SpecError
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.load import PARTS, get_at
-from slm_lab.spec.space import Point, Variable, grid, make_raw, read_space
+from slm_lab.spec.space import Point, Variable, flat, grid, make_raw, read_space
 from slm_lab.spec.validate import resolve
 
 TRIALS = 16  # of a search that has no grid and doesn't say
@@ -34,7 +35,13 @@ def check_search(raw: Mapping[str, Any], spec: LabSpec) -> list[Variable]:
             Problem("search", "nothing to search. Name a key: agent.algorithm.gamma__uniform: [0.9, 0.999]")
         )
     around = _around(raw, variables)
-    problems += [problem for variable in variables for problem in _value_problems(raw, variable, around)]
+    for variable in variables:
+        unread = variable.path.startswith("vars.") and f"${{{variable.path[5:]}}}" not in json.dumps(raw, default=str)
+        if unread:
+            where = f"search.{variable.path}__{variable.distribution}"
+            problems.append(Problem(where, f"the spec has no ${{{variable.path[5:]}}}, so this would change nothing"))
+        else:
+            problems += _value_problems(raw, variable, [*around, *_beside(variable, variables)])
     if problems:
         raise SpecError(problems, f"spec '{spec.name}' can't be searched")
     return variables
@@ -55,7 +62,8 @@ def grid_points(spec: LabSpec, variables: list[Variable]) -> list[Point]:
 
 def _meta_problems(spec: LabSpec, variables: list[Variable]) -> Iterable[Problem]:
     meta = spec.meta
-    if meta.distributed or any(variable.path.startswith("meta.distributed") for variable in variables):
+    sets = [path for variable in variables for path in _sets(variable)]
+    if meta.distributed or any(_overlap(path, "meta.distributed") for path in sets):
         message = "a search plays its trials side by side, and has no cores for their rollout workers. Use false"
         yield Problem("meta.distributed", message)
     if meta.search_scheduler and meta.max_session > 1:
@@ -64,14 +72,28 @@ def _meta_problems(spec: LabSpec, variables: list[Variable]) -> Iterable[Problem
             f"{meta.search_scheduler.name} judges a trial while it runs, so it needs trials of one session, and "
             f"meta.max_session is {meta.max_session}. Use max_session 1 with it, or no scheduler",
         )
+    if meta.metric == "consistency" and (meta.max_session == 1 or meta.search_scheduler):
+        message = "consistency compares the sessions of a trial, and there is one. Use max_session 2 or more"
+        yield Problem("meta.metric", f"{message}, or another metric")
     for variable in variables:
         where = f"search.{variable.path}__{variable.distribution}"
-        if variable.path in OF_THE_SEARCH:
-            yield Problem(where, f"{variable.path} is of the search as a whole: no trial can have its own")
+        for key in OF_THE_SEARCH:
+            if any(_overlap(path, key) for path in _sets(variable)):
+                yield Problem(where, f"{key} is of the search as a whole: no trial can have its own")
         if meta.search_alg == "grid" and not variable.listed:
             yield Problem(
                 where, "a grid has no points on a range (expected: choice or grid_search). Or use search_alg 'optuna'"
             )
+
+
+def _sets(variable: Variable) -> list[str]:
+    """The keys that it gives values to."""
+    values = variable.args if variable.listed else (0,)
+    return list(dict.fromkeys(path for value in values for path, _ in flat(variable.path, value)))
+
+
+def _overlap(path: str, key: str) -> bool:
+    return path == key or path.startswith(f"{key}.") or key.startswith(f"{path}.")
 
 
 def _around(raw: Mapping[str, Any], variables: list[Variable]) -> list[Point]:
@@ -81,6 +103,13 @@ def _around(raw: Mapping[str, Any], variables: list[Variable]) -> list[Point]:
         swaps = [value for value in variable.args if variable.listed and _swaps(variable.path, value)]
         points += [{variable.path: v} for v in swaps if not _problems_at(raw, {variable.path: v}, variable.path)]
     return points
+
+
+def _beside(variable: Variable, variables: list[Variable]) -> list[Point]:
+    """What else is searched in the same mapping, value by value: a start may fit only an end that is searched too."""
+    above = variable.path.rpartition(".")[0]
+    others = [v for v in variables if v is not variable and v.path.rpartition(".")[0] == above]
+    return [{other.path: value} for other in others for value in other.samples()]
 
 
 def _swaps(path: str, value: Any) -> bool:
@@ -106,7 +135,8 @@ def _problems_at(raw: Mapping[str, Any], point: Point, path: str) -> list[Proble
             return [Problem(path, f"{get_at(spec, path.rpartition('.')[0])['name']} has no such key")]
         resolve(spec, check_env=path.split(".")[0] == "env")  # only the world knows what its own keys may be
     except SpecError as error:
-        return [p for p in error.problems if _near(p.path, path) and not _is_misfit(spec, p.path)]
+        fair = [p for p in error.problems if not _is_misfit(spec, p.path)]
+        return fair if path.startswith("vars.") else [p for p in fair if _near(p.path, path)]
     except LabError as error:
         return [Problem(f"search.{path}", str(error))]
     return []

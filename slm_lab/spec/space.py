@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm_lab.lib.errors import Problem, did_you_mean
-from slm_lab.spec.explain import show
+from slm_lab.spec.explain import number_hint, show
 from slm_lab.spec.load import PARTS, drop_foreign_keys, get_at, loadable, set_at
 
 LISTED = ("choice", "grid_search")  # their arguments are the values; of the others they are bounds, and a step
@@ -78,8 +78,21 @@ def read_space(section: Mapping[str, Any]) -> tuple[list[Variable], list[Problem
         elif path in variables:
             problems.append(Problem(where, f"{path} varies already, by {variables[path].distribution}: give it once"))
         else:
-            variables[path] = Variable(path, distribution, tuple(args))
-    return list(variables.values()), problems
+            whole = distribution in BOUNDS and BOUNDS[distribution][1]
+            variables[path] = Variable(path, distribution, tuple(map(int, args) if whole else args))
+    return list(variables.values()), [*problems, *_overlaps(list(variables.values()))]
+
+
+def _overlaps(variables: list[Variable]) -> Iterator[Problem]:
+    """Keys that one variable sets, and that another one sets as part of a whole mapping."""
+    for inner, outer in itertools.permutations(variables, 2):
+        if inner.path.startswith(f"{outer.path}.") and any(
+            path == inner.path or path.startswith(f"{inner.path}.")
+            for value in outer.args
+            for path, _ in flat(outer.path, value)
+        ):
+            where = f"search.{inner.path}__{inner.distribution}"
+            yield Problem(where, f"{outer.path} varies with a value of this key in it: give it once")
 
 
 def grid(variables: list[Variable], everything: bool) -> list[Point]:
@@ -100,8 +113,8 @@ def make_raw(raw: Mapping[str, Any], point: Point) -> tuple[dict[str, Any], list
         set_at(spec, path.split("."), copy.deepcopy(value))
     gone = {path for path, _ in leaves if _is_of_another_part(spec, path)}
     for path in gone:
-        part, _, key = path.rpartition(".")
-        del get_at(spec, part)[key]
+        part, key = _key_of_a_part(path)
+        get_at(spec, part).pop(key, None)
     for path, name in leaves:
         part = path.removesuffix(".name")
         if part != path and get_at(spec, path) == name:
@@ -111,11 +124,17 @@ def make_raw(raw: Mapping[str, Any], point: Point) -> tuple[dict[str, Any], list
 
 def _is_of_another_part(spec: dict[str, Any], path: str) -> bool:
     """Whether the key is none of its part, but of another one that might stand there (typos stay, and are told)."""
-    part, _, key = path.rpartition(".")
+    part, key = _key_of_a_part(path)
     registry, name = PARTS.get(part), get_at(spec, f"{part}.name")
     if registry is None or name not in registry or key in registry.load(name).Spec.model_fields:
         return False
     return any(key in cls.Spec.model_fields for cls in loadable(registry).values())
+
+
+def _key_of_a_part(path: str) -> tuple[str, str]:
+    """The part that a path lies in, and which key of it it is or lies below; '' where it is in none."""
+    part = max((part for part in PARTS if path.startswith(f"{part}.")), key=len, default="")
+    return part, path.removeprefix(f"{part}.").split(".")[0]
 
 
 def flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -141,7 +160,7 @@ def labels(variables: list[Variable]) -> dict[str, str]:
 
 def label(value: Any) -> str:
     """A value in a few letters: a mapping by the names in it."""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value:
         return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
     leaves = list(flat("", value))
     names = [str(v) for path, v in leaves if path.endswith(".name")]
@@ -170,8 +189,8 @@ def _values_fault(args: Any) -> str:
     if not isinstance(args, list) or not args:
         return f"{show(args)} has no values (expected: list of at least one)"
     known = [encode(value) for value in args]
-    twice = next((value for value in args if known.count(encode(value)) > 1), None)
-    return f"{show(twice)} is there twice (expected: each value once)" if twice is not None else ""
+    twice = [value for value in args if known.count(encode(value)) > 1]
+    return f"{show(twice[0])} is there twice (expected: each value once)" if twice else ""
 
 
 def _bounds_fault(args: Any, count: int, whole: bool, log: bool) -> str:
@@ -183,7 +202,7 @@ def _bounds_fault(args: Any, count: int, whole: bool, log: bool) -> str:
     fits: Callable[[Any], bool] = _is_whole if whole else _is_number
     wrong = [value for value in args if not fits(value)]
     if wrong:
-        cure = " Write it without quotes." if isinstance(wrong[0], str) and _reads_as_number(wrong[0]) else ""
+        cure = f" {number_hint(wrong[0])}" if isinstance(wrong[0], str) and _reads_as_number(wrong[0]) else ""
         return f"{show(wrong[0])} isn't {'a whole number' if whole else 'a number'} (expected: {shape}, {kind}).{cure}"
     low, high = args[:2]
     if low >= high:
@@ -200,7 +219,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return _is_number(value) and value == int(value)
 
 
 def _reads_as_number(text: str) -> bool:

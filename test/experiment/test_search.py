@@ -96,6 +96,48 @@ def test_a_damaged_line_is_told_by_its_number(tmp_path):
         Ledger(run)
 
 
+def test_a_trial_that_was_never_planned_is_damage_too(tmp_path):
+    run, _ = new_search(tmp_path)
+    ended(Ledger(run), 0.9, 1.0)
+    _, *others = Ledger(run).path.read_bytes().splitlines(keepends=True)
+    Ledger(run).path.write_bytes(b"".join(others))
+    with pytest.raises(LabError, match=r"ledger.jsonl:1 is damaged \(trial 0 was never planned\)"):
+        Ledger(run)
+
+
+def test_what_comes_after_the_end_changes_nothing(tmp_path):
+    """Ray Tune calls a trial failed where a callback raises after its end."""
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    ended(ledger, 0.9, 1.0)
+    ledger.append("failed", 0, reason="RecursionError")
+    assert Ledger(run).trials[0].status == ledger.trials[0].status == "done"
+
+
+def test_seconds_are_of_all_attempts(tmp_path):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    ledger.append("planned", 0, point={GAMMA: 0.9, CORE: "none"})
+    ledger.append("running", 0, seconds=2.0)
+    ledger.append("running", 0, seconds=0.5)
+    ledger.append("done", 0, seconds=3.0, metrics={"final_return": 1.0})
+    assert (ledger.trials[0].seconds, ledger.trials[0].attempts) == (5.0, 2)
+
+
+def test_a_search_may_be_moved_and_called_otherwise(tmp_path):
+    run, raw = new_search(tmp_path)
+    plan(run, raw, Ledger(run), {GAMMA: 0.9, CORE: "none"})
+    moved = RunDir(run.path.rename(tmp_path / "mine"))
+    assert moved.of_trial(0).read_spec()["name"] == "x"
+
+
+def test_a_session_that_has_come_to_its_end_says_so_at_once(tmp_path):
+    """Else a scheduler would stop it there, as one that might have gone on."""
+    run, raw = new_search(tmp_path, meta__search_scheduler={"grace_period": 200})
+    work = make_work(str(run.path), plan(run, raw, Ledger(run), {GAMMA: 0.9, CORE: "none"}), "final_return", 0)
+    assert work.advance(60.0)["status"] == "done"
+
+
 def test_a_full_disk_leaves_the_ledger_whole(tmp_path):
     run, _ = new_search(tmp_path)
     ledger = Ledger(run)

@@ -161,3 +161,28 @@ def test_a_part_is_changed_by_its_name_alone(caplog):
     assert swapped["agent"]["net"]["core"] == {"name": "GRU", "hidden_size": 32, "num_layers": 2}
     assert apply_overrides(raw, ["agent.net.core.name=GRUU"])["agent"]["net"]["core"]["name"] == "GRUU"
     assert raw["agent"]["net"]["core"] == core
+
+
+def test_an_alias_is_a_copy(tmp_path):
+    """What is set in one place stays as it was in the other."""
+    specs = load_file(write(tmp_path, "a.yaml", "a:\n  agent: {one: &o {lr: 1}, two: *o}\n  env: {}\n"))
+    made = apply_overrides(specs["a"], ["agent.one.lr=2"])
+    assert made["agent"] == {"one": {"lr": 2}, "two": {"lr": 1}}
+
+
+def test_a_merged_mapping_may_itself_have_merged_and_changed_a_key(tmp_path):
+    text = "a:\n  agent: {deep: &d {<<: {x: 1}, x: 2}}\n  env:\n    <<: *d\nb:\n  <<: *d\n"
+    specs = load_file(write(tmp_path, "a.yaml", text))
+    assert specs == {"a": {"agent": {"deep": {"x": 2}}, "env": {"x": 2}}, "b": {"x": 2}}
+    text = "top: {<<: &d {<<: {x: 1}, x: 2, x: 3}}\n"
+    assert "'x' is given twice" in refused(write(tmp_path, "b.yaml", text))
+
+
+def test_set_replaces_an_axis_that_is_written_with_dots():
+    raw = {**SPEC, "search": {"agent.gamma__choice": [1, 2]}}
+    assert apply_overrides(raw, ["search.agent.gamma__choice=[3]"])["search"] == {"agent.gamma__choice": [3]}
+
+
+def test_set_of_a_variable_that_stands_nowhere_is_refused():
+    with pytest.raises(LabError, match=r"the spec has no \$\{typo\}"):
+        apply_overrides(SPEC, ["vars.typo=3"])

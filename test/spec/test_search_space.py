@@ -89,7 +89,7 @@ def test_the_grid_and_the_number_of_trials():
         ({"agent.algorithm.gamma": [0.9, 1]}, ["no distribution", "agent.algorithm.gamma__choice"]),
         ({"agent.algorithm.gamma__uniform": [0.99, 0.9]}, ["from 0.99 to 0.9 is empty"]),
         ({"agent.algorithm.gamma__uniform": [0.9]}, ["[0.9] is no range", "[low, high]"]),
-        ({"agent.algorithm.gamma__uniform": ["0.9", 1]}, ["'0.9' isn't a number", "without quotes"]),
+        ({"agent.algorithm.gamma__uniform": ["0.9", 1]}, ["'0.9' isn't a number", "without quotes: 0.9"]),
         ({"agent.algorithm.gamma__choice": []}, ["has no values"]),
         ({"agent.algorithm.gamma__choice": [0.9, 0.9]}, ["0.9 is there twice"]),
         ({"agent.net.optim_spec.lr__loguniform": [0, 1]}, ["can't begin at 0"]),
@@ -106,6 +106,14 @@ def test_the_grid_and_the_number_of_trials():
         ({"env__choice": [{"name": "CartPole-v1"}, {"name": "CartPoole-v1"}]}, ["unknown env 'CartPoole-v1'"]),
         ({f"{CORE}__choice": [{"name": "GRU"}], f"{CORE}.hidden_size__uniform": [8, 16]}, ["8.5 isn't a whole number"]),
         ({"meta.max_session__choice": [1, 2]}, ["meta.max_session is of the search as a whole"]),
+        ({"meta__choice": [{"max_session": 2}]}, ["meta.max_session is of the search as a whole"]),
+        ({"meta.search_resources.cpu__choice": [1, 2]}, ["meta.search_resources is of the search as a whole"]),
+        ({"meta__choice": [{"distributed": {"workers": 2}}]}, ["meta.distributed", "no cores"]),
+        ({f"{CORE}.name__choice": [["GRU", "LSTM"]]}, ["unknown core ['GRU', 'LSTM']"]),
+        ({f"{CORE}__choice": [{"name": "GRU", "hidden_size": 8}], f"{CORE}.hidden_size__choice": [4]}, ["give it once"]),
+        ({"vars.size__choice": [4, 8]}, ["vars.size", "no ${size}"]),
+        ({"agent.net.optim_spec.lr__loguniform": ["1e-4", 1]}, ["YAML reads 1e-4 as text: write 0.0001"]),
+        ({"agent.net.init_fn__choice": [None, None]}, ["null is there twice"]),
         ({}, ["nothing to search"]),
     ],
 )  # fmt: skip
@@ -125,6 +133,7 @@ def test_a_bad_space_is_refused(search, parts):
         ({"meta__metric": "final_retun"}, ["Did you mean 'final_return'"]),
         ({"meta__search_resources": {"cpus": 1}}, ["Did you mean 'cpu'"]),
         ({"meta__search_scheduler": {"grace_period": 100}, "meta__max_session": 2}, ["trials of one session"]),
+        ({"meta__metric": "consistency"}, ["meta.metric", "consistency compares the sessions"]),
     ],
 )
 def test_bad_settings_of_a_search_are_refused(changes, parts):
@@ -167,3 +176,53 @@ def test_a_key_of_a_part_that_is_not_there_has_no_place():
     assert made["agent"]["memory"] == raw["agent"]["memory"] and lost == ["agent.memory.slots"]
     with pytest.raises(SpecError, match=r"agent.memory.slots: OnPolicyBatchReplay has no such key"):
         searched({"agent.memory.slots__choice": [4, 8]})
+
+
+def test_what_fits_only_beside_another_value_that_is_searched_is_sound():
+    schedule = "agent.algorithm.entropy_coef_spec"
+    search = {f"{schedule}.start_step__choice": [0, 500], f"{schedule}.end_step__choice": [300, 800]}
+    decay = {"name": "linear_decay", "start_val": 0.1, "end_val": 0.0, "start_step": 0, "end_step": 300}
+    assert len(searched(search, agent__algorithm__entropy_coef_spec=decay)[2]) == 2
+    with pytest.raises(SpecError, match=r"end_step \(300\) after start_step \(900\)"):
+        searched({f"{schedule}.start_step__choice": [0, 900]}, agent__algorithm__entropy_coef_spec=decay)
+
+
+def test_a_variable_that_makes_the_spec_wrong_is_refused_where_it_does():
+    core = {"name": "GRU", "hidden_size": "${size}"}
+    with pytest.raises(SpecError, match=r"agent.net.core.hidden_size: -3 is below 1"):
+        searched({"vars.size__choice": [8, -3]}, vars={"size": 4}, agent__net__core=core)
+
+
+def test_what_a_listed_value_refers_to_is_the_trials_own():
+    schedule = {"name": "LinearToZero", "frame": "${env.max_frame}"}
+    search = {"env.max_frame__choice": [1000, 5000], "agent.net.lr_scheduler_spec__choice": [None, schedule]}
+    raw, _, variables = searched(search)
+    made, _ = make_raw(raw, {"env.max_frame": 5000, "agent.net.lr_scheduler_spec": variables[1].args[1]})
+    assert resolve(made, "x", check_env=False).agent.net.lr_scheduler_spec.frame == 5000
+
+
+def test_keys_below_one_that_the_part_lacks_have_no_place_either():
+    raw = raw_spec()
+    path = "agent.algorithm.clip_eps_spec.start_val"
+    made, lost = make_raw(raw, {"agent.algorithm.name": "A2C", path: 0.1})
+    assert lost == [path] and "clip_eps_spec" not in made["agent"]["algorithm"]
+
+
+def test_an_entry_encoder_is_a_part_too():
+    memory = {"name": "StrategicMemory", "entry": {"name": "MLP", "hid_layers": [8]}}
+    entry = "agent.memory.entry"
+    search = {f"{entry}.name__choice": ["MLP", "Transformer"], f"{entry}.window__choice": [2, 4]}
+    raw, _, _ = searched(search, agent__memory=memory, agent__net__shared=True)
+    made, lost = make_raw(raw, {f"{entry}.name": "Transformer", f"{entry}.window": 2})
+    assert made["agent"]["memory"]["entry"] == {"name": "Transformer", "window": 2} and not lost
+    made, lost = make_raw(raw, {f"{entry}.name": "MLP", f"{entry}.window": 2})
+    assert made["agent"]["memory"]["entry"] == {"name": "MLP", "hid_layers": [8]} and lost == [f"{entry}.window"]
+
+
+def test_a_mapping_without_keys_has_a_label():
+    assert label({}) == "{}"
+
+
+def test_whole_numbers_may_be_written_with_an_exponent():
+    (variable,), problems = read_space({"env.num_envs__randint": [1.0, 4.0]})
+    assert variable.args == (1, 4) and isinstance(variable.args[0], int) and not problems

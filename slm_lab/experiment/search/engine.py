@@ -39,6 +39,7 @@ from slm_lab.spec.validate import resolve
 
 logger = logging.getLogger("slm_lab")
 
+ENDLESS = 10**12  # frames
 SCRATCH = "ray"  # what Ray Tune keeps while it runs
 
 
@@ -129,7 +130,7 @@ def _scheduler(spec: LabSpec) -> tune.schedulers.ASHAScheduler | None:
         time_attr="frame",
         metric="value",
         mode=spec.meta.mode,
-        max_t=2 * frames,  # it cuts trials there; ours end by themselves
+        max_t=ENDLESS,  # it cuts trials there; ours end by themselves
         grace_period=min(rungs.grace_period, frames),
         reduction_factor=rungs.reduction_factor,
     )
@@ -196,7 +197,7 @@ class Planner(Searcher):
             self.optuna.suggest(str(index))
             return index
         while len(self.ledger.trials) < self.max_trial:
-            index = len(self.ledger.trials)
+            index = max(self.ledger.trials, default=-1) + 1
             point = from_optuna(self._flat(self.optuna.suggest(str(index))), self.variables)
             if self._plan(index, point):
                 return index
@@ -209,8 +210,9 @@ class Planner(Searcher):
 
     def _plan(self, index: int, point: Point) -> bool:
         """Write the trial into the ledger, and its spec; whether it is one that can run."""
-        made, unused = make_raw(self.raw, point)
+        unused: list[str] = []
         try:
+            made, unused = make_raw(self.raw, point)
             spec = resolve(made, self.spec.name, data=self.run.path)
         except LabError as error:
             self.ledger.append("planned", index, point=point, unused=unused)
@@ -247,7 +249,13 @@ def outcome(result: dict[str, Any], metric: str) -> tuple[str, str]:
         return "pruned", f"stopped by the scheduler at frame {result['frame']:,}"
     if math.isfinite(result["value"]):
         return "done", ""
-    return "failed", f"{metric} is not a number: no episode has ended, or its returns weren't finite"
+    why = "no episode has ended, or its returns weren't finite"
+    if metric in OF_STRENGTH:
+        why += ", or they weren't above those of random actions, beside which it is measured"
+    return "failed", f"{metric} is not a number: {why}"
+
+
+OF_STRENGTH = ("sample_efficiency", "training_efficiency", "stability", "consistency")
 
 
 class Bookkeeper(tune.Callback):

@@ -35,6 +35,7 @@ class Trial:
     reason: str = ""  # why it failed
     trace: str = ""
     attempts: int = 0
+    past: float = 0.0  # seconds of the attempts before
     node: str = ""
 
     @property
@@ -64,11 +65,14 @@ class Ledger:
         self.size = content.rfind(b"\n") + 1
         for number, line in enumerate(content[: self.size].splitlines(), 1):
             try:
-                yield json.loads(line)
-            except ValueError as error:
+                event = json.loads(line)
+                if event["event"] not in ("planned", "extended") and event["trial"] not in self.trials:
+                    raise ValueError(f"trial {event['trial']} was never planned")
+            except (ValueError, KeyError, TypeError) as error:
                 raise LabError(
-                    f"{self.path}:{number} is damaged ({error}). Restore the file, or take out the line"
+                    f"{self.path}:{number} is damaged ({error}). Restore the file, or take out all lines of that trial"
                 ) from error
+            yield event
 
     def append(self, event: str, trial: int | None = None, **facts: Any) -> None:
         """Write an event, synced to disk. Raises `LabError` on a full disk; the events before it are intact."""
@@ -95,9 +99,15 @@ class Ledger:
             self.trials[index] = Trial(index, event["point"], event.get("unused", []))
             return
         trial = self.trials[index]
+        if trial.status in ENDED:  # what Ray Tune makes of an error after it
+            return
         trial.status = kind
         trial.attempts += kind == "running"
-        for name in ("metrics", "seconds", "reason", "trace", "node"):
+        if kind == "running" and math.isfinite(trial.seconds):
+            trial.past = trial.seconds
+        if "seconds" in event:
+            trial.seconds = trial.past + event["seconds"]
+        for name in ("metrics", "reason", "trace", "node"):
             if name in event:
                 setattr(trial, name, event[name])
 

@@ -44,7 +44,11 @@ class StrategicMemory(OnPolicyReplay):
     class Spec(SpecModel):
         name: Literal["StrategicMemory"] = "StrategicMemory"
         slots: PositiveInt = Field(16, description="K: entries kept at a time")
-        entry: Any = Field({"name": "MLP"}, description="what makes an entry of a step: a part of the family entry")
+        entry: Any = Field(
+            {"name": "MLP"},
+            validate_default=True,
+            description="what makes an entry of a step: a part of the family entry",
+        )
         hidden_size: PositiveInt = Field(64, description="units of hidden layers and of the features")
         size: PositiveInt = Field(32, description="d: numbers in a key, a value and a query of each head")
         heads: PositiveInt = Field(1, description="attention heads")
