@@ -290,12 +290,16 @@ def loadable(registry: Registry) -> dict[str, Any]:
 
 
 def drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> list[str]:
-    """A part is changed by its name alone: the keys of the old part that the new one lacks go, and are told."""
+    """A part is changed by its name alone: the keys of the old part that the new one lacks go, and are told. Those that
+    none has stay: typos, and words of SLM-Lab's that are yet to be translated.
+    """
     registry = PARTS.get(".".join(path))
     if registry is None or not isinstance(name, str) or name not in registry:
         return []
     part = functools.reduce(operator.getitem, path, spec)
-    foreign = [key for key in part if key not in registry.load(name).Spec.model_fields]
+    own = registry.load(name).Spec.model_fields
+    known = {key for cls in loadable(registry).values() for key in cls.Spec.model_fields}
+    foreign = [key for key in part if key not in own and key in known]
     for key in foreign:
         del part[key]
     return foreign

@@ -66,12 +66,6 @@ def _meta_problems(spec: LabSpec, variables: list[Variable]) -> Iterable[Problem
     if meta.distributed or any(_overlap(path, "meta.distributed") for path in sets):
         message = "a search plays its trials side by side, and has no cores for their rollout workers. Use false"
         yield Problem("meta.distributed", message)
-    if meta.search_scheduler and meta.max_session > 1:
-        yield Problem(
-            "meta.search_scheduler",
-            f"{meta.search_scheduler.name} judges a trial while it runs, so it needs trials of one session, and "
-            f"meta.max_session is {meta.max_session}. Use max_session 1 with it, or no scheduler",
-        )
     if meta.metric == "consistency" and (meta.max_session == 1 or meta.search_scheduler):
         message = "consistency compares the sessions of a trial, and there is one. Use max_session 2 or more"
         yield Problem("meta.metric", f"{message}, or another metric")

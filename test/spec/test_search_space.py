@@ -132,7 +132,6 @@ def test_a_bad_space_is_refused(search, parts):
         ({"meta__search_alg": "gird"}, ["Did you mean 'grid'"]),
         ({"meta__metric": "final_retun"}, ["Did you mean 'final_return'"]),
         ({"meta__search_resources": {"cpus": 1}}, ["Did you mean 'cpu'"]),
-        ({"meta__search_scheduler": {"grace_period": 100}, "meta__max_session": 2}, ["trials of one session"]),
         ({"meta__metric": "consistency"}, ["meta.metric", "consistency compares the sessions"]),
     ],
 )

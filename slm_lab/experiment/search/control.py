@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.log import log_to, note
 from slm_lab.spec.explain import changes
 from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.spec.load import apply_overrides
 from slm_lab.spec.search import check_search, grid_points, trial_count
 from slm_lab.spec.space import Variable, read_space
 
@@ -79,6 +81,11 @@ def _search(
 ) -> None:  # fmt: skip
     with run.lock(), log_to(run.log / "run.log"):
         note(f"slm_lab {__version__}: {shlex.join(sys.argv)}")
+        if spec.meta.search_scheduler and spec.meta.max_session > 1:  # as in SLM-Lab
+            told = "%s judges a trial while it runs: its trials have one session, meta.max_session %d is for mode train"
+            logger.warning(told, spec.meta.search_scheduler.name, spec.meta.max_session)
+            raw = apply_overrides(raw, ["meta.max_session=1"])
+            spec = replace(spec, meta=spec.meta.model_copy(update={"max_session": 1}))
         ledger = Ledger(run)
         wanted = _wanted(spec, ledger, variables, max_trial)
         try:
