@@ -24,6 +24,7 @@ from bench.words import count
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "specs" / "distributed" / "cartpole.json"
 SPECS = ("ppo_cartpole_workers", "ddqn_per_cartpole_workers")
+WHAT = ["curves", "speed", "kill"]
 STEP = 0.001  # seconds of a slow world's step
 TURN = 2.0  # seconds
 WORLDS = 16  # slow ones
@@ -130,13 +131,19 @@ def kill(folder: str) -> None:
         print(f"  {name}: process {victim} killed; {told}", flush=True)
 
 
+def _what(word: str) -> str:
+    if word not in WHAT:
+        raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(WHAT)}")
+    return word
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", help="curves, speed, kill (default: all)")
+    parser.add_argument("what", nargs="*", type=_what, help=f"{', '.join(WHAT)} (default: all)")
     parser.add_argument("--seeds", type=count, default=3)
     parser.add_argument("--rounds", type=count, default=7, help="turns of each in speed")
     args = parser.parse_args()
-    what = args.what or ["curves", "speed", "kill"]
+    what = args.what or WHAT
     os.environ["PYTHONPATH"] = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"  # workers look for the slow world too
     from slm_lab.experiment.cluster import started_ray
 

@@ -59,7 +59,8 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code: 0, 2 for an error of the user or the machine, 130 when broken off by Ctrl-C.
+    """Run one command; the exit code: 0 (also where Ctrl-C has stopped a run in good order), 2 for an error of the user
+    or the machine, 130 where Ctrl-C broke it off.
 
     A benchmark raises SystemExit with its own.
     """
@@ -100,6 +101,8 @@ def _do(typed: list[str]) -> None:
     words = args.words
     _only_for(("export",), words[0], args, "format", "session", "episodes", "explore")
     _only_for(("search",), words[-1].partition("@")[0], args, "max_trial", "ray_address", "force")
+    if args.set and words[0] in ("list", "plot", "export"):
+        raise LabError(f"--set changes a spec, and {words[0]} reads none. See {ENTRY} --help")
     if words[0] in COMMANDS:
         COMMANDS[words[0]](words[1:], args)
     else:

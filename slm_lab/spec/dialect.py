@@ -78,6 +78,7 @@ _HOW_MANY = "says not how many workers: give {workers: 2}, or false"
 _GLOBAL = "the shared optimiser of Hogwild workers has no counterpart without meta.distributed: use {}"
 _UNREAD = "SLM-Lab's {} never reads it"
 _OPTIMS = ("optim_spec", "actor_optim_spec", "critic_optim_spec")
+_TORCH_LR = {"Adam": 1e-3, "AdamW": 1e-3, "RMSprop": 1e-2}
 _OFF = "off is all there is here"
 _UNTARGETED = {f"{ALG}.update_type": "replace", f"{ALG}.update_frequency": 1}
 _UNWEIGHTED = {f"{MEM}.beta": 0.0, f"{MEM}.beta_end": 0.0}  # SLM-Lab has no importance weights
@@ -305,11 +306,7 @@ DEFAULTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
     ("meta.eval_frequency", SLM, 10000),
     ("meta.metric", SLM, "total_reward_ma"),
     ("meta.search_scheduler.reduction_factor", {**SLM, "meta.search_scheduler": GIVEN}, 4),
-    *(
-        (f"{NET}.{optim}.lr", {**SLM, f"{NET}.{optim}.name": name}, lr)  # torch's own
-        for optim in _OPTIMS
-        for name, lr in (("Adam", 1e-3), ("AdamW", 1e-3), ("RMSprop", 1e-2))
-    ),
+    *((f"{NET}.{o}.lr", {**SLM, f"{NET}.{o}.name": n}, lr) for o in _OPTIMS for n, lr in _TORCH_LR.items()),
 )
 
 

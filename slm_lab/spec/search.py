@@ -69,6 +69,15 @@ def _meta_problems(spec: LabSpec, variables: list[Variable]) -> Iterable[Problem
     if meta.metric == "consistency" and (meta.max_session == 1 or meta.search_scheduler):
         message = "consistency compares the sessions of a trial, and there is one. Use max_session 2 or more"
         yield Problem("meta.metric", f"{message}, or another metric")
+    rungs = meta.search_scheduler
+    if rungs and rungs.grace_period < meta.log_frequency:
+        message = (
+            f"{rungs.name} judges by the rows of the metrics, and the first comes at {meta.log_frequency:,} frames"
+        )
+        yield Problem(
+            "meta.search_scheduler.grace_period",
+            f"{rungs.grace_period:,}: {message} (meta.log_frequency). Use at least as many, or rows more often",
+        )
     for variable in variables:
         where = f"search.{variable.path}__{variable.distribution}"
         for key in OF_THE_SEARCH:

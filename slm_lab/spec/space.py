@@ -215,7 +215,9 @@ def _bounds_fault(args: Any, count: int, whole: bool, log: bool) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 2**63
 
 
 def _is_whole(value: Any) -> bool:

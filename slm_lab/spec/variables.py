@@ -52,7 +52,10 @@ class _Variables:
         whole = _VAR.fullmatch(value)
         if whole:
             return self.look_up(whole[1], path, stack)
-        return _VAR.sub(lambda match: _as_text(self.look_up(match[1], path, stack)), value)
+        text = _VAR.sub(lambda match: _as_text(self.look_up(match[1], path, stack)), value)
+        if "${${" in value.replace(" ", ""):
+            self.problems.append(Problem(path, f"{value!r} has a ${{...}} in another one. Write the name itself"))
+        return text
 
     def look_up(self, name: str, path: str, stack: tuple[str, ...]) -> Any:
         """The value of a name; where it has none the `${name}` itself, and a problem."""

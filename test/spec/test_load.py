@@ -186,3 +186,8 @@ def test_set_replaces_an_axis_that_is_written_with_dots():
 def test_set_of_a_variable_that_stands_nowhere_is_refused():
     with pytest.raises(LabError, match=r"the spec has no \$\{typo\}"):
         apply_overrides(SPEC, ["vars.typo=3"])
+
+
+def test_a_reference_within_a_reference_is_told():
+    _, problems = substitute({"vars": {"a": "x", "x": 3}, "agent": {"size": "${${a}}"}})
+    assert problems and "write the name itself" in problems[0].message.lower()

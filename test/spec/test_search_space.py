@@ -133,6 +133,8 @@ def test_a_bad_space_is_refused(search, parts):
         ({"meta__metric": "final_retun"}, ["Did you mean 'final_return'"]),
         ({"meta__search_resources": {"cpus": 1}}, ["Did you mean 'cpu'"]),
         ({"meta__metric": "consistency"}, ["meta.metric", "consistency compares the sessions"]),
+        ({"meta__search_scheduler": {"grace_period": 9}, "meta__log_frequency": 50}, ["first comes at 50 frames"]),
+        ({"meta__seed": 2**64}, ["meta.seed"]),
     ],
 )
 def test_bad_settings_of_a_search_are_refused(changes, parts):
