@@ -288,10 +288,7 @@ RULES = (
 DEFAULTS: tuple[tuple[str, Mapping[str, Any], Any], ...] = (
     (f"{NET}.core.name", RECURRENT, "GRU"),
     (f"{ALG}.training_frequency", NSTEP, From(f"{ALG}.num_step_returns")),
-    (f"{NET}.init_fn", SLM, None),
-    (f"{NET}.actor_init_std", SLM, None),
-    (f"{NET}.critic_init_std", SLM, None),
-    (f"{NET}.clip_grad_val", SLM, None),
+    *((f"{NET}.{key}", SLM, None) for key in ("init_fn", "actor_init_std", "critic_init_std", "clip_grad_val")),
     (f"{ALG}.val_loss_coef", PPO, 1.0),
     (f"{ALG}.val_loss_coef", AC, 1.0),
     (f"{ALG}.normalize_return", REINFORCE, True),
@@ -358,10 +355,8 @@ def _polyak_pace(out: Translation, envs: float, frequency: float, sac: bool) -> 
 
     Moving n times by a share c towards a net that stands still is moving once by 1 - (1 - c)^n.
     """
-    batches, share = (
-        max(_number(out.spec, f"{ALG}.training_iter", 1), 1),
-        _number(out.spec, f"{ALG}.polyak_coef", 0.005),
-    )
+    batches = max(_number(out.spec, f"{ALG}.training_iter", 1), 1)
+    share = _number(out.spec, f"{ALG}.polyak_coef", 0.005)
     every = max(1, frequency // batches) if sac else frequency
     _put(out.spec, f"{ALG}.update_frequency", every)
     times = every * batches / frequency if sac else frequency / envs
