@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -65,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     A benchmark raises SystemExit with its own.
     """
     try:
-        if os.getcwd() not in sys.path:  # for worlds and modules of the user's own; last, so that it hides nothing
-            sys.path.append(os.getcwd())
+        with suppress(OSError):  # a folder that was deleted
+            if os.getcwd() not in sys.path:  # for worlds and modules of the user's own; last, so that it hides nothing
+                sys.path.append(os.getcwd())
         _do(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except LabError as error:

@@ -24,6 +24,7 @@ from slm_lab.lib.types import Tree
 
 HARMLESS_NAMES = {"spec", "metadata", "render_mode", "_saved_kwargs", "_cached_spec", "_metadata"}  # never change
 WRAPPERS = (gymnasium.Wrapper, gymnasium.vector.VectorWrapper)
+OF_A_GAME = ("pygame.rect", "pygame.math")  # that a world may well reckon with
 FOR_THE_EYE = ("pygame", "pyglet", "tkinter", "matplotlib", "PIL", "cv2", "glfw", "OpenGL")  # packages
 HARMLESS_TYPES = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, GymSpec)
 TAG = "__kind__"
@@ -81,7 +82,7 @@ def _capture_layer(layer: Any, encoder: _Encoder) -> Tree:
             "layer": name,
             "attributes": dict.fromkeys(("checked_reset", "checked_step", "checked_data_reuse"), True),
         }
-    if callable(getattr(layer, "get_state", None)) and callable(getattr(layer, "set_state", None)):
+    if all(callable(getattr(type(layer), name, None)) for name in ("get_state", "set_state")):  # not one passed on
         encoder.path = f"{name}.get_state()"
         return {"layer": name, "own": encoder.encode(layer.get_state())}
     attributes = {}
@@ -107,6 +108,8 @@ def _picture(value: Any) -> bool:
     if isinstance(value, (list, tuple)) and value:
         return all(_picture(item) for item in value)
     module = type(value).__module__
+    if module in OF_A_GAME:
+        return False
     return module.split(".")[0] in FOR_THE_EYE or module.startswith("gymnasium.envs.mujoco.mujoco_rendering")
 
 

@@ -27,6 +27,7 @@ logger = logging.getLogger("slm_lab")
 
 BASELINE_EPISODES = 100
 BASELINE_FRAMES = 20_000
+RULE = "whole episodes"  # of how it is measured: what another rule has given is measured anew
 GRACE = 5  # times as many frames until episodes that run are cut
 LONGEST = 30_000  # steps of an episode in worlds that tell no bound of their own; Atari's longest have 27 000
 
@@ -135,7 +136,7 @@ def random_return(spec: LabSpec, data: Path) -> float:
         for key, value in spec.env.model_dump().items()
         if key not in ("num_envs", "max_frame", "vectorization", "dataset")
     }
-    key = json.dumps(keys, sort_keys=True)
+    key = json.dumps({**keys, "rule": RULE}, sort_keys=True)
     file = data / "random_baseline.json"
     known = _read(file)
     if key in known:

@@ -37,10 +37,11 @@ def write_index(data: Path) -> None:
     warning.
     """
     file = data / "index.html"
-    if file.exists() and TITLE not in file.read_text(encoding="utf-8", errors="replace")[:4096]:
-        logger.warning("%s isn't the lab's: left as it is", file)
-        return
     try:
+        known = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
+        if known and TITLE not in known[:4096]:
+            logger.warning("%s isn't the lab's: left as it is", file)
+            return
         with locked(data / ".index.lock"):  # two runs may end at once
             rows = [_row(run, data) for run in all_runs(data)]
             head = f'<h1>Runs</h1><p class="facts">{len(rows)} in {escape(data.resolve().as_posix())}, newest first</p>'

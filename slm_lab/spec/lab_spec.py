@@ -64,7 +64,7 @@ class MetaSpec(SpecModel):
         None, description="frames between checkpoints; null: max_frame / 20"
     )
     dev_max_frame: PositiveInt = Field(20000, description="most frames of a session in dev mode")
-    seed: NonNegativeInt = Field(0, le=2**32 - 1, description="session i uses seed + i")
+    seed: NonNegativeInt = Field(0, le=10**9, description="session i uses seed + i")
     torch_threads: PositiveInt = Field(1, description="CPU threads of torch in a session")
     tensorboard: bool = Field(True, description="write TensorBoard events")
     png: bool = Field(True, description="write graphs as .png beside .html")

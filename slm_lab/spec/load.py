@@ -19,6 +19,7 @@ import yaml
 from slm_lab.lib.errors import LabError, did_you_mean
 from slm_lab.lib.registry import Registry
 from slm_lab.spec.parts import ALGORITHM, CORE, ENTRY, MEMORY, NET
+from slm_lab.spec.variables import reads
 
 logger = logging.getLogger("slm_lab")
 
@@ -259,7 +260,8 @@ def apply_overrides(raw: Mapping[str, Any], items: Iterable[str]) -> dict[str, A
         keys = key.strip().split(".")
         if not (equals and all(keys) and text.strip()):
             raise LabError(f"--set {item!r}: expected path.to.key=value, as in agent.algorithm.gamma=0.95")
-        if keys[0] == "search" and ".".join(keys[1:]) in (spec.get("search") or {}):
+        axes = spec.get("search")
+        if keys[0] == "search" and isinstance(axes, dict) and ".".join(keys[1:]) in axes:
             keys = ["search", ".".join(keys[1:])]  # an axis that is written with dots
         if len(keys) == 1 or (keys[0] == "vars" and len(keys) == 2):
             keys = ["vars", _var_name(raw, keys[-1], item)]
@@ -307,7 +309,7 @@ def drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> list[
 
 def _var_name(raw: Mapping[str, Any], name: str, item: str) -> str:
     """SLM-Lab's `env=Hopper-v5` fills in `${env}`; without such a place it would change nothing, in silence."""
-    if f"${{{name}}}" not in json.dumps(raw, default=str):
+    if not reads(raw, name):
         raise LabError(
             f"--set {item!r}: the spec has no ${{{name}}}; a key is set by its whole path, section.{name}=..."
         )

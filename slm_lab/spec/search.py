@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.load import PARTS, get_at
 from slm_lab.spec.space import Point, Variable, flat, grid, make_raw, read_space
 from slm_lab.spec.validate import resolve
+from slm_lab.spec.variables import reads
 
 TRIALS = 16  # of a search that has no grid and doesn't say
 OF_THE_SEARCH = [
@@ -22,13 +22,23 @@ OF_THE_SEARCH = [
 ]  # fmt: skip
 
 
+def searched(raw: Mapping[str, Any], spec: LabSpec) -> list[Variable]:
+    """What varies in a spec that was written as `raw`. A `${...}` in a list of values is each trial's to fill in."""
+    written = {variable.path: variable for variable in read_space(_mapping(raw.get("search")))[0] if variable.listed}
+    return [written.get(variable.path, variable) for variable in read_space(spec.search or {})[0]]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 def check_search(raw: Mapping[str, Any], spec: LabSpec) -> list[Variable]:
     """The variables of a valid spec's search. Raises `SpecError` with all that can't be searched.
 
     Each value is tried alone, with every part that the search may put around it; one that is wrong in each of them is
     refused here. What is wrong only in combination is for its trial to tell.
     """
-    variables, _ = read_space(spec.search or {})
+    variables = searched(raw, spec)
     problems = [*_meta_problems(spec, variables)]
     if not variables:
         problems.append(
@@ -36,8 +46,7 @@ def check_search(raw: Mapping[str, Any], spec: LabSpec) -> list[Variable]:
         )
     around = _around(raw, variables)
     for variable in variables:
-        unread = variable.path.startswith("vars.") and f"${{{variable.path[5:]}}}" not in json.dumps(raw, default=str)
-        if unread:
+        if variable.path.startswith("vars.") and not reads(raw, variable.path[5:]):
             where = f"search.{variable.path}__{variable.distribution}"
             problems.append(Problem(where, f"the spec has no ${{{variable.path[5:]}}}, so this would change nothing"))
         else:
@@ -70,7 +79,7 @@ def _meta_problems(spec: LabSpec, variables: list[Variable]) -> Iterable[Problem
         message = "consistency compares the sessions of a trial, and there is one. Use max_session 2 or more"
         yield Problem("meta.metric", f"{message}, or another metric")
     rungs = meta.search_scheduler
-    if rungs and rungs.grace_period < meta.log_frequency:
+    if rungs and rungs.grace_period < min(meta.log_frequency, spec.env.max_frame):
         message = (
             f"{rungs.name} judges by the rows of the metrics, and the first comes at {meta.log_frequency:,} frames"
         )
@@ -109,10 +118,16 @@ def _around(raw: Mapping[str, Any], variables: list[Variable]) -> list[Point]:
 
 
 def _beside(variable: Variable, variables: list[Variable]) -> list[Point]:
-    """What else is searched in the same mapping, value by value: a start may fit only an end that is searched too."""
+    """What else is searched in the same mapping, value by value: a start may fit only an end that is searched too. A
+    variable may stand beside anything.
+    """
     above = variable.path.rpartition(".")[0]
-    others = [v for v in variables if v is not variable and v.path.rpartition(".")[0] == above]
+    others = [v for v in variables if v is not variable and (_is_var(variable) or v.path.rpartition(".")[0] == above)]
     return [{other.path: value} for other in others for value in other.samples()]
+
+
+def _is_var(variable: Variable) -> bool:
+    return variable.path.split(".")[0] == "vars"
 
 
 def _swaps(path: str, value: Any) -> bool:
@@ -123,7 +138,11 @@ def _value_problems(raw: Mapping[str, Any], variable: Variable, around: list[Poi
     """Of each value that is wrong everywhere, what is wrong with it."""
     found: list[Problem] = []
     for value in variable.samples():
-        tried = [_problems_at(raw, {**point, variable.path: value}, variable.path) for point in around]
+        tried: list[list[Problem]] = []
+        for point in around:
+            tried.append(_problems_at(raw, {**point, variable.path: value}, variable.path))
+            if not tried[-1]:  # it is sound there
+                break
         own = [problems for problems in tried if any(p.path == variable.path for p in problems)]
         found += (own or tried)[0] if all(tried) else []
     return list(dict.fromkeys(found))
@@ -139,7 +158,7 @@ def _problems_at(raw: Mapping[str, Any], point: Point, path: str) -> list[Proble
         resolve(spec, check_env=path.split(".")[0] == "env")  # only the world knows what its own keys may be
     except SpecError as error:
         fair = [p for p in error.problems if not _is_misfit(spec, p.path)]
-        return fair if path.startswith("vars.") else [p for p in fair if _near(p.path, path)]
+        return fair if path.split(".")[0] == "vars" else [p for p in fair if _near(p.path, path)]
     except LabError as error:
         return [Problem(f"search.{path}", str(error))]
     return []

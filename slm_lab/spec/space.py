@@ -111,9 +111,8 @@ def make_raw(raw: Mapping[str, Any], point: Point) -> tuple[dict[str, Any], list
     leaves = [leaf for path, value in point.items() for leaf in flat(path, value)]
     for path, value in leaves:
         set_at(spec, path.split("."), copy.deepcopy(value))
-    gone = {path for path, _ in leaves if _is_of_another_part(spec, path)}
-    for path in gone:
-        part, key = _key_of_a_part(path)
+    gone = {path: place for path, _ in leaves if (place := _foreign_place(spec, path))}
+    for part, key in gone.values():
         get_at(spec, part).pop(key, None)
     for path, name in leaves:
         part = path.removesuffix(".name")
@@ -122,19 +121,18 @@ def make_raw(raw: Mapping[str, Any], point: Point) -> tuple[dict[str, Any], list
     return spec, [path for path in point if path in gone]
 
 
-def _is_of_another_part(spec: dict[str, Any], path: str) -> bool:
-    """Whether the key is none of its part, but of another one that might stand there (typos stay, and are told)."""
-    part, key = _key_of_a_part(path)
-    registry, name = PARTS.get(part), get_at(spec, f"{part}.name")
-    if registry is None or name not in registry or key in registry.load(name).Spec.model_fields:
-        return False
-    return any(key in cls.Spec.model_fields for cls in loadable(registry).values())
-
-
-def _key_of_a_part(path: str) -> tuple[str, str]:
-    """The part that a path lies in, and which key of it it is or lies below; '' where it is in none."""
-    part = max((part for part in PARTS if path.startswith(f"{part}.")), key=len, default="")
-    return part, path.removeprefix(f"{part}.").split(".")[0]
+def _foreign_place(spec: dict[str, Any], path: str) -> tuple[str, str] | None:
+    """The outermost part that a path lies in which lacks the key that it goes on with, though another one that might
+    stand there has it, and that key. Typos stay, and are told.
+    """
+    for part in sorted((part for part in PARTS if path.startswith(f"{part}.")), key=len):
+        key = path.removeprefix(f"{part}.").split(".")[0]
+        registry, name = PARTS[part], get_at(spec, f"{part}.name")
+        if name not in registry or key in registry.load(name).Spec.model_fields:
+            continue
+        if any(key in cls.Spec.model_fields for cls in loadable(registry).values()):
+            return part, key
+    return None
 
 
 def flat(path: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -221,7 +219,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return _is_number(value) and value == int(value)
+    return _is_number(value) and abs(value) <= 2**63 and value == int(value)
 
 
 def _reads_as_number(text: str) -> bool:

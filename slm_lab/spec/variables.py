@@ -13,25 +13,10 @@ _VAR = re.compile(r"\$\{([^{}]*)\}")
 
 
 def substitute(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """The spec without `vars`, each `${x}` filled in: from `vars`, else from the spec's own dotted path x.
-
-    In the values that a search lists they stay: each trial fills in its own.
-    """
+    """The spec without `vars`, each `${x}` filled in: from `vars`, else from the spec's own dotted path x."""
     resolver = _Variables(raw)
     spec = {key: resolver.fill(value, key, ()) for key, value in raw.items() if key != "vars"}
-    if isinstance(raw.get("search"), dict):
-        spec["search"] = _but_lists(raw["search"], spec["search"])
     return spec, resolver.problems
-
-
-def _but_lists(given: Mapping[str, Any], filled: Mapping[str, Any]) -> dict[str, Any]:
-    """What is filled of a search section, with its lists of values as they were given."""
-    section = {}
-    for key, value in given.items():
-        nested = isinstance(value, dict) and "__" not in str(key)
-        listed = str(key).endswith(("__choice", "__grid_search"))
-        section[key] = _but_lists(value, filled[key]) if nested else value if listed else filled[key]
-    return section
 
 
 class _Variables:
@@ -83,3 +68,14 @@ def _dig(tree: Any, path: str) -> tuple[bool, Any]:
 
 def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def names_in(value: Any) -> set[str]:
+    """The `x` of every `${x}` in it."""
+    return set(_VAR.findall(json.dumps(value, default=str, ensure_ascii=False)))
+
+
+def reads(value: Any, name: str) -> bool:
+    """Whether a `${...}` in it depends on the variable `name`, `vars.name`, or on what that lies in."""
+    first = name.split(".")[0]
+    return any(found.removeprefix("vars.").split(".")[0] == first for found in names_in(value))

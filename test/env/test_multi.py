@@ -223,6 +223,25 @@ def test_a_wrapped_world_is_opaque(module):
     assert "BaseParallelWrapper.env" in env.opaque
 
 
+def test_a_wrapper_that_passes_get_state_on_is_opaque_too(module):
+    """As PettingZoo's do with whatever they lack: the state of the world within isn't theirs."""
+
+    class Saved(Duel):
+        def get_state(self):
+            return {}
+
+        def set_state(self, state):
+            pass
+
+    class Counting(pettingzoo.utils.BaseParallelWrapper):
+        count = 0
+
+    env = build(module(lambda **keys: Counting(Saved(**keys))))
+    env.reset(0)
+    assert env.state_dict() is None
+    assert env.opaque == "Counting.env (Saved)"
+
+
 def test_what_goes_wrong_names_agent_world_and_step(module):
     name = module()
     for wild, words in (

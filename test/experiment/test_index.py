@@ -46,3 +46,10 @@ def test_an_index_of_someone_elses_is_left_alone(make_run, caplog):
     write_index(data)
     assert (data / "index.html").read_text() == "<html>my own page</html>"
     assert "isn't the lab's: left as it is" in caplog.text
+
+
+def test_a_folder_in_the_way_of_the_index_is_a_warning(make_run, caplog):
+    data = make_run([log_rows(0)]).parent
+    (data / "index.html").mkdir()
+    write_index(data)
+    assert "index.html not written" in caplog.text

@@ -124,6 +124,27 @@ def test_seconds_are_of_all_attempts(tmp_path):
     assert (ledger.trials[0].seconds, ledger.trials[0].attempts) == (5.0, 2)
 
 
+def test_what_an_attempt_took_is_known_though_it_was_broken_off(tmp_path):
+    from slm_lab.experiment.search.engine import Bookkeeper, Trouble
+
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    ledger.append("planned", 0, point={GAMMA: 0.9, CORE: "none"})
+    display = SimpleNamespace(report=lambda *_: None, ended=lambda *_: None)
+    told = {"status": "running", "node": "n", "pid": 1}
+    for _ in range(2):  # killed with its worker, then with the search
+        book = Bookkeeper(ledger, "final_return", display, lambda: None, Trouble())  # type: ignore[arg-type]
+        for seconds in (1.0, 30.0):
+            trial = SimpleNamespace(config={"trial": 0}, pickled_error_file=None, error_file="none")
+            book.on_trial_result(0, [], trial, {**told, "seconds": seconds})
+        if ledger.trials[0].attempts == 1:
+            book.on_trial_recover(0, [], trial)
+        else:
+            book.close()
+    assert (Ledger(run).trials[0].seconds, Ledger(run).trials[0].attempts) == (60.0, 2)
+    assert Ledger(run).with_status("running")
+
+
 def test_a_search_may_be_moved_and_called_otherwise(tmp_path):
     run, raw = new_search(tmp_path)
     plan(run, raw, Ledger(run), {GAMMA: 0.9, CORE: "none"})

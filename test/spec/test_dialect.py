@@ -88,6 +88,7 @@ def test_the_raw_spec_stays(raw):
 def test_nets(given, expected):
     spec, notes, problems, _ = translate({"agent": {"net": given}})
     silent = {"init_fn": None, "actor_init_std": None, "critic_init_std": None, "clip_grad_val": None}
+    silent |= {"optim_spec": {"lr": 0.001}}
     assert spec["agent"]["net"] == {**silent, **expected}
     assert not problems and len(notes) == len(given) - (1 if given.get("shared") else 0)
 
@@ -344,3 +345,34 @@ def test_warm_up_grows_to_the_first_batch():
         ({}, {**RNN, "seq_len": 20}, 80),
     ):
         assert resolved(off_policy(memory=memory, net=net))["algorithm"]["training_start_step"] == start
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"optim_spec": {"name": "RMSprop"}}, {"optim_spec": {"name": "RMSprop", "lr": 0.01}}),
+        ({"optim_spec": {"name": "Adam", "lr": 0.5}}, {"optim_spec": {"name": "Adam", "lr": 0.5}}),
+        ({}, {"optim_spec": {"lr": 0.001}}),
+        (
+            {"shared": True, "actor_optim_spec": {"name": "Adam"}, "critic_optim_spec": {"name": "Adam", "lr": 1}},
+            {"optim_spec": {"name": "Adam", "lr": 0.001}},
+        ),
+        (
+            {
+                "use_same_optim": True,
+                "actor_optim_spec": {"name": "Adam", "lr": 0.5},
+                "critic_optim_spec": {"name": "Adam"},
+            },
+            {"optim_spec": {"name": "Adam", "lr": 0.5}},
+        ),
+        (
+            {"actor_optim_spec": {"name": "RMSprop"}, "critic_optim_spec": {"name": "SGD"}},
+            {"actor_optim_spec": {"name": "RMSprop", "lr": 0.01}, "critic_optim_spec": {"name": "SGD", "lr": 0.001}},
+        ),
+    ],
+)
+def test_an_optimiser_without_a_learning_rate_has_torchs(given, expected):
+    """Also where it is the actor's that all are trained by."""
+    spec, _, problems, _ = translate({"agent": {"algorithm": {"name": "PPO"}, "net": {"type": "MLPNet", **given}}})
+    assert {key: value for key, value in spec["agent"]["net"].items() if "optim_spec" in key} == expected
+    assert not problems

@@ -94,6 +94,7 @@ def test_the_grid_and_the_number_of_trials():
         ({"agent.algorithm.gamma__choice": [0.9, 0.9]}, ["0.9 is there twice"]),
         ({"agent.net.optim_spec.lr__loguniform": [0, 1]}, ["can't begin at 0"]),
         ({"env.num_envs__randint": [1, 2.5]}, ["2.5 isn't a whole number"]),
+        ({"env.num_envs__randint": [1, 1e300]}, ["1e+300 isn't a whole number"]),
         ({"env.num_envs__quniform": [1, 2, 5]}, ["step 5 doesn't fit"]),
         ({"env.num_envs__choice": [1], "env": {"num_envs__randint": [1, 3]}}, ["varies already"]),
         ({"agent.algorithm.gama__uniform": [0.9, 1]}, ["unknown key", "Did you mean 'gamma'?"]),
@@ -190,16 +191,44 @@ def test_what_fits_only_beside_another_value_that_is_searched_is_sound():
 
 def test_a_variable_that_makes_the_spec_wrong_is_refused_where_it_does():
     core = {"name": "GRU", "hidden_size": "${size}"}
-    with pytest.raises(SpecError, match=r"agent.net.core.hidden_size: -3 is below 1"):
-        searched({"vars.size__choice": [8, -3]}, vars={"size": 4}, agent__net__core=core)
+    for search in ({"vars.size__choice": [8, -3]}, {"vars__choice": [{"size": 8}, {"size": -3}]}):
+        with pytest.raises(SpecError, match=r"agent.net.core.hidden_size: -3 is below 1"):
+            searched(search, vars={"size": 4}, agent__net__core=core)
 
 
 def test_what_a_listed_value_refers_to_is_the_trials_own():
     schedule = {"name": "LinearToZero", "frame": "${env.max_frame}"}
     search = {"env.max_frame__choice": [1000, 5000], "agent.net.lr_scheduler_spec__choice": [None, schedule]}
-    raw, _, variables = searched(search)
+    raw, spec, variables = searched(search)
     made, _ = make_raw(raw, {"env.max_frame": 5000, "agent.net.lr_scheduler_spec": variables[1].args[1]})
     assert resolve(made, "x", check_env=False).agent.net.lr_scheduler_spec.frame == 5000
+    dumped = resolve(spec.dump(), "x", check_env=False)
+    assert dumped.search["agent.net.lr_scheduler_spec__choice"][1]["frame"] == spec.env.max_frame, "for other modes"
+
+
+def test_a_list_may_be_a_variable():
+    _, _, (variable,) = searched({"agent.algorithm.gamma__choice": "${gammas}"}, vars={"gammas": [0.9, 0.99]})
+    assert variable.args == (0.9, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("given", "core", "search"),
+    [
+        ({"core": {"name": "GRU", "hidden_size": 4}}, "${core}", {"vars.core.hidden_size__choice": [8, 16]}),
+        ({"size": 4}, {"name": "GRU", "hidden_size": "${vars.size}"}, {"vars.size__choice": [8, 16]}),
+        ({"größe": 4}, {"name": "GRU", "hidden_size": "${größe}"}, {"vars.größe__choice": [8, 16]}),
+        ({"size": 4, "both": "${size}"}, {"name": "GRU", "hidden_size": "${both}"}, {"vars.size__choice": [8, 16]}),
+    ],
+)
+def test_a_variable_that_something_depends_on_makes_a_difference(given, core, search):
+    assert len(searched(search, vars=given, agent__net__core=core)[2]) == 1
+
+
+def test_a_variable_may_fit_beside_any_other():
+    memory = {"name": "SequenceReplay", "sequence_length": "${length}", "burn_in": 8, "carry_every": 2}
+    parts = {"agent__algorithm": {"name": "DQN", "training_start_step": 100}, "agent__memory": memory}
+    search = {"vars.length__choice": [6, 20], "agent.memory.burn_in__choice": [0, 8]}
+    assert len(searched(search, vars={"length": 20}, **parts)[2]) == 2
 
 
 def test_keys_below_one_that_the_part_lacks_have_no_place_either():
@@ -216,6 +245,8 @@ def test_an_entry_encoder_is_a_part_too():
     raw, _, _ = searched(search, agent__memory=memory, agent__net__shared=True)
     made, lost = make_raw(raw, {f"{entry}.name": "Transformer", f"{entry}.window": 2})
     assert made["agent"]["memory"]["entry"] == {"name": "Transformer", "window": 2} and not lost
+    _, lost = make_raw(raw, {"agent.memory.name": "OnPolicyBatchReplay", f"{entry}.name": "MLP", f"{entry}.window": 2})
+    assert lost == [f"{entry}.name", f"{entry}.window"]
     made, lost = make_raw(raw, {f"{entry}.name": "MLP", f"{entry}.window": 2})
     assert made["agent"]["memory"]["entry"] == {"name": "MLP", "hid_layers": [8]} and lost == [f"{entry}.window"]
 

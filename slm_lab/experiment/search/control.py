@@ -27,8 +27,8 @@ from slm_lab.lib.log import log_to, note
 from slm_lab.spec.explain import changes
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.load import apply_overrides
-from slm_lab.spec.search import check_search, grid_points, trial_count
-from slm_lab.spec.space import Variable, read_space
+from slm_lab.spec.search import check_search, grid_points, searched, trial_count
+from slm_lab.spec.space import Variable
 
 logger = logging.getLogger("slm_lab")
 
@@ -64,14 +64,15 @@ def resume(
             "started with: say --force if that is what you want (--max-trial N adds trials), or start a new one with "
             "mode search."
         )
-    variables, _ = read_space(spec.search or {})
+    variables = searched(raw, spec)
     _search(run, spec, raw, variables, max_trial, address, console)
 
 
 def redraw(run: RunDir, console: Console) -> None:
     """Write a search's table, graphs and report again."""
     spec = run.stored_spec()
-    variables, _ = read_space(spec.search or {})
+    variables = searched(run.read_spec().get("raw", {}), spec)
+    spec = _of_one_session(spec)
     _finish(run, spec, Ledger(run), variables, console)
 
 
@@ -84,8 +85,7 @@ def _search(
         if spec.meta.search_scheduler and spec.meta.max_session > 1:  # as in SLM-Lab
             told = "%s judges a trial while it runs: its trials have one session, meta.max_session %d is for mode train"
             logger.warning(told, spec.meta.search_scheduler.name, spec.meta.max_session)
-            raw = apply_overrides(raw, ["meta.max_session=1"])
-            spec = replace(spec, meta=spec.meta.model_copy(update={"max_session": 1}))
+            raw, spec = apply_overrides(raw, ["meta.max_session=1"]), _of_one_session(spec)
         ledger = Ledger(run)
         wanted = _wanted(spec, ledger, variables, max_trial)
         try:
@@ -100,6 +100,12 @@ def _search(
             say(console, f"stopped. Go on with: {run.command('search')}")
         elif ledger.best(spec.meta.metric, spec.meta.mode) is None:
             raise LabError("no trial has ended well. The reasons are above, tracebacks in report.html")
+
+
+def _of_one_session(spec: LabSpec) -> LabSpec:
+    """What a scheduler makes of it."""
+    sessions = 1 if spec.meta.search_scheduler else spec.meta.max_session
+    return replace(spec, meta=spec.meta.model_copy(update={"max_session": sessions}))
 
 
 def _run(

@@ -114,6 +114,7 @@ def run_trials(
     except Exception as error:
         raise LabError(f"Ray broke off: {error}. Go on with: {run.command('search')}") from error
     finally:
+        book.close()
         signal.signal(signal.SIGTERM, before)
         shutil.rmtree(here / SCRATCH, ignore_errors=True)
     if trouble.found:
@@ -265,14 +266,15 @@ class Bookkeeper(tune.Callback):
         self, ledger: Ledger, metric: str, display: SearchDisplay, ended: Callable[[], None], trouble: Trouble
     ) -> None:
         self.ledger, self.metric, self.display, self.ended, self.trouble = ledger, metric, display, ended, trouble
-        self.running: set[int] = set()
+        self.running: dict[int, float] = {}  # seconds of the attempt at hand
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         index = trial.config["trial"]
-        if index not in self.running:
-            self.running.add(index)
+        known = index in self.running
+        self.running[index] = round(result["seconds"], 3)
+        if not known:
             self._write("running", index, node=result["node"], pid=result["pid"], seconds=round(result["seconds"], 3))
         if result["status"] == "retry":
             self._write("retry", index, reason=result["reason"], trace=result["trace"])
@@ -291,13 +293,23 @@ class Bookkeeper(tune.Callback):
         self._end(kind, index, **facts)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.running.discard(trial.config["trial"])
+        self._broken_off(trial.config["trial"])
         self._write("retry", trial.config["trial"], reason=_death(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end("failed", trial.config["trial"], reason=_death(trial))
 
+    def _broken_off(self, index: int) -> None:
+        if index in self.running:
+            self._write("spent", index, seconds=self.running.pop(index))
+
+    def close(self) -> None:
+        """What runs is broken off."""
+        for index in [*self.running]:
+            self._broken_off(index)
+
     def _end(self, kind: str, index: int, **facts: Any) -> None:
+        self.running.pop(index, None)
         self._write(kind, index, **facts)
         if not self.trouble.found:
             self.display.ended(self.ledger.trials[index])

@@ -31,7 +31,7 @@ class Trial:
     unused: list[str] = field(default_factory=list)  # variables that have no place beside the others
     status: str = "planned"
     metrics: dict[str, float] = field(default_factory=dict)
-    seconds: float = math.nan  # of training, in all attempts
+    seconds: float = math.nan  # of training, in all attempts, as far as they could be told
     reason: str = ""  # why it failed
     trace: str = ""
     attempts: int = 0
@@ -100,6 +100,9 @@ class Ledger:
             return
         trial = self.trials[index]
         if trial.status in ENDED:  # what Ray Tune makes of an error after it
+            return
+        if kind == "spent":  # an attempt was broken off
+            trial.seconds = trial.past + event["seconds"]
             return
         trial.status = kind
         trial.attempts += kind == "running"

@@ -44,7 +44,9 @@ def write_results(run: RunDir, ledger: Ledger, variables: list[Variable], meta: 
     if best is None:
         return
     facts = run.of_trial(best.index).read_spec()
-    spec = {f"{facts['name']}_t{best.index}": {section: facts[section] for section in ("agent", "env", "meta")}}
+    found = {section: facts[section] for section in ("agent", "env", "meta")}
+    found["meta"] |= {"max_session": run.read_spec()["meta"]["max_session"]}  # a scheduler's trials have one
+    spec = {f"{facts['name']}_t{best.index}": found}
     write_text(run.path / BEST_SPEC, json.dumps(spec, indent=2) + "\n")
 
 
