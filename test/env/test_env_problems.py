@@ -139,6 +139,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(("fault", "words"), FAULTS)
 def test_numbers_that_are_not_finite_stop_the_run(build, fault, words):
     env = build("test/Faulty-v0", 2, fault=fault)

@@ -142,15 +142,13 @@ def _wanted(spec: LabSpec, ledger: Ledger, variables: list[Variable], max_trial:
     """How many trials there shall be; it is remembered when it is more than the spec says."""
     wanted = max_trial or ledger.max_trial or trial_count(spec, variables)
     points = grid_points(spec, variables)
-    most = max(len(points), len(ledger.trials))
-    if points and wanted > most and all(variable.path in points[0] for variable in variables):
-        told = "the grid has %s, and no key is drawn beside it: one more would be a trial again. %d are run"
-        logger.warning(told, plural(len(points), "point"), most)
-        wanted, max_trial = most, None
     if wanted < len(ledger.trials):
         raise LabError(f"--max-trial {wanted}: this search has {len(ledger.trials)} trials already; it can only grow.")
     if max_trial and max_trial != ledger.max_trial:
         ledger.append("extended", max_trial=max_trial)
+    if points and wanted > len(points) and all(variable.path in points[0] for variable in variables):
+        told = "the grid has %s, and no key is drawn beside it: what comes after is the same trials again"
+        logger.warning(told, plural(len(points), "point"))
     if points and wanted < len(points):
         logger.warning("%d of the %d points of the grid are tried: raise meta.max_trial for all", wanted, len(points))
     return wanted
