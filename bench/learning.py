@@ -76,6 +76,8 @@ beside other libraries, [speed and RAM](benchmarks/speed.md),
   chosen on seeds 10 to 13 (214.0, 236.7, 226.4, 200.2).
 - DRQN without velocities misses its bar of 400 on one seed of three (393.5, mean 431.1). Its setting was chosen on seed
   10, which had 448 at frame 122,000.
+- Acrobot's A2C had a constant learning rate at first: -83.71 on seeds 0 to 3, -84.06 on a second make of CPU. The falling
+  one was chosen on seeds 10 to 13 (-83.31; constant -84.56, shorter rollouts -83.41, a higher rate -86.23).
 - RepeatFirst was learned in rollouts of 34 steps at first, less than an episode: on a second make of CPU one seed of
   LSTM's three had solved it by frame 140,000 and ended at 0.88. The present ones, of two episodes, were chosen on seeds
   20 to 39 (LSTM: the worst of twenty ends at 0.997).
