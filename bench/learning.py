@@ -66,6 +66,7 @@ beside other libraries, [speed and RAM](benchmarks/speed.md),
   the memoryless control stay below its own.
 - "SLM-Lab" is what that library publishes for the same env and number of frames.
 - Frames/s are of one session while two ran at a time, on a machine that was not otherwise idle: a rough guide.
+- A picture is of the runs that its group had when all of them were last run in one place.
 - A commit is "dirty" also where only the results file of this page had changed.
 - Settings are the same for all seeds. REINFORCE's 16 episodes a batch and falling learning rate were chosen on seeds 10
   to 13, after the first setting (8 episodes, constant rate) had given 472.9 on seeds 0 to 3. Those of the off-policy
@@ -76,8 +77,8 @@ beside other libraries, [speed and RAM](benchmarks/speed.md),
   chosen on seeds 10 to 13 (214.0, 236.7, 226.4, 200.2).
 - DRQN without velocities misses its bar of 400 on one seed of three (393.5, mean 431.1). Its setting was chosen on seed
   10, which had 448 at frame 122,000.
-- Acrobot's A2C had a constant learning rate at first: -83.71 on seeds 0 to 3, -84.06 on a second make of CPU. The falling
-  one was chosen on seeds 10 to 13 (-83.31; constant -84.56, shorter rollouts -83.41, a higher rate -86.23).
+- Acrobot's A2C had a constant learning rate at first: -83.71 on seeds 0 to 3, -84.06 on a second make of CPU. That it
+  falls was chosen on seeds 10 to 13 (-83.31; constant -84.56, shorter rollouts -83.41, a higher rate -86.23).
 - RepeatFirst was learned in rollouts of 34 steps at first, less than an episode: on a second make of CPU one seed of
   LSTM's three had solved it by frame 140,000 and ended at 0.88. The present ones, of two episodes, were chosen on seeds
   20 to 39 (LSTM: the worst of twenty ends at 0.997).
@@ -191,8 +192,11 @@ def picture(group: str) -> str:
 
 
 def draw(rows: list[dict[str, Any]], group: str) -> None:
-    """The curves of a group, as PNG beside the page."""
-    runs = [(row["name"], DATA / row["run"]) for row in rows if row["group"] == group and (DATA / row["run"]).exists()]
+    """The curves of a group, as PNG beside the page; where some of its runs aren't here, the one of before stays."""
+    runs = [(row["name"], DATA / row["run"]) for row in rows if row["group"] == group]
+    if (OUT / picture(group)).exists() and not all(folder.exists() for _, folder in runs):
+        return
+    runs = [(label, folder) for label, folder in runs if folder.exists()]
     name = picture(group).split("_multi_trial")[0]
     for file in multi_trial_graph(runs, DATA, name, title=group):
         if file.suffix == ".png":
