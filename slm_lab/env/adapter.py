@@ -260,17 +260,8 @@ def sync_vec(name: str, make: Callable[[], gymnasium.Env[Any, Any]], num_envs: i
     return SyncVec(name, worlds)
 
 
-def native_vec(name: str, make: Callable[[int], Vector], num_envs: int, max_t: int | None = None) -> GymVec:
-    """An env's own vector, whatever its autoreset mode. Raises `EnvError` where it doesn't tell its mode.
-
-    `max_t`: the time limit it was made with, where that isn't the registered one.
-    """
-    vec = _native_vec(name, make, num_envs)
-    vec.max_length = max_t or vec.max_length  # its spec goes on telling the registered one
-    return vec
-
-
-def _native_vec(name: str, make: Callable[[int], Vector], num_envs: int) -> GymVec:
+def native_vec(name: str, make: Callable[[int], Vector], num_envs: int) -> GymVec:
+    """An env's own vector, whatever its autoreset mode. Raises `EnvError` where it doesn't tell its mode."""
     vector = make(num_envs)
     mode = vector.metadata.get("autoreset_mode")
     if mode == AutoresetMode.NEXT_STEP:  # Gymnasium's loop over scalar envs is ours, which can be saved

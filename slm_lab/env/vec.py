@@ -103,9 +103,10 @@ def _gym_env(spec: EnvSpec, num_envs: int, arguments: dict[str, Any]) -> VecEnv:
 
     if entry.entry_point is not None and (spec.vectorization != "native" or spec.name in TASK):
         return sync_vec(spec.name, lambda: gymnasium.make(entry.id, **own()), num_envs)
-    return native_vec(
+    vec = native_vec(
         spec.name,
         lambda count: gymnasium.make_vec(entry.id, count, vectorization_mode="vector_entry_point", **own()),
         num_envs,
-        spec.max_t,
     )
+    vec.max_length = spec.max_t or vec.max_length  # its own spec goes on telling the registered limit
+    return vec

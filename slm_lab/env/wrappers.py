@@ -138,10 +138,10 @@ class NormalizeObs(VecWrapper):
         self.obs_space |= {key: spaces.Box(-np.inf, np.inf, box.shape, np.float32) for key, box in boxes.items()}
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:
-        obs = dict(step.obs)
+        obs, blank = dict(step.obs), self.blank
         for key, moments in self._moments.items():
             if not self._frozen:
-                moments.update(obs[key] if self.blank is None else obs[key][~self.blank])
+                moments.update(obs[key] if blank is None else obs[key][~blank])
             obs[key] = ((obs[key] - moments.mean) / moments.std()).astype(np.float32)
         return dataclasses.replace(step, obs=obs)
 

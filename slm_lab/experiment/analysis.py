@@ -48,6 +48,10 @@ class Run:
         """Sessions that no mean is over."""
         return self.failed | self.unfinished
 
+    def ended(self, session: int) -> str:
+        """What is said after its number of a session that no mean is over."""
+        return " (failed)" if session in self.failed else " (unfinished)" if session in self.unfinished else ""
+
     @property
     def whole(self) -> list[pd.DataFrame]:
         """Log rows of the sessions that ran to their end (as far as they are, where none has)."""

@@ -316,8 +316,7 @@ def _known(df: pd.DataFrame, column: str) -> Curve:
 
 
 def _session_text(run: Run, session: int) -> str:
-    ended = " (failed)" if session in run.failed else " (unfinished)" if session in run.unfinished else ""
-    return f"trial {run.trial}, session {session}{ended}"
+    return f"trial {run.trial}, session {session}{run.ended(session)}"
 
 
 def _trial_text(run: Run) -> str:

@@ -116,9 +116,8 @@ def _trial_table(scalar: Scalars) -> str:
 
 def _session_table(run: Run, sessions: dict[int, Scalars]) -> str:
     names = [name for name in METRICS if name != "consistency"]
-    ended = dict.fromkeys(run.unfinished, " (unfinished)") | dict.fromkeys(run.failed, " (failed)")
-    rows = [[f"{s}{ended.get(s, '')}", *(number(scalar[name]) for name in names)] for s, scalar in sessions.items()]
-    rows += [[f"{s} (failed)", *["–"] * len(names)] for s in sorted(run.failed - sessions.keys())]
+    rows = [[f"{s}{run.ended(s)}", *(number(scalar[name]) for name in names)] for s, scalar in sessions.items()]
+    rows += [[f"{s}{run.ended(s)}", *["–"] * len(names)] for s in sorted(run.failed - sessions.keys())]
     return table(["session", *map(_label, names)], rows) if rows else "<p>No log rows.</p>"
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from slm_lab.lib.errors import LabError, did_you_mean
 from slm_lab.lib.registry import Registry
+from slm_lab.lib.tree import tree_copy
 from slm_lab.spec.parts import ALGORITHM, CORE, ENTRY, MEMORY, NET
 from slm_lab.spec.variables import reads
 
@@ -151,7 +152,7 @@ def load_file(path: str | Path) -> dict[str, dict[str, Any]]:
     try:
         specs = parse(text)
         _check_depth(specs)
-        specs = _unshared(specs)
+        specs = tree_copy(specs)  # a YAML alias is one mapping in two places: what is set in one would be in both
     except _SyntaxError as error:
         raise LabError(_locate(path, text, error)) from None
     except (ValueError, RecursionError) as error:  # e.g. a number of 5000 digits, a thousand brackets
@@ -213,13 +214,6 @@ def _check_depth(value: Any, depth: int = 0) -> None:
         raise _SyntaxError(f"nested more than {MAX_DEPTH} levels deep")
     for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_depth(child, depth + 1)
-
-
-def _unshared(value: Any) -> Any:
-    """A copy in which each place has its own: a YAML alias is one mapping in two places, set in both where in one."""
-    if isinstance(value, dict):
-        return {key: _unshared(child) for key, child in value.items()}
-    return [_unshared(child) for child in value] if isinstance(value, list) else value
 
 
 def _check_top(path: Path, specs: Any) -> dict[str, dict[str, Any]]:
@@ -291,6 +285,13 @@ def loadable(registry: Registry) -> dict[str, Any]:
     return classes
 
 
+def of_another(registry: Registry, name: str, key: str) -> bool:
+    """Whether the part called `name` lacks the key, and another one of its family has it."""
+    if key in registry.load(name).Spec.model_fields:
+        return False
+    return any(key in cls.Spec.model_fields for cls in loadable(registry).values())
+
+
 def drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> list[str]:
     """A part is changed by its name alone: the keys of the old part that the new one lacks go, and are told. Those that
     none has stay: typos, and words of SLM-Lab's that are yet to be translated.
@@ -299,9 +300,7 @@ def drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> list[
     if registry is None or not isinstance(name, str) or name not in registry:
         return []
     part = functools.reduce(operator.getitem, path, spec)
-    own = registry.load(name).Spec.model_fields
-    known = {key for cls in loadable(registry).values() for key in cls.Spec.model_fields}
-    foreign = [key for key in part if key not in own and key in known]
+    foreign = [key for key in part if of_another(registry, name, key)]
     for key in foreign:
         del part[key]
     return foreign

@@ -24,12 +24,8 @@ OF_THE_SEARCH = [
 
 def searched(raw: Mapping[str, Any], spec: LabSpec) -> list[Variable]:
     """What varies in a spec that was written as `raw`. A `${...}` in a list of values is each trial's to fill in."""
-    written = {variable.path: variable for variable in read_space(_mapping(raw.get("search")))[0] if variable.listed}
+    written = {variable.path: variable for variable in read_space(raw.get("search") or {})[0] if variable.listed}
     return [written.get(variable.path, variable) for variable in read_space(spec.search or {})[0]]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def check_search(raw: Mapping[str, Any], spec: LabSpec) -> list[Variable]:

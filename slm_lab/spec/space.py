@@ -16,7 +16,7 @@ from typing import Any
 
 from slm_lab.lib.errors import Problem, did_you_mean
 from slm_lab.spec.explain import number_hint, show
-from slm_lab.spec.load import PARTS, drop_foreign_keys, get_at, loadable, set_at
+from slm_lab.spec.load import PARTS, drop_foreign_keys, get_at, of_another, set_at
 
 LISTED = ("choice", "grid_search")  # their arguments are the values; of the others they are bounds, and a step
 BOUNDS = {  # name: (arguments, whole numbers, logarithmic)
@@ -128,9 +128,7 @@ def _foreign_place(spec: dict[str, Any], path: str) -> tuple[str, str] | None:
     for part in sorted((part for part in PARTS if path.startswith(f"{part}.")), key=len):
         key = path.removeprefix(f"{part}.").split(".")[0]
         registry, name = PARTS[part], get_at(spec, f"{part}.name")
-        if name not in registry or key in registry.load(name).Spec.model_fields:
-            continue
-        if any(key in cls.Spec.model_fields for cls in loadable(registry).values()):
+        if name in registry and of_another(registry, name, key):
             return part, key
     return None
 

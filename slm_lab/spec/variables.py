@@ -70,12 +70,7 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def names_in(value: Any) -> set[str]:
-    """The `x` of every `${x}` in it."""
-    return set(_VAR.findall(json.dumps(value, default=str, ensure_ascii=False)))
-
-
 def reads(value: Any, name: str) -> bool:
     """Whether a `${...}` in it depends on the variable `name`, `vars.name`, or on what that lies in."""
-    first = name.split(".")[0]
-    return any(found.removeprefix("vars.").split(".")[0] == first for found in names_in(value))
+    first, names = name.split(".")[0], _VAR.findall(json.dumps(value, default=str, ensure_ascii=False))
+    return any(found.removeprefix("vars.").split(".")[0] == first for found in names)

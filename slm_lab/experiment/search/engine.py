@@ -40,6 +40,7 @@ from slm_lab.spec.validate import resolve
 logger = logging.getLogger("slm_lab")
 
 ENDLESS = 10**12  # frames
+OF_STRENGTH = ("sample_efficiency", "training_efficiency", "stability", "consistency")  # metrics
 SCRATCH = "ray"  # what Ray Tune keeps while it runs
 
 
@@ -256,9 +257,6 @@ def outcome(result: dict[str, Any], metric: str) -> tuple[str, str]:
     return "failed", f"{metric} is not a number: {why}"
 
 
-OF_STRENGTH = ("sample_efficiency", "training_efficiency", "stability", "consistency")
-
-
 class Bookkeeper(tune.Callback):
     """Writes what Ray Tune tells of trials into the ledger, and shows it."""
 
@@ -275,7 +273,7 @@ class Bookkeeper(tune.Callback):
         known = index in self.running
         self.running[index] = round(result["seconds"], 3)
         if not known:
-            self._write("running", index, node=result["node"], pid=result["pid"], seconds=round(result["seconds"], 3))
+            self._write("running", index, node=result["node"], pid=result["pid"], seconds=self.running[index])
         if result["status"] == "retry":
             self._write("retry", index, reason=result["reason"], trace=result["trace"])
         if result["status"] == "full" and not self.trouble.found:  # every trial after it would fail of the same

@@ -38,7 +38,7 @@ def from_optuna(params: dict[str, Any], variables: list[Variable]) -> Point:
 
 def make_sampler(meta: MetaSpec, drawn: int) -> optuna.samplers.BaseSampler:
     """What draws points. A search that goes on must not draw the same again: `drawn` is how many there are."""
-    seed = (meta.seed + drawn) % 2**32
+    seed = meta.seed + drawn
     return optuna.samplers.TPESampler(seed=seed) if meta.search_alg == "optuna" else optuna.samplers.RandomSampler(seed)
 
 
