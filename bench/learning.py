@@ -57,8 +57,8 @@ beside other libraries, [speed and RAM](benchmarks/speed.md),
 - CartPole, Acrobot, LunarLander, and Pendulum with PPO: mean return of the last 100 training episodes; their mean over
   seeds must reach the bar.
 - Pendulum with SAC and TD3: return of 100 greedy episodes after training (20,000 frames hold only 100 training ones).
-- Memory tasks: return of 200 greedy episodes after training; every seed must reach the bar, and the control without a
-  working memory (`mlp_...`) must stay below its own.
+- Memory tasks and MirrorCue: return of 200 greedy episodes after training; every seed must reach the bar, and the
+  control without a working memory (`mlp_...`) must stay below its own.
 - Chance is 0 in MemoryTask and -0.5 in RepeatFirst; the mean of 200 fair +-1 episodes has a standard error of 0.07.
 - BitFlip 15: an episode costs 1 a step and ends where the goal is reached. A mean of -7.0 or more means that at least
   90 % of the greedy episodes reach it, one of -14.95 or less at most 5 %.

@@ -56,7 +56,9 @@ class Ours:
         stacks = {"obs": Stack(4, -1)} if space is PICTURE else {}
         world = World(worlds, {"obs": space}, spaces.Discrete(ACTIONS), stacks)
         made = MEMORY.load(name)
-        self.memory: Memory = made(made.Spec(max_size=size, batch_size=batch), MemoryContext(world, frequency=1))
+        keys = {"alpha": ALPHA, "beta": BETA, "beta_end": BETA} if name == "PrioritizedReplay" else {}
+        spec = made.Spec(max_size=size, batch_size=batch, **keys)
+        self.memory: Memory = made(spec, MemoryContext(world, frequency=1))
         self.add, self.tensors = self.memory.update, Tensors()
 
     def sample(self) -> Any:
@@ -119,7 +121,7 @@ class Cpprb:
     def sample(self) -> Any:
         drawn = self.buffer.sample(self.batch, beta=BETA) if self.prioritized else self.buffer.sample(self.batch)
         # as torch tensors, but where they lie, which only goes back: ours stays numpy too
-        return {key: leaf if key == "indexes" else torch.as_tensor(leaf) for key, leaf in drawn.items()}
+        return {key: leaf if key == "indexes" else torch.from_numpy(leaf) for key, leaf in drawn.items()}
 
     def feedback(self, drawn: Any, priority: np.ndarray) -> None:
         self.buffer.update_priorities(drawn["indexes"], priority)
@@ -141,7 +143,8 @@ class Tianshou:
 
     def sample(self) -> Any:
         drawn, index = self.buffer.sample(self.batch)
-        return drawn.to_torch(), index
+        drawn.to_torch_()
+        return drawn, index
 
     def feedback(self, drawn: Any, priority: np.ndarray) -> None:
         self.buffer.update_weight(drawn[1], priority)
@@ -237,6 +240,9 @@ LEAN = partial(SB3, optimize_memory_usage=True, handle_timeout_termination=False
 SB3_PACKAGE = "stable_baselines3"
 
 
+LENT = "Ours gives its batch until the next is drawn, which fills it again, as it is used in the lab; peers a new one"
+
+
 def uniform(batch: int, count: int, ratio: float, missed: str = "") -> Workload:
     what = f"uniform replay of 1e6 rows of float32[4]: batches of {batch} as tensors"
     sides = {
@@ -244,7 +250,7 @@ def uniform(batch: int, count: int, ratio: float, missed: str = "") -> Workload:
         "cpprb": Side(partial(draw, Cpprb, batch, count), "cpprb"),
         "SB3": Side(partial(draw, SB3, batch, count), SB3_PACKAGE),
     }
-    return Workload(f"replay_{batch}", what, "batches/s", sides, ratio, missed=missed)
+    return Workload(f"replay_{batch}", what, "batches/s", sides, ratio, note=LENT, missed=missed)
 
 
 def prioritized(batch: int, count: int, ratio: float, missed: str = "") -> Workload:
@@ -254,7 +260,7 @@ def prioritized(batch: int, count: int, ratio: float, missed: str = "") -> Workl
         "cpprb": Side(partial(draw_and_judge, CPPRB_PER, batch, count), "cpprb"),
         "Tianshou": Side(partial(draw_and_judge, Tianshou, batch, count), "tianshou"),
     }
-    return Workload(f"per_{batch}", what, "cycles/s", sides, ratio, missed=missed)
+    return Workload(f"per_{batch}", what, "cycles/s", sides, ratio, note=LENT, missed=missed)
 
 
 def growth(name: str, what: str, count: int, space: spaces.Box, worlds: int, most: float) -> Workload:

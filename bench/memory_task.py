@@ -1,8 +1,7 @@
 """Who learns MemoryTask, how surely and how soon: PPO, GRU-PPO, LSTM-PPO, StrategicMemory and Stable-Baselines3's.
 
-In the spirit of AgentPerformanceBenchmark of the StrategicMemory notebook. Every agent plays the same tasks with the
-same budget of frames and is judged by the same greedy episodes, 200 at a time, equally many of each class. The page
-docs/bench.md says what is fixed and why.
+Every agent plays the same tasks with the same budget of frames and is judged by the same greedy episodes, 200 at a
+time, equally many of each class. The page docs/bench.md says what is fixed and why.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from bench.peers import Peer
 from bench.race import MODES, Entrant, Job, Ours, Result, Said, sessions
 from bench.words import count
 from slm_lab.experiment.display import say
-from slm_lab.experiment.figure import PALETTE, legend_right, line, log_y, new_figure
+from slm_lab.experiment.figure import PALETTE, line, log_y, new_grid, panel
 from slm_lab.experiment.png import write_pngs
 from slm_lab.lib.errors import LabError, did_you_mean
 from slm_lab.lib.files import write_atomic
@@ -41,13 +40,13 @@ LONGEST_UNCHANGED = 16  # the delay those specs were made for
 
 def fitted(delay: int) -> list[str]:
     """What StrategicMemory's spec shows its agent too; and rollouts of two episodes, as in the specs of delay 16: a cue
-    before a rollout couldn't be learned from.
+    before a rollout couldn't be learned from. Minibatches of two rollouts: of four episodes, as StrategicMemory's are.
     """
     shown = ["env.prev_reward=sign"]
     if delay <= LONGEST_UNCHANGED:
         return shown
     horizon = 2 * (delay + 1)  # an episode takes one row more, in which the next begins
-    return [*shown, f"agent.algorithm.time_horizon={horizon}", f"agent.algorithm.minibatch_size={16 * horizon}"]
+    return [*shown, f"agent.algorithm.time_horizon={horizon}", f"agent.algorithm.minibatch_size={2 * horizon}"]
 
 
 AGENTS: dict[str, Entrant] = {
@@ -67,6 +66,8 @@ BUDGETS = {  # longest delay: frames of a session, frames between evaluations
     4096: (8_000_000, 160_000),
 }
 WIDTH = 120  # of what is printed where there is no terminal
+PANEL = (470, 360)  # pixels
+BESIDE = 1.13  # the next cross stands so many times as far
 SECONDS = "CPU seconds of one core, evaluations aside"
 
 
@@ -80,8 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         agents = _agents(args.agents)
         store = Store(args.folder or Path("data") / time.strftime("bench_memory_task_%Y_%m_%d_%H%M%S"))
         if args.page:
-            if args.folder is None:
-                raise LabError("--page: name the --folder that holds the sessions")
+            if args.folder is None or not store.file.exists():
+                where = f"{store.file} isn't there" if args.folder else "no --folder is named"
+                raise LabError(f"--page: {where}. Name a folder that holds sessions.")
             _show(store.held(), agents, store, console)
             return 0
         jobs = [job for job in _jobs(args, agents) if not AGENTS[job.agent].absent()]
@@ -174,12 +176,22 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             lines = self.file.read_text().splitlines() if self.file.exists() else []
-            results = [Result.from_json(line) for line in lines]
-            return list({result.job: result for result in results}.values())
         except OSError as error:
             raise LabError(f"--folder: can't use {self.folder}: {error.strerror or error}. Name another.") from error
+        results = [self._read(number, line) for number, line in enumerate(lines, 1)]
+        return list({result.job: result for result in results}.values())
+
+    def _read(self, number: int, line: str) -> Result:
+        try:
+            result = Result.from_json(line)
         except (ValueError, KeyError, TypeError) as error:
-            raise LabError(f"{self.file} isn't a file of sessions ({error!r}). Name another --folder.") from error
+            raise LabError(
+                f"{self.file}, line {number}: no session ({error!r}). Delete the line if a crash cut it short, "
+                "or name another --folder."
+            ) from error
+        if result.job.agent not in AGENTS:
+            raise LabError(f"{self.file}, line {number}: there is no agent {result.job.agent!r} any more. Delete it.")
+        return result
 
     def known(self, jobs: list[Job]) -> dict[Job, Result]:
         """The results of `jobs` that are there already. Raises `LabError` where they can't be read or trusted."""
@@ -208,7 +220,7 @@ class Store:
 
 def _run(jobs: list[Job], store: Store, known: dict[Job, Result], at_once: int, console: Console) -> int:
     """Run what is left, into `known`; how many failed."""
-    failed = 0
+    failed, code = 0, commit()  # by the time they have trained it may be another
     text = TextColumn("{task.description}", markup=False)
     with Progress(text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as progress:
         whole = progress.add_task("sessions", total=len(jobs))
@@ -218,7 +230,7 @@ def _run(jobs: list[Job], store: Store, known: dict[Job, Result], at_once: int, 
                 _move(progress, bars, job, *said)
                 continue
             if isinstance(said, Result):
-                known[job] = said = replace(said, commit=commit())
+                known[job] = said = replace(said, commit=code)
                 store.add(said)
             failed += isinstance(said, str)
             say(progress.console, f"{name(job)}: {_told(said)}")
@@ -249,15 +261,15 @@ def _told(said: Said) -> str:
 
 
 def summary(results: list[Result], agents: list[str]) -> pd.DataFrame:
-    """A row for each agent, delay and mode: over its seeds the mean and standard deviation of the last evaluation, how
-    many solved it, the median of frames to .95 (a seed that never got there counts as infinitely many), of frames a
-    second, and of seconds. An absent agent has one row that says why.
+    """A row for each agent, delay, mode and budget: over its seeds the mean and standard deviation of the last
+    evaluation, how many solved it, the median of frames to .95 (a seed that never got there counts as infinitely many),
+    of frames a second, and of seconds. An absent agent has one row that says why.
     """
-    groups: dict[tuple[str, int, str], list[Result]] = {}
+    groups: dict[tuple[int, str, int, int], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.job.agent, result.job.delay, result.job.mode), []).append(result)
-    by_table = sorted(groups.items(), key=lambda item: (item[0][1], item[0][2], list(AGENTS).index(item[0][0])))
-    rows = [_row(*key, group) for key, group in by_table]
+        job = result.job
+        groups.setdefault((job.delay, job.mode, list(AGENTS).index(job.agent), job.budget), []).append(result)
+    rows = [_row(groups[key]) for key in sorted(groups)]
     rows += [{"agent": agent, "absent": why} for agent in agents if (why := AGENTS[agent].absent())]
     columns = ["agent", "delay", "mode", "mean", "std", "solved", "seeds", "frames_to_95", "fps", "seconds"]
     columns += ["budget", "commit", "absent"]
@@ -265,12 +277,12 @@ def summary(results: list[Result], agents: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype(whole)
 
 
-def _row(agent: str, delay: int, mode: str, group: list[Result]) -> dict[str, object]:
-    scores = [result.score for result in group]
+def _row(group: list[Result]) -> dict[str, object]:
+    scores, job = [result.score for result in group], group[0].job
     return {
-        "agent": agent,
-        "delay": delay,
-        "mode": mode,
+        "agent": job.agent,
+        "delay": job.delay,
+        "mode": job.mode,
         "mean": np.mean(scores),
         "std": np.std(scores),
         "solved": sum(result.solved for result in group),
@@ -278,7 +290,7 @@ def _row(agent: str, delay: int, mode: str, group: list[Result]) -> dict[str, ob
         "frames_to_95": np.median([result.reached for result in group]),
         "fps": np.median([result.frames / max(result.seconds, 1e-9) for result in group]),
         "seconds": np.median([result.seconds for result in group]),
-        "budget": group[0].job.budget,
+        "budget": job.budget,
         "commit": ", ".join(sorted({result.commit or "not noted" for result in group})),
         "absent": "",
     }
@@ -319,27 +331,40 @@ def _print(rows: pd.DataFrame, console: Console) -> None:
 
 
 def graph(rows: pd.DataFrame) -> go.Figure | None:
-    """Frames to .95 against the delay, a line for each agent and mode; a cross where most never got there."""
+    """Frames to .95 against the delay, a panel for each mode and a line for each agent; a cross where most never got
+    there, those of one delay side by side."""
     rows = rows[rows["absent"] == ""]
     if rows.empty:
         return None
-    figure = new_figure(
+    modes = rows["mode"].unique().tolist()
+    figure = new_grid(
         "MemoryTask: frames to a return of .95",
         f"median of {_span(rows['seeds'])} seeds, greedy episodes; ×: not within the budget, at whose height it stands",
-        "frames",
-        "delay (steps)",
+        modes,
+        *PANEL,
     )
-    for (agent, mode), group in rows.groupby(["agent", "mode"], sort=False):
-        color = PALETTE[list(AGENTS).index(str(agent)) % len(PALETTE)]
+    named: set[str] = set()
+    for (mode, agent), group in rows.groupby(["mode", "agent"], sort=False):
+        index, place = list(AGENTS).index(str(agent)), panel(modes.index(mode), len(modes))
+        color, name = PALETTE[index % len(PALETTE)], None if agent in named else str(agent)
+        named.add(str(agent))
         delays, frames, budget = (group[key].to_numpy(float) for key in ("delay", "frames_to_95", "budget"))
-        never, dash = np.isinf(frames), "solid" if mode == "HARD" else "dot"
-        known = np.where(never, np.nan, frames)
-        figure.add_trace(line(delays, known, f"{agent} {mode}", color, dash=dash, markers=True))
-        cross = {"symbol": "x-thin", "size": 10, "line": {"width": 2, "color": color}}
-        figure.add_trace(line(delays[never], budget[never], None, color).update(mode="markers", marker=cross))
+        never, group_name = np.isinf(frames), {"legendgroup": str(agent)}
+        reached = line(delays, np.where(never, np.nan, frames), name, color, markers=True)
+        figure.add_trace(reached.update(group_name), **place)
+        cross = {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": color}}
+        beside = delays[never] * BESIDE ** (index - (len(AGENTS) - 1) / 2)
+        missed = line(beside, budget[never], None, color).update(mode="markers", marker=cross)
+        figure.add_trace(missed.update(group_name), **place)
     delays = sorted(rows["delay"].unique().tolist())
-    figure.update_xaxes(type="log", tickvals=delays, ticktext=[str(delay) for delay in delays])
-    return legend_right(log_y(figure))
+    ends = [math.log10(delays[0] / 1.6), math.log10(delays[-1] * 1.6)]
+    figure.update_xaxes(
+        type="log", range=ends, tickvals=delays, ticktext=list(map(str, delays)), title_text="delay (steps)"
+    )
+    figure.update_yaxes(matches="y").update_yaxes(title_text="frames", col=1)
+    figure.update_layout(showlegend=True, margin={"t": 124}, height=PANEL[1] + 186)
+    figure.update_layout(legend={"orientation": "h", "x": 0, "y": 1 + 30 / PANEL[1], "yanchor": "bottom"})
+    return log_y(figure)
 
 
 def _span(seeds: pd.Series) -> str:

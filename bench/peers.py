@@ -16,8 +16,8 @@ from bench.race import Job
 from slm_lab.env.base import VecEnv
 from slm_lab.lib.types import ActOut, Step, Tree
 
-# What the StrategicMemory notebook sets; all else is the library's own default.
-NOTEBOOK = {"gamma": 0.99, "gae_lambda": 0.95, "ent_coef": 0.01, "learning_rate": 1e-3}
+# As ours where ours is common practice; all else is the library's own default.
+PEER_KEYS = {"gamma": 0.99, "gae_lambda": 0.95, "ent_coef": 0.01, "learning_rate": 1e-3}
 LSTM_STEPS = 128  # of a rollout, RecurrentPPO's default
 
 
@@ -44,7 +44,7 @@ class Peer:
     def _arguments(self, job: Job) -> dict[str, Any]:
         """A recurrent net learns nothing of a cue that lies before its rollout: two episodes must fit into one."""
         rollout = {"n_steps": max(LSTM_STEPS, 2 * job.delay)} if self.recurrent else {}
-        return {"policy": self.policy, **NOTEBOOK, **rollout}
+        return {"policy": self.policy, **PEER_KEYS, **rollout}
 
 
 class PeerLearner:

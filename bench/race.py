@@ -25,7 +25,7 @@ from slm_lab.env.tasks.base import State, VecTask
 from slm_lab.env.tasks.memory_task import EASY, HARD, MemoryTask
 from slm_lab.env.vec import make_env
 from slm_lab.env.wrappers import WRAPPERS, wanted
-from slm_lab.experiment.evaluate import play, world_action
+from slm_lab.experiment.evaluate import play
 from slm_lab.experiment.session import EVAL_WORLDS, TRAIN_WORLDS
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.rng import world_seed
@@ -65,7 +65,7 @@ class Result:
     settings: dict[str, Any]  # all that the agent was made of
     curve: list[tuple[int, float]]
     seconds: float  # CPU seconds of training, evaluations aside
-    commit: str = ""  # of the code it was trained with
+    commit: str = ""  # of the code when the race began
 
     @property
     def frames(self) -> int:
@@ -163,7 +163,7 @@ class LabLearner:
         learned = self.agent.opt_step
         while self.agent.opt_step == learned and self.frame < until:
             act = self.agent.act(self.step, self.carry)
-            after = self.env.step(world_action(act, self.env))
+            after = self.env.step(act.action.cpu().numpy())
             self.agent.update(self.step, self.carry, act, after)
             self.step, self.carry = after, act.carry
 
@@ -203,7 +203,7 @@ def race(entrant: Entrant, job: Job, tell: Callable[[int, float], object]) -> Re
 
     An evaluation follows the first update after every `job.every` frames, so that no two judge the same weights.
     """
-    learner = entrant.begin(job)
+    settings, learner = entrant.settings(job), entrant.begin(job)
     curve: list[tuple[int, float]] = []
     seconds = 0.0
     while not _over(curve, job.budget):
@@ -214,7 +214,7 @@ def race(entrant: Entrant, job: Job, tell: Callable[[int, float], object]) -> Re
         seconds += time.process_time() - began
         curve.append((learner.frame, evaluate(learner, job, len(curve))))
         tell(*curve[-1])
-    return Result(job, entrant.settings(job), curve, seconds)
+    return Result(job, settings, curve, seconds)
 
 
 def _over(curve: list[tuple[int, float]], budget: int) -> bool:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
+
 from bench.race import LabLearner
 from bench.trainings import ROOT, SB3, ppo_spec
 from bench.workload import Sample, Side, Workload
@@ -55,7 +57,13 @@ def start_ours(share: float) -> Sample:
                 time.sleep(0.005)
             seconds = time.perf_counter() - began
             process.terminate()
-    return Sample(seconds, {"frames": FIRST})
+        return Sample(seconds, {"frames": played(folder)})
+
+
+def played(folder: str) -> int:
+    """Frames of all sessions of the run in `folder`, by their tables."""
+    tables = [pd.read_csv(file) for file in Path(folder).glob("*/info/*session_df_train.csv")]
+    return sum(int(table["frame"].iloc[-1]) for table in tables)
 
 
 def start_sb3(share: float) -> Sample:
@@ -88,7 +96,7 @@ def whole_session(share: float) -> Sample:
         run = RunDir.create(Path(folder), spec.name, {"name": spec.name, **spec.dump()}, "train")
         began = time.perf_counter()
         Session(spec, run, 0, lambda progress: None).run()
-        return Sample(time.perf_counter() - began, {"frames": spec.env.max_frame})
+        return Sample(time.perf_counter() - began, {"frames": played(folder)})
 
 
 def whole_run(share: float) -> Sample:
@@ -101,18 +109,23 @@ def whole_run(share: float) -> Sample:
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "said").open("w") as said:
         began = time.perf_counter()
         control.train(spec, Path(folder), Console(file=said))
-        return Sample(time.perf_counter() - began, {"frames": spec.meta.max_session * spec.env.max_frame})
+        seconds = time.perf_counter() - began
+        pages, pictures = (len(list(Path(folder).glob(f"*/graph/*.{kind}"))) for kind in ("html", "png"))
+        if not 0 < pages == pictures:
+            raise RuntimeError(f"{pictures} pictures were drawn of {pages} graphs: it did less than it should")
+        return Sample(seconds, {"frames": played(folder)})
 
 
 def bare_run(share: float, changes: Sequence[str] = ()) -> Sample:
     """Wall seconds of the same trainings, one after the other, each a bare loop."""
     spec = whole_spec(share, changes)
-    began = time.perf_counter()
+    began, frames = time.perf_counter(), 0
     for session in range(spec.meta.max_session):
         learner = LabLearner(spec, spec.meta.seed + session)
         while learner.frame < spec.env.max_frame:
             learner.advance(spec.env.max_frame)
-    return Sample(time.perf_counter() - began, {"frames": spec.meta.max_session * spec.env.max_frame})
+        frames += learner.frame
+    return Sample(time.perf_counter() - began, {"frames": frames})
 
 
 WORKLOADS = [

@@ -33,7 +33,7 @@ from bench.words import count
 from slm_lab.env.base import VecEnv
 from slm_lab.env.tasks.base import VecTask
 from slm_lab.env.vec import make_env
-from slm_lab.experiment.evaluate import play, world_action
+from slm_lab.experiment.evaluate import play
 from slm_lab.experiment.session import EVAL_WORLDS
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.rng import world_seed
@@ -139,6 +139,7 @@ ROWS = [
 def session(row: Row, seed: int) -> Found:
     """Train one seed; everything measured of it."""
     torch.set_num_threads(1)
+    code = commit()  # by the time it is trained it may be another
     name, raw = pick(load_file(ROOT / row.file), None, row.file)
     spec = resolve(apply_overrides(raw, [*row.changes, f"env.max_frame={row.max_frame}"]), name)
     learner, seconds = LabLearner(spec, seed), 0.0
@@ -150,7 +151,7 @@ def session(row: Row, seed: int) -> Found:
             learner.advance(row.max_frame)
         seconds += time.process_time() - began
         curve.append((learner.frame, judge(learner, row, seed, len(curve))))
-    found: Found = {"row": row.name, "seed": seed, "curve": curve, "seconds": round(seconds, 1), "commit": commit()}
+    found: Found = {"row": row.name, "seed": seed, "curve": curve, "seconds": round(seconds, 1), "commit": code}
     found["then"] = {"score": curve[-1][1], **recall(learner, seed, SOLVED)}
     frame = learner.frame
     for _ in range(MORE):
@@ -195,7 +196,7 @@ def recall(learner: LabLearner, seed: int, number: int) -> dict[str, Any]:
         assert cues is not None and target is not None
         act = learner.agent.act(step, carry, explore=False)
         shown = next(x for x in act.extras.values() if isinstance(x, dict))
-        after = env.step(world_action(act, env))
+        after = env.step(act.action.cpu().numpy())
         ended = after.terminated | after.truncated
         for e in np.flatnonzero((target >= 0) & ~after.is_first):
             hit = np.isin(shown["recall_step"][e].numpy(), cues[e][cues[e] >= 0])

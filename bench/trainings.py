@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import slm_lab.env.tasks  # noqa: F401  registers our tasks with Gymnasium
-from bench.peers import NOTEBOOK
+from bench.peers import PEER_KEYS
 from bench.race import LabLearner
 from bench.workload import Sample, Side, Workload, cpu_rate
 from slm_lab.agent.net.layers import linear
@@ -135,12 +135,12 @@ def strategic_spec(delay: int) -> Spec:
     return apply_overrides(raw, [f"env.delay={delay}", f"env.max_frame={FOREVER}"])
 
 
-def notebook_sb3(delay: int) -> Any:
+def recurrent_peer(delay: int) -> Any:
     """RecurrentPPO as the race of `bench memory_task` has it: one world, two episodes a rollout."""
     from sb3_contrib import RecurrentPPO
 
     env = gymnasium.make("slm_lab/MemoryTask-v0", delay=delay, difficulty=1)
-    return RecurrentPPO("MlpLstmPolicy", env, **NOTEBOOK, n_steps=2 * delay, device="cpu", seed=0)
+    return RecurrentPPO("MlpLstmPolicy", env, **PEER_KEYS, n_steps=2 * delay, device="cpu", seed=0)
 
 
 # ---- off-policy ------------------------------------------------------------------------------------------------------
@@ -301,11 +301,12 @@ WORKLOADS = [
     training(
         "ppo", "PPO, CartPole-v1: 4 worlds, horizon 256, minibatch 128, 15 epochs, 64x64 tanh each", 2.5,
         ppo_spec(), {"SB3": (SB3, ppo_sb3, POLICY)}, 2_048, 49_152,
-        note="Advantages are standardised once a batch by ours, once a minibatch by SB3. Tianshou isn't raced: "
+        note="Advantages are standardised once a batch by ours, once a minibatch by SB3, which asks its critic at each "
+        "step and not once a batch. Tianshou isn't raced: "
         "measured once, elsewhere, it had 1,300 frames/s for SB3's 1,900",
-        missed="It was 2.53 (4,700 for 1,970 frames/s) on the machine of 26 November; our code of then takes as long "
-        "here as today's. A frame takes us 95 µs, SB3 190; of both, 30 are products and tanh by torch's kernels, which "
-        "on this make of CPU are slow: the rest alone would be 2.5 times. Forward and backward by hand gave 1.02",
+        missed="On another make of CPU it was 1.94 and, later, 2.53 (2.24 to 2.73). A frame takes us 95 µs, SB3 190; "
+        "of both, 30 are products and tanh by torch's kernels, which on this make of CPU are slow: the rest would "
+        "be 2.5 times alone. Forward and backward by hand gave 1.02",
     ),
     training(
         "dqn", "DQN, CartPole-v1: batch 32, an update a frame, 64x64 relu", 1.8,
@@ -335,18 +336,19 @@ WORKLOADS = [
         "lstm_ppo", "recurrent PPO, MemoryTask 16: 32 worlds, LSTM 256 and 64x64 for actor and critic each", 4.0,
         recurrent_spec(shared=False), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=False), POLICY)}, 1_024, 4_096,
         note="The peer steps 32 worlds one by one, ours are one vector: about 1 % of the peer's time",
-        missed="It was 5.59 (1,270 for 230 frames/s) on the machine of 26 November; our code of then is as slow here. "
-        "Of our time 0.58 is oneDNN's LSTM, which the peer calls too; laying out lanes, for actor and critic, is 0.03",
+        missed="On another make of CPU it was 5.59. Of our time 0.58 is oneDNN's LSTM, which the peer calls too; "
+        "laying out lanes, for actor and critic, is 0.03",
     ),
     training(
         "lstm_ppo_shared", "the same with one LSTM for both", 4.0,
         recurrent_spec(shared=True), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=True), POLICY)}, 1_024, 6_144,
+        note="The peer's critic doesn't teach the LSTM that it reads, ours does: a little more for ours to do",
     ),
     Workload(
         "strategic", "MemoryTask 256: StrategicMemory beside a recurrent PPO", "frames/s",
         {
             "ours": Side(partial(ours, strategic_spec(256), 16_384, 65_536)),
-            "SB3": Side(partial(peer, partial(notebook_sb3, 256), POLICY, 512, 512), CONTRIB),
+            "SB3": Side(partial(peer, partial(recurrent_peer, 256), POLICY, 512, 512), CONTRIB),
         },
         note="Each as it is used and not the same work, so no target. Who learns it: memory_task.md and strategic.md",
     ),

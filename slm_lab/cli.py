@@ -42,7 +42,7 @@ modes:
 
 other commands:
   list [FAMILY]         the parts that a spec can name: """ + ", ".join(FAMILIES) + """
-  check SPEC_FILE       validate without running: all errors at once
+  check SPEC_FILE       validate without running
   show SPEC_FILE        the resolved spec, every default written out
   plot RUN_DIR          draw the graphs and the report again from the saved metrics
   plot RUN_DIR RUN_DIR  compare runs: their returns in one graph
@@ -102,7 +102,9 @@ def _do(typed: list[str]) -> None:
     args = _parser().parse_intermixed_args(typed)
     words = args.words
     _only_for(("export",), words[0], args, "format", "session", "episodes", "explore")
-    _only_for(("search",), words[-1].partition("@")[0], args, "max_trial", "ray_address", "force")
+    mode, at, _ = words[-1].partition("@")
+    _only_for(("search",), mode, args, "max_trial", "ray_address")
+    _only_for(("search@",), mode + at, args, "force")
     if args.set and words[0] in ("list", "plot", "export"):
         raise LabError(f"--set changes a spec, and {words[0]} reads none. See {ENTRY} --help")
     if words[0] in COMMANDS:
@@ -171,6 +173,8 @@ def _run(words: list[str], args: argparse.Namespace) -> None:
     if (at and not which) or (mode == "enjoy" and not at):
         what = "plays" if mode == "enjoy" else "goes on with"
         raise LabError(f"{mode}@ {what} which run? Use {mode}@latest, or {mode}@RUN_DIR.")
+    if not at and len(words) == 1:
+        raise LabError(f"which spec? Expected: {USAGE.splitlines()[0]}")
     if mode == "search":
         if args.max_trial is not None and args.max_trial < 1:
             raise LabError(f"--max-trial {args.max_trial}: at least one trial was expected")
@@ -196,9 +200,7 @@ def _no_mode(words: list[str]) -> str:
 
 
 def _begin(words: list[str], mode: str, args: argparse.Namespace) -> None:
-    if not words:
-        raise LabError(f"which spec? Expected: {USAGE.splitlines()[0]}")
-    spec = _resolved(words, args)
+    spec, _ = _resolved(words, args, sessions=1 if mode == "dev" else None)
     console = _console()
     from slm_lab.experiment import control
 
@@ -207,12 +209,10 @@ def _begin(words: list[str], mode: str, args: argparse.Namespace) -> None:
 
 def _search(words: list[str], args: argparse.Namespace) -> None:
     """SPEC_FILE [SPEC_NAME] search"""
-    if not words:
-        raise LabError(f"which spec? Expected: {USAGE.splitlines()[0]}")
-    spec = _resolved(words, args)
+    spec, raw = _resolved(words, args, sessions=1)  # how many trials run at once is asked later
     from slm_lab.experiment.search import control
 
-    control.search(spec, _written(words, args)[1], args.data, _console(), args.max_trial, args.ray_address)
+    control.search(spec, raw, args.data, _console(), args.max_trial, args.ray_address)
 
 
 def _search_on(words: list[str], which: str, args: argparse.Namespace) -> None:
@@ -281,14 +281,19 @@ def _written(words: list[str], args: argparse.Namespace) -> tuple[str, dict[str,
     return name, apply_overrides(raw, args.set)
 
 
-def _resolved(words: list[str], args: argparse.Namespace) -> LabSpec:
+def _resolved(
+    words: list[str], args: argparse.Namespace, sessions: int | None = None
+) -> tuple[LabSpec, dict[str, Any]]:
+    """The spec, and as it is written; there must be room for so many sessions, or for all that train would run."""
+    from slm_lab.agent.memory.storage import room_for
     from slm_lab.spec.validate import resolve
 
     name, raw = _written(words, args)
-    spec = resolve(raw, name, data=args.data)
+    with room_for(sessions):
+        spec = resolve(raw, name, data=args.data)
     for note in spec.notes:
         print(f"note: {note}", file=sys.stderr)
-    return spec
+    return spec, raw
 
 
 def _console() -> Console:
@@ -336,9 +341,9 @@ def _check(words: list[str], args: argparse.Namespace) -> None:
     errors = []
     for name in names:
         try:
-            spec = _resolved([words[0], name], args)
+            spec, raw = _resolved([words[0], name], args)
             if spec.search:
-                check_search(_written([words[0], name], args)[1], spec)
+                check_search(raw, spec)
             print(f"{name}: ok")
         except LabError as error:
             errors.append(str(error))
@@ -352,7 +357,7 @@ def _show(words: list[str], args: argparse.Namespace) -> None:
     if not words:
         raise LabError("which spec file? Expected: show SPEC_FILE [SPEC_NAME]")
     _at_most(2, words)
-    spec = _resolved(words, args)
+    spec, _ = _resolved(words, args)
     print(json.dumps({spec.name: spec.dump()}, indent=2))
 
 

@@ -239,9 +239,11 @@ def test_the_graph_is_logarithmic_and_crosses_stand_where_most_seeds_failed() ->
     assert figure is not None
     assert figure.layout.xaxis.type == "log"
     lines = {trace.name: trace for trace in figure.data if trace.name}
-    assert list(lines["GRU-PPO HARD"].y) == [200, None]
-    crosses = [(trace.x, trace.y) for trace in figure.data if trace.mode == "markers" and trace.name is None]
-    assert crosses.count(((16,), (500,))) == 2, "GRU-PPO and PPO at delay 16"
+    assert list(lines["GRU-PPO"].y) == [200, None]
+    crosses = [trace for trace in figure.data if trace.mode == "markers" and trace.name is None and trace.y == (500,)]
+    places = [trace.x[0] for trace in crosses]
+    assert len(set(places)) == 2, "GRU-PPO and PPO at delay 16, side by side"
+    assert places == pytest.approx([16, 16], rel=0.4)
     assert graph(summary([], [])) is None
 
 
@@ -397,7 +399,30 @@ def test_the_command_leaves_table_graph_and_sessions_and_goes_on_where_it_was(
     assert "settings changed" in capsys.readouterr().err
     (out / "sessions.jsonl").write_text("{}")
     assert main(tiny) == 2
-    assert "isn't a file of sessions" in capsys.readouterr().err
+    assert "sessions.jsonl, line 1: no session" in capsys.readouterr().err
+    (out / "sessions.jsonl").write_text(line.replace('"GRU-PPO"', '"GRU"'))
+    assert main(["--page", *tiny[-2:]]) == 2
+    assert "there is no agent 'GRU' any more" in capsys.readouterr().err
+    assert main(["--page", "--folder", str(tmp_path / "other")]) == 2
+    assert "sessions.jsonl isn't there" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_runs_with_other_budgets_have_rows_of_their_own() -> None:
+    cut = [replace(result, job=replace(result.job, budget=100)) for result in RESULTS]
+    rows = summary([*RESULTS, *cut], [])
+    assert len(rows) == 2 * len(summary(RESULTS, []))
+    assert set(rows["seeds"]) == set(summary(RESULTS, [])["seeds"])
+
+
+def test_the_commit_told_is_that_of_the_code_when_the_race_began(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits = iter(["begun", "edited", "edited"])
+    monkeypatch.setattr("bench.memory_task.commit", lambda: next(commits))
+    assert main([*tiny, "--seeds", "2"]) == 0
+    lines = (tmp_path / "out" / "sessions.jsonl").read_text().splitlines()
+    assert {Result.from_json(line).commit for line in lines} == {"begun"}
 
 
 @pytest.mark.parametrize(
@@ -408,7 +433,7 @@ def test_the_command_leaves_table_graph_and_sessions_and_goes_on_where_it_was(
         ("--seeds 0", "'0': a whole number from 1"),
         ("--modes soft", "invalid choice: 'soft'"),
         ("--agents gru", "unknown agent 'gru'. Did you mean 'GRU-PPO'?"),
-        ("--page", "name the --folder"),
+        ("--page", "no --folder is named"),
         ("--sedes 3", "unrecognized arguments: --sedes"),
     ],
 )

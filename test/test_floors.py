@@ -16,7 +16,6 @@ FLOORS = {  # the longest matching prefix counts
     "slm_lab.store": 2,
     "slm_lab.agent.net": 3,
     "slm_lab.agent.auxiliary": 4,
-    "slm_lab.agent.exploration": 5,
     "slm_lab.agent.memory": 5,
     "slm_lab.agent.algorithm": 6,
     "slm_lab.agent": 7,

@@ -109,10 +109,11 @@ class Agent:
 
     def learned(self) -> Tree:
         """What acting needs, without what it was learned by."""
-        return {"net": self.algorithm.net.acting_state()}
+        return {"net": self.algorithm.net.acting_state(), "opt_step": self.opt_step}  # some act by chance until a step
 
     def load_learned(self, state: Tree) -> None:
         self.algorithm.net.load_acting_state(state["net"])
+        self.algorithm.optim.opt_step = int(state.get("opt_step", 1))  # files of before have none
 
     def state_dict(self) -> Tree:
         return {

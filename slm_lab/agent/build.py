@@ -64,7 +64,7 @@ def build_agent(
         world.obs_space,
         algorithm_class.heads(learns, agent_spec.net, world.action_space),
         memory,
-        algorithm_class.free(learns, world.action_space),
+        algorithm_class.free(learns),
     )
     beside = AuxiliaryContext(world, agent_spec.net, net.out_sizes, gamma, weights)
     net.auxiliaries.update(_auxiliaries(agent_spec.auxiliary, memory, beside))

@@ -99,12 +99,21 @@ def load(folder: Path, name: str) -> Tree | None:
     of their own: whoever wants them copies them to where they belong. They stay good when the file is removed.
     """
     pointer = folder / f"{name}.json"
-    if not pointer.exists():
-        return None
-    facts = _read_pointer(pointer)
+    while pointer.exists():
+        facts = _read_pointer(pointer)
+        try:
+            return _loaded(pointer, facts)
+        except (OSError, LabError):
+            if _read_pointer(pointer) == facts:
+                raise
+            # else whoever trains it has saved meanwhile, and these files are gone: there are newer ones
+    return None
+
+
+def _loaded(pointer: Path, facts: dict[str, Any]) -> Tree:
     for part, size in facts["files"].items():
-        _check_file(folder / part, size, pointer)
-    file = folder / facts["file"]
+        _check_file(pointer.with_name(part), size, pointer)
+    file = pointer.with_name(facts["file"])
     if _sha256(file) != facts["sha256"]:
         raise _damaged(file)
     try:

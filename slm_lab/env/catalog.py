@@ -24,7 +24,7 @@ PACKAGES = {
     "BabyAI-": ("minigrid", "minigrid"),
     "popgym-": ("popgym", "popgym"),
 }
-PYPI_NAMES = {"ale_py": "ale-py", "cv2": "opencv-python", "pettingzoo": '"slm_lab[multiagent]"'}
+PYPI_NAMES = {"ale_py": "ale-py", "cv2": "opencv-python", "pettingzoo": '-e ".[multiagent]"'}
 
 
 def gym_id(spec: EnvSpec) -> str:

@@ -2,8 +2,10 @@
 
 A state is one tree per layer, from the outermost wrapper down to the env itself. A layer that has `get_state()` and
 `set_state(tree)` is asked; of any other every attribute is copied that is plain data, a numpy array or a generator.
-One attribute of another kind (a physics engine, say) makes the env opaque: a guess would resume quietly wrong. Only
-what is of a package that draws is left out, and a wrapper's `env`, which is the next layer.
+A method of the layer's own, as a state machine keeps in an attribute, is saved by its name. One attribute of another
+kind (a physics engine, say) makes the env opaque: a guess would resume quietly wrong. Left out are only what is of a
+package that draws, functions, modules, classes, Gymnasium's own labels, and a wrapper's `env`, which is the next layer:
+a function put in an attribute's place while the env is played isn't there when it goes on.
 Not seen: chance drawn from global generators, state in a module or a closure, a simulator behind a C pointer.
 """
 
@@ -26,7 +28,7 @@ HARMLESS_NAMES = {"spec", "metadata", "render_mode", "_saved_kwargs", "_cached_s
 WRAPPERS = (gymnasium.Wrapper, gymnasium.vector.VectorWrapper)
 OF_A_GAME = ("pygame.rect", "pygame.math")  # that a world may well reckon with
 FOR_THE_EYE = ("pygame", "pyglet", "tkinter", "matplotlib", "PIL", "cv2", "glfw", "OpenGL")  # packages
-HARMLESS_TYPES = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, GymSpec)
+HARMLESS_TYPES = (types.FunctionType, types.ModuleType, type, GymSpec)
 TAG = "__kind__"
 
 
@@ -54,6 +56,8 @@ def restore(env: Any, state: Tree) -> None:
         for name, value in saved["attributes"].items():
             current = vars(layer).get(name)
             setattr(layer, name, _decode(value, current))
+        for name, method in saved.get("methods", {}).items():
+            setattr(layer, name, types.MethodType(getattr(type(layer), method), layer))
 
 
 def _set_state(layer: Any, state: Tree) -> None:
@@ -85,13 +89,23 @@ def _capture_layer(layer: Any, encoder: _Encoder) -> Tree:
     if all(callable(getattr(type(layer), name, None)) for name in ("get_state", "set_state")):  # not one passed on
         encoder.path = f"{name}.get_state()"
         return {"layer": name, "own": encoder.encode(layer.get_state())}
-    attributes = {}
+    attributes, methods = {}, {}
     for key, value in vars(layer).items():
         if _harmless(layer, key, value):
             continue
+        if method := _method_name(layer, value):
+            methods[key] = method
+            continue
         encoder.path = f"{name}.{key}"
         attributes[key] = encoder.encode(value)
-    return {"layer": name, "attributes": attributes}
+    return {"layer": name, "attributes": attributes, "methods": methods}
+
+
+def _method_name(layer: Any, value: Any) -> str | None:
+    """What the layer's class calls it; None where it is no method of the layer's own."""
+    if not isinstance(value, types.MethodType) or value.__self__ is not layer:
+        return None
+    return next((name for name in dir(type(layer)) if getattr(type(layer), name, None) is value.__func__), None)
 
 
 def _harmless(layer: Any, name: str, value: Any) -> bool:
@@ -99,8 +113,8 @@ def _harmless(layer: Any, name: str, value: Any) -> bool:
         return True
     if name == "env" and isinstance(layer, WRAPPERS):
         return True
-    if isinstance(value, types.MethodType):
-        return value.__self__ is layer
+    if isinstance(value, types.BuiltinFunctionType):  # math.sin, but no list's append
+        return isinstance(value.__self__, types.ModuleType)
     return _picture(value)
 
 

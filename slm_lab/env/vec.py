@@ -97,6 +97,8 @@ def _gym_env(spec: EnvSpec, num_envs: int, arguments: dict[str, Any]) -> VecEnv:
     entry = find(gym_id(spec))
     if spec.max_t is not None:
         arguments["max_episode_steps"] = spec.max_t
+    if spec.vectorization == "sync" and entry.entry_point is None:
+        raise EnvError(f"{spec.name} is only a vector of its own: 'native' or 'auto' was expected", "vectorization")
 
     def own() -> dict[str, Any]:  # a list that worlds shared, one could change for all
         return copy.deepcopy(arguments)

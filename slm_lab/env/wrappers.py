@@ -174,7 +174,7 @@ class FrameStack(VecWrapper):
     """Shows the last `count` values of each Box as one, oldest first; an episode begins with its first one repeated.
 
     Vectors are joined end to end. Pictures are joined along their channels: the last axis of [H, W, C], the first of
-    [C, H, W] (told by having 4 or less there and more in the last), a new last one for [H, W]. A single number becomes
+    [C, H, W] (see `lib/image.py`), a new last one for [H, W]. A single number becomes
     a vector. Other keys show the present value only.
     """
 
@@ -188,7 +188,17 @@ class FrameStack(VecWrapper):
             low, high = (self._join(np.stack([bound] * count)[:, None], box)[0] for bound in (box.low, box.high))
             self.obs_space[key] = spaces.Box(low, high, dtype=box.dtype.type)
             channels_first = len(box.shape) == 3 and channel_axis(box.shape) == 0
+            self._told(key, box.shape)
             self.stacks = {**self.stacks, key: Stack(count, 0 if channels_first else -1)}
+
+    def _told(self, key: str, shape: tuple[int, ...]) -> None:
+        """Raises `EnvError` where a reader of the stack would take another axis for the channels than was stacked."""
+        stacked = self.obs_space[key].shape or ()
+        if len(shape) == 3 and channel_axis(stacked) != channel_axis(shape):
+            raise EnvError(
+                f"env.frame_stack {self._count}: pictures {shape} of '{key}' become {stacked}, where channels can't be "
+                "told from height and width. Use fewer frames, or larger pictures."
+            )
 
     @staticmethod
     def _join(frames: np.ndarray, box: spaces.Box) -> np.ndarray:

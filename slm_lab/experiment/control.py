@@ -25,7 +25,7 @@ from slm_lab.experiment.trial import run_alone, run_sessions
 from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.log import log_to, note
 from slm_lab.spec.lab_spec import LabSpec
-from slm_lab.spec.validate import resolve
+from slm_lab.spec.validate import NAME_BYTES, resolve
 
 logger = logging.getLogger("slm_lab")
 
@@ -78,8 +78,12 @@ def compare(runs: list[RunDir], data: Path, console: Console) -> None:
     labels = names if len(set(names)) == len(names) else [run.path.name for run in runs]
     env = "_".join(dict.fromkeys(re.sub(r"\W+", "_", spec["env"]["name"]) for spec in specs))
     shown = [(label, run.path, best_run(run).trial) for label, run in zip(labels, runs, strict=True)]
-    for file in multi_trial_graph(shown, data / "graph", env):
+    name = env.encode()[:NAME_BYTES].decode(errors="ignore")  # of many worlds it may be longer than a file's can be
+    drawn = multi_trial_graph(shown, data / "graph", name)
+    for file in drawn:
         say(console, str(file))
+    if not drawn:
+        say(console, "no graph was drawn: a run has a curve once an episode of it has ended")
 
 
 # ---- a trial ---------------------------------------------------------------------------------------------------------

@@ -7,21 +7,22 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from slm_lab.agent.agent import Agent
+from slm_lab.agent.algorithm.random import Random
 from slm_lab.agent.build import build_agent
+from slm_lab.agent.memory.onpolicy import OnPolicyBatchReplay
 from slm_lab.agent.multi import MultiAgent
+from slm_lab.agent.net.mlp import MLP
 from slm_lab.env.vec import VecEnv, make_env
 from slm_lab.experiment.tracker import count_step
 from slm_lab.experiment.xray import Xray
 from slm_lab.lib.files import locked, write_atomic
-from slm_lab.lib.types import ActOut, Step
-
-if TYPE_CHECKING:
-    from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.lib.types import Step
+from slm_lab.spec.lab_spec import AgentSpec, LabSpec
 
 logger = logging.getLogger("slm_lab")
 
@@ -60,7 +61,7 @@ def play(
         act = agent.act(step, carry, explore)
         if xray is not None:
             xray.look(act, env)
-        step, carry = env.step(world_action(act, env)), act.carry
+        step, carry = env.step(act.action.cpu().numpy()), act.carry
         if on_step is not None:
             on_step()
         total, length, ended = count_step(total, length, step)
@@ -121,12 +122,6 @@ def longest(env: VecEnv) -> int:
     return max(LONGEST, env.max_length or 0)
 
 
-def world_action(act: ActOut, env: VecEnv) -> np.ndarray:
-    """An agent's action in the shape that the env's space has, [E, *A]."""
-    action: np.ndarray = act.action.cpu().numpy()
-    return action.reshape(env.num_envs, *(env.action_space.shape or ()))
-
-
 def random_return(spec: LabSpec, data: Path) -> float:
     """Mean return of random actions in the spec's env, measured once and kept in `data`: 100 episodes, or those that
     began within 20 000 frames.
@@ -162,11 +157,6 @@ def _measured(spec: LabSpec) -> dict[str, float]:
 
 def random_agent(env: VecEnv) -> Agent:
     """An agent that acts by chance alone."""
-    from slm_lab.agent.algorithm.random import Random
-    from slm_lab.agent.memory.onpolicy import OnPolicyBatchReplay
-    from slm_lab.agent.net.mlp import MLP
-    from slm_lab.spec.lab_spec import AgentSpec
-
     parts = AgentSpec(
         name="Random",
         algorithm=Random.Spec(),

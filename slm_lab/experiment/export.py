@@ -23,7 +23,7 @@ from slm_lab.env.dataset import DatasetEnv
 from slm_lab.env.vec import make_env
 from slm_lab.experiment.display import say
 from slm_lab.experiment.enjoy import best, step_into
-from slm_lab.experiment.evaluate import Quota, longest, world_action
+from slm_lab.experiment.evaluate import Quota, longest
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.rng import world_seed
@@ -123,7 +123,7 @@ def _record(agent: Agent | MultiAgent, env: VecEnv, episodes: int, seed: int, ex
     length, count = np.zeros(E, np.int64), 0
     while quota.open.any() and length.max() <= longest(env):
         act = agent.act(step, carry, explore)
-        following = env.step(world_action(act, env))
+        following = env.step(act.action.cpu().numpy())
         row = _row(step, act, following, idle=~quota.open)
         rows.append(row)
         ended = (row.terminated | row.truncated) & row.mask

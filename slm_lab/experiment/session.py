@@ -22,7 +22,7 @@ from slm_lab.env.base import VecEnv
 from slm_lab.env.dataset import DatasetEnv
 from slm_lab.env.vec import make_env, offline_env
 from slm_lab.experiment.evaluate import Played, play
-from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.source import Local, Source
 from slm_lab.experiment.tracker import WINDOW, Table, Tracker, packed, unpacked
 from slm_lab.experiment.xray import Xray
@@ -127,6 +127,11 @@ class Session:
     def frame(self) -> int:
         return self.agent.frame
 
+    @property
+    def evaluated(self) -> bool:
+        """Whether the best is chosen by evaluation, else by the returns of training."""
+        return bool(self.spec.meta.rigorous_eval)
+
     def run(self) -> Progress:
         """Play to the last frame, or until stopped (Ctrl-C, SIGTERM) at the end of a step; then save and close."""
         with self._stop_on_signal():  # the last save too: a Ctrl-C must not cut it short
@@ -138,7 +143,8 @@ class Session:
     def begin(self) -> None:
         """Start from the checkpoint if there is one, else from the seed."""
         self._begin()
-        self.board = self._tensorboard()
+        with self._without_board_if_full():
+            self.board = self._tensorboard()
 
     def play_for(self, seconds: float, until: float = math.inf) -> bool:
         """Step for so long, or up to the frame `until`; whether there is more to play."""
@@ -168,6 +174,9 @@ class Session:
             self.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise LabError(_foreign(self.run_dir, self.index)) from error
+        kept = checkpoint.belongs_to(self.run_dir.model, f"session{self.index}_best")
+        if kept.get("evaluated") == self.evaluated:  # a kill may have come after it was saved, and before the session
+            self.best = max(self.best, tuple(kept["best"]))
 
     def _advance(self) -> None:
         """One step of all worlds, or of the clock alone where there is but a dataset, and what falls due with it."""
@@ -264,7 +273,8 @@ class Session:
 
     def _save(self) -> None:
         if self.best_state is not None:
-            checkpoint.save(self.run_dir.model, f"session{self.index}_best", self.best_state, self.best_state["frame"])
+            name, of = f"session{self.index}_best", {"best": self.best, "evaluated": self.evaluated}
+            checkpoint.save(self.run_dir.model, name, self.best_state, self.best_state["frame"], of)
             self.best_state = None
         of = {"fingerprint": self.fingerprint, "num_envs": self.spec.env.num_envs}
         checkpoint.save(self.run_dir.model, f"session{self.index}", self.state_dict(), self.frame, of)
@@ -285,8 +295,9 @@ class Session:
             self._evaluate()
         self._save()
         self.env.close()
-        if self.board is not None:
-            self.board.close()
+        with self._without_board_if_full():
+            if self.board is not None:
+                self.board.close()
         progress = self.progress(status)
         self.report(progress)
         return progress
@@ -317,7 +328,8 @@ class Session:
             from tensorboard.compat.proto.summary_pb2 import Summary
 
             values = [Summary.Value(tag=f"{kind}/{name}", simple_value=value) for name, value in row.items()]
-            self.board.file_writer.add_summary(Summary(value=values), self.frame)
+            with self._without_board_if_full():
+                self.board.file_writer.add_summary(Summary(value=values), self.frame)
 
     def _tensorboard(self) -> Any:
         if not self.spec.meta.tensorboard:
@@ -327,6 +339,15 @@ class Session:
         return SummaryWriter(
             str(self.run_dir.log / f"session{self.index}"), purge_step=self.frame + 1 if self.frame else None
         )
+
+    @contextmanager
+    def _without_board_if_full(self) -> Iterator[None]:
+        """A disk that is full for a moment costs the board, which would raise from then on, and never the session."""
+        try:
+            yield
+        except OSError as error:
+            self.board = None
+            logger.warning("session %d: no more for TensorBoard: %s", self.index, unwritable(self.run_dir.log, error))
 
     @contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
@@ -372,7 +393,9 @@ class Session:
         """Go on from a checkpoint. Where the env could not be saved, from new episodes, and says so."""
         self.agent.load_state_dict(state["agent"])
         self.tracker.load_state_dict(state["tracker"])
-        self.eval_rows, self.best = unpacked(state["eval_rows"]), state["best"]
+        self.eval_rows = unpacked(state["eval_rows"])
+        if self.evaluated == ("eval" in state["due"]):  # else returns of training would stand against evaluation's
+            self.best = state["best"]
         for what in self.every:  # evaluation may have been turned on since, or off
             self.due[what] = state["due"].get(what, self._next(what))
         self.step, self.carry = Step(**state["step"]), to_torch(state["carry"], self.agent.device)

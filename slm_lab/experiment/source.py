@@ -7,7 +7,6 @@ from typing import Protocol
 from slm_lab.agent.agent import Agent
 from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.base import VecEnv
-from slm_lab.experiment.evaluate import world_action
 from slm_lab.lib.types import ActOut, Step, Tree
 
 
@@ -27,4 +26,4 @@ class Local:
 
     def play(self, step: Step, carry: Tree) -> tuple[ActOut, Step]:
         act = self.agent.act(step, carry)
-        return act, self.env.step(world_action(act, self.env))
+        return act, self.env.step(act.action.cpu().numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -20,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from slm_lab.agent.memory.storage import sessions_at_once
 from slm_lab.env.base import EnvError
-from slm_lab.experiment.run_dir import RunDir
+from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.session import TWICE, Progress, Report, Session
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.log import log_to, note, without_session
+from slm_lab.spec.validate import resolve
 
 if TYPE_CHECKING:
     from slm_lab.spec.lab_spec import LabSpec
@@ -33,25 +36,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("slm_lab")
 
 
-def run_sessions(spec: LabSpec, run: RunDir, report: Report, workers: int | None = None) -> list[Progress]:
+def run_sessions(spec: LabSpec, run: RunDir, report: Report) -> list[Progress]:
     """All sessions of a spec, at most `workers` (default: what the cores hold) at a time; the last word of each.
 
     A session that raises or dies is reported as failed with its traceback, and the others finish. Ctrl-C or SIGTERM
     stops them all after the step at hand; a second Ctrl-C kills them, and raises KeyboardInterrupt.
     """
-    last = _Pool(spec, run, report, workers or _at_once(spec)).run()
+    write_failures(run, [])  # of an attempt before
+    last = _Pool(spec, run, report, sessions_at_once(spec)).run()
     write_failures(run, last)
     return last
 
 
-def _at_once(spec: LabSpec) -> int:
-    """Sessions that the cores have room for, each with its rollout workers."""
-    beside = spec.meta.distributed.workers if spec.meta.distributed else 0
-    return max(1, len(os.sched_getaffinity(0)) // (1 + beside))
-
-
 def run_alone(spec: LabSpec, run: RunDir, report: Report, check: bool = False) -> tuple[Progress, list[str]]:
     """Session 0 in this process: its last word and, in dev mode, what its check found."""
+    write_failures(run, [])  # of an attempt before
     played = 0
 
     def heard(progress: Progress) -> None:
@@ -65,7 +64,7 @@ def run_alone(spec: LabSpec, run: RunDir, report: Report, check: bool = False) -
             last = session.run()
         found = session.check_report() if check else []
     except Exception as error:
-        last, found = replace(_failure(0, spec.env.max_frame, error), frame=played), []
+        last, found = replace(_failure(run, 0, spec.env.max_frame, error), frame=played), []
         report(last)
     write_failures(run, [last])
     return last, found
@@ -84,9 +83,11 @@ def write_failures(run: RunDir, last: list[Progress]) -> None:
         note(f"can't write {file}: {error.strerror or error}")
 
 
-def _failure(index: int, max_frame: int, error: BaseException) -> Progress:
+def _failure(run: RunDir, index: int, max_frame: int, error: BaseException) -> Progress:
     """The last word of a session that raised; the traceback goes to the log as well."""
     logger.error("session %d failed: %s", index, error, exc_info=error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = unwritable(run.path, error)
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, EnvError):  # the message says what, the traceback where in the user's own code
         return Progress(index, 0, max_frame, status="failed", message=str(error), trace=trace)
@@ -115,7 +116,7 @@ class _Pool:
         self.told: set[str] = set()
         # forkserver: torch is imported once, in a clean process without threads, and each session is forked from that
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["slm_lab.experiment.session"])
+        self.context.set_forkserver_preload([__name__, *["torch.utils.tensorboard"] * spec.meta.tensorboard])
 
     def run(self) -> list[Progress]:
         with self._stop_on_signal():
@@ -232,15 +233,13 @@ def _session_process(dumped: dict[str, Any], name: str, run_path: Path, index: i
     run, max_frame = RunDir(run_path), dumped["env"]["max_frame"]
     with log_to(run.log / f"session{index}.log", tell=pipe.send, capture=True):
         try:
-            from slm_lab.spec.validate import resolve
-
             with run.lock(index):
                 Session(resolve(dumped, name, check_env=False), run, index, report).run()
         except KeyboardInterrupt:
             if not ended:
                 report(Progress(index, 0, max_frame, status="stopped"))
         except BaseException as error:
-            report(_failure(index, max_frame, error))
+            report(_failure(run, index, max_frame, error))
 
 
 def _die_with_parent() -> None:

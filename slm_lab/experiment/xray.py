@@ -129,8 +129,9 @@ class Xray:
         cues, full = np.maximum(shown.sum(1), 1), (held != EMPTY).sum(1)
         answer = np.full(len(t), -1) if self._target is None else self._target[ended]
         kept, attention = hit.any(2).sum(1) / cues, (weight * hit.any(1)).sum(1)
-        chance = np.minimum(full / (self._begin[ended] + t + 1), 1), np.minimum(cues / np.maximum(full, 1), 1)
-        rows = np.stack([answer, kept, attention, *chance], axis=1)
+        blind = np.minimum(full / (self._begin[ended] + t + 1), 1)
+        even = np.where(full > 0, np.minimum(cues / np.maximum(full, 1), 1), 0)
+        rows = np.stack([answer, kept, attention, blind, even], axis=1)
         self._judged += list(rows[shown.any(1)])
 
     def figures(self) -> dict[str, Any] | None:
@@ -255,7 +256,7 @@ def sentences(figures: dict[str, Any]) -> list[str]:
             for answer, of in cue["by_target"].items()
         )
         kept = [of["kept"] for of in cue["by_target"].values()]
-        absent = " So some answers are told by the absence of their cue." if min(kept) < 0.5 * max(kept) else ""
+        absent = " A cue that is seldom held can only be told by its absence." if min(kept) < 0.5 * max(kept) else ""
         told.append(f"By right answer: {each}.{absent}")
     return told
 

@@ -45,7 +45,7 @@ LINE = 10  # pixels, of a number's height; it is as wide
 TRIED = 500  # entries, held longest, for whose numbers room is looked for
 
 
-def xray_builders(run: Run, pattern: str = "*") -> dict[str, Callable[[], go.Figure]]:
+def xray_builders(run: Run, pattern: str = "*") -> dict[str, Callable[[], go.Figure | None]]:
     """{name of the graph: what draws it}, of the x-rays of a trial whose files fit."""
     files = sorted((run.path / "info").glob(f"{run.stem()}_{pattern}_xray.json"))
     return {
@@ -55,13 +55,15 @@ def xray_builders(run: Run, pattern: str = "*") -> dict[str, Callable[[], go.Fig
     }
 
 
-def _figure(run: Run, file: Path, kind: str) -> go.Figure:
+def _figure(run: Run, file: Path, kind: str) -> go.Figure | None:
     what, fill = {
         "retention": ("what is kept", _retention),
         "attention": ("what is looked at", _attention),
         "worth": ("what entries are worth", _worth),
     }[kind]
     shown = sorted(load_episodes(file), key=lambda episode: episode.target or 0)
+    if not shown:  # none ended in the worlds that are watched
+        return None
     width, subtitle = NARROW if len(shown) > 1 else WIDE, _subtitle(load_figures(file), shown, file)
     figure = draw.new_grid(f"{run.name}: {what}", subtitle, list(map(_name, shown)), width=width, height=HIGH)
     figure.update_layout(hovermode="closest", showlegend=True, margin={"t": 128, "b": 66}, height=HIGH + 194)
@@ -82,7 +84,7 @@ def _figure(run: Run, file: Path, kind: str) -> go.Figure:
 def _subtitle(figures: dict[str, Any], episodes: list[Episode], file: Path) -> str:
     *_, session, mode, _ = file.stem.split("_")  # ..._s0_session_xray
     which = f"session {session[1:]}" + (", played by enjoy" if mode == "enjoy" else "")
-    every = max(int(np.diff(episode.at).max(initial=1)) for episode in episodes)
+    every = max(_stride(episode) for episode in episodes)
     thinned = f"; one step in {every} is shown" if every > 1 else ""
     return f"{which} at frame {figures['frame']:,}, {plural(figures['slots'], 'slot')}; greedy episodes{thinned}"
 

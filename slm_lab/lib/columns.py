@@ -151,9 +151,7 @@ def _h5py(path: Path) -> Any:
     try:
         import h5py
     except ImportError as error:
-        raise LabError(
-            f'{path}: HDF5 needs the package h5py. Type: pip install "slm_lab[hdf5]", or use npz.'
-        ) from error
+        raise LabError(f'{path}: HDF5 needs the package h5py. Type: pip install -e ".[hdf5]", or use npz.') from error
     return h5py
 
 

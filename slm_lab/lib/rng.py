@@ -1,4 +1,4 @@
-"""One source of chance for a session: everything random draws from here, and a checkpoint holds its state."""
+"""Where chance comes from: seeds of worlds, and the generator by which an agent acts and learns."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ def world_seed(seed: int, *stream: int) -> int:
 
 
 class Rng:
-    """A numpy and a torch generator under one seed, independent of all other streams of the same run."""
+    """A generator under one seed, independent of all other streams of the same run; a checkpoint holds its state."""
 
     def __init__(self, seed: int, *stream: int) -> None:
         entropy = np.random.SeedSequence([seed, *stream])
-        self.numpy = np.random.default_rng(entropy)
         self.torch = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def state_dict(self) -> Tree:
-        return {"numpy": self.numpy.bit_generator.state, "torch": self.torch.get_state()}
+        return {"torch": self.torch.get_state()}
 
     def load_state_dict(self, state: Tree) -> None:
-        self.numpy.bit_generator.state = state["numpy"]
         self.torch.set_state(state["torch"])

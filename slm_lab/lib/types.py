@@ -1,7 +1,7 @@
 """What passes between the parts. Legend of letters, everywhere in the lab:
 
-`E` envs · `B` windows in a batch · `T` steps · `*O` observation shape · `A` actions · `D`/`F` features · `K` slots ·
-`N` entries.
+`E` envs · `B` windows in a batch · `T` steps, `Q` those of them that are read · `*O` observation shape · `A` actions ·
+`D`/`F` features · `K` slots · `N` entries.
 
 Observations are always a flat dict `{key: array}`, also when the env has a single space (key "obs"): a Dict or Tuple
 env, and the previous action that a wrapper adds, are then more keys and no special case.

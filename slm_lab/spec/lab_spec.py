@@ -58,7 +58,7 @@ class MetaSpec(SpecModel):
     log_frequency: PositiveInt = Field(1000, description="frames between rows of the metrics")
     eval_frequency: PositiveInt | None = Field(None, description="frames between evaluations; null: 10 log_frequency")
     rigorous_eval: NonNegativeInt = Field(
-        0, description="greedy episodes per evaluation; 0: metrics come from training"
+        0, description="greedy episodes per evaluation, by which the best checkpoint is chosen; 0: none, by training"
     )
     checkpoint_frequency: PositiveInt | None = Field(
         None, description="frames between checkpoints; null: max_frame / 20"

@@ -71,6 +71,9 @@ def _meta_problems(spec: LabSpec, variables: list[Variable]) -> Iterable[Problem
     if meta.distributed or any(_overlap(path, "meta.distributed") for path in sets):
         message = "a search plays its trials side by side, and has no cores for their rollout workers. Use false"
         yield Problem("meta.distributed", message)
+    if spec.env.dataset is not None or "env.dataset" in sets:
+        message = "trials are compared by returns in training, and a file that is learned from gives none. Use null"
+        yield Problem("env.dataset", f"{message}, or mode train for each point: --set KEY=VALUE")
     if meta.metric == "consistency" and (meta.max_session == 1 or meta.search_scheduler):
         message = "consistency compares the sessions of a trial, and there is one. Use max_session 2 or more"
         yield Problem("meta.metric", f"{message}, or another metric")

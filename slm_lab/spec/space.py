@@ -49,10 +49,12 @@ class Variable:
         return not self.listed and BOUNDS[self.distribution][2]
 
     def samples(self) -> tuple[Any, ...]:
-        """Each value of a list; of a range its two ends and, where it draws others than whole numbers, one of those."""
+        """Each value of a list; of a range the least and largest drawn and, where not of whole numbers, one between."""
         if self.listed:
             return self.args
         low, high, *step = self.args
+        if step:  # the last one may end below `high`
+            high = min(high, low + step[0] * math.floor((high - low) / step[0] + 1e-9))
         if BOUNDS[self.distribution][1]:
             return (low, high - 1) if self.distribution in ("randint", "lograndint") else (low, high)
         return (low, high, low + (step[0] if step else min(0.5, (high - low) / 2)))

@@ -24,6 +24,7 @@ SECTIONS = {"agent": True, "env": True, "meta": False, "search": False, "vars": 
 LEARNERS = ("shared", "independent")
 FAMILIES = {"algorithm": ALGORITHM, "memory": MEMORY, "net": NET}
 MAX_NAME = 100
+NAME_BYTES = 150  # of the 255 that file names may have; a graph's adds up to 65 of its own
 DATA = Path("data")  # where runs are kept, unless one says otherwise
 _NAME = re.compile(r"\w(?:[\w .+=-]*[\w.+=-])?")
 DEFAULT_NET = {"name": "MLP"}  # for agents that need none, as Random; SLM-Lab writes "net": {}
@@ -109,13 +110,13 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _name_problems(name: str) -> list[Problem]:
     """A run's folder and files are called after its spec, so the name must be fit for that."""
-    if isinstance(name, str) and len(name) <= MAX_NAME and _NAME.fullmatch(name):
+    if isinstance(name, str) and len(name) <= MAX_NAME and _NAME.fullmatch(name) and len(name.encode()) <= NAME_BYTES:
         return []
     return [
         Problem(
             "",
             f"its name is also that of the run's folder (expected: at most {MAX_NAME} letters, digits, spaces and "
-            "_ - . + =, the first a letter, digit or _)",
+            f"_ - . + =, the first a letter, digit or _; in UTF-8 at most {NAME_BYTES} bytes)",
         )
     ]
 

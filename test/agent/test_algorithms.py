@@ -71,6 +71,27 @@ def test_ppo_clips_the_ratio_on_the_side_that_gains() -> None:
     torch.testing.assert_close(shown["approx_kl"], ratio - 1 - ratio.log())
 
 
+def test_whoever_acts_the_ratio_is_between_policies() -> None:
+    """By the chance with which it explored, ρ began beyond the clip: what explored was never learned from."""
+    ppo = build(PPO, action_policy="epsilon_greedy", explore_var_spec=ScheduleSpec(start_val=0.5))
+    obs, first = {"obs": torch.randn(50, 1, 2)}, torch.ones(50, 1, dtype=torch.bool)
+    act = ppo.act(obs, first, {"actor": {}, "critic": {}}, explore=True, frame=0)
+    policy = ppo.net.forward(obs, {"actor": {}, "critic": {}}, first, heads=("policy",)).heads["policy"]
+    torch.testing.assert_close(act.extras["log_prob"], policy.log_prob(act.action[:, None])[:, 0])
+
+
+def test_a_lone_return_is_not_centred_to_nothing() -> None:
+    rows = batch(1, 2).replace(mask=torch.tensor([[True, False]]), reward=torch.tensor([[1.0, 0.0]]))
+    advantage = build(REINFORCE, center_return=True).advantage(rows)[0].extras["advantage"]
+    assert advantage[0, 0] == 1.0
+
+
+def test_a_run_too_short_to_learn_says_so() -> None:
+    for frames, notes in ((63, 1), (64, 0)):
+        assert len(make_spec(env__max_frame=frames).notes) == notes
+    assert "the first update may come at frame 64" in make_spec(env__max_frame=63).notes[0]
+
+
 def test_ppo_clips_the_value_only_when_asked() -> None:
     extras = {"value": torch.zeros(1, 2), "v_target": torch.ones(1, 2)}
     value, rows = torch.tensor([[0.1, 0.9]]), batch().replace(extras=extras)

@@ -372,6 +372,22 @@ def test_it_knows_where_the_error_is_large(told: bool) -> None:
     assert gain > 0.5 if told else abs(gain) < 0.05
 
 
+def test_where_errors_are_0_the_confidence_head_comes_to_rest() -> None:
+    """Its loss had no least value there: it ran off until 0 · inf was NaN, and that ended the session."""
+    features = torch.ones(8, 4, 2)
+    batch = windows(torch.zeros(8, 5, 3), extras={"td_error": torch.zeros(8, 4)})
+    head = ConfidenceHead(ConfidenceHead.Spec(), context(OBS_SPACES["vector"], actor=7, critic=2))
+    optim = torch.optim.Adam(head.parameters(), lr=0.5)
+    for _ in range(300):
+        found = head.losses(batch, NetOut({}, {"critic": features}, {}, {}, {}, {}), None)  # type: ignore[arg-type]
+        assert all(torch.isfinite(term).all() for term in found.terms.values())
+        loss, _ = reduce_losses(found, batch.mask)
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+    assert torch.allclose(head.log_scale(features), torch.tensor(1e-6).log(), atol=0.5)
+
+
 # --- specs ---
 
 

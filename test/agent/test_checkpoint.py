@@ -255,6 +255,25 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         checkpoint.load(tmp_path, "s")
 
 
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("moment", ["_check_file", "_mapped"])
+def test_a_save_while_it_is_read_gives_the_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    checkpoint.save(tmp_path, "s", {"frame": 1, "rows": WIDE}, 1)
+    real, frames = getattr(checkpoint, moment), [2]
+
+    def meanwhile(*args: Any) -> Any:
+        if frames:
+            checkpoint.save(tmp_path, "s", {"frame": frames.pop(), "rows": WIDE}, 2)
+        return real(*args)
+
+    monkeypatch.setattr(checkpoint, moment, meanwhile)
+    back = checkpoint.load(tmp_path, "s")
+    assert back is not None
+    assert back["frame"] == 2
+
+
 def test_litter_of_a_kill_makes_room_for_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     litter = [tmp_path / name for name in ("s_b.data", "s_b.pt", ".s_b.data.7.tmp", ".s.json.7.tmp")]
     for file in litter:

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from scipy import stats
 from torch import distributions as D
 
-from slm_lab.agent.exploration import epsilon_greedy, explore
+from slm_lab.agent.algorithm.exploration import epsilon_greedy, explore
 from slm_lab.agent.net.distribution import Categorical, MultiCategorical, Noisy, Normal, SquashedNormal
 from slm_lab.agent.net.heads import QHead
 from slm_lab.agent.net.mlp import MLP

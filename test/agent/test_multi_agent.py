@@ -19,7 +19,6 @@ from slm_lab.agent import checkpoint
 from slm_lab.agent.build import build_agents
 from slm_lab.agent.multi import MultiAgent
 from slm_lab.env.vec import EnvSpec, make_env
-from slm_lab.experiment.evaluate import world_action
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Session
 from slm_lab.experiment.tracker import WALL, Tracker
@@ -84,7 +83,7 @@ def live(agent: Any, env: Any, steps: int, seed: int = 0) -> None:
     step, carry = env.reset(seed), agent.initial(env.num_envs)
     for _ in range(steps):
         act = agent.act(step, carry)
-        after = env.step(world_action(act, env))
+        after = env.step(act.action.cpu().numpy())
         agent.update(step, carry, act, after)
         step, carry = after, act.carry
 
@@ -144,7 +143,7 @@ def test_learners_begin_different_and_stay_apart() -> None:
     pairs = list(zip(echo.named_parameters(), mirror.named_parameters(), strict=True))
     assert any(not torch.equal(p, q) for (name, p), (_, q) in pairs if name.endswith("weight"))
     assert not {id(p) for (_, p), _ in pairs} & {id(q) for _, (_, q) in pairs}
-    assert not np.array_equal(echo.rng.numpy.random(3), mirror.rng.numpy.random(3))
+    assert not torch.equal(*(torch.rand(3, generator=learner.rng.torch) for learner in (echo, mirror)))
     again = build_agents(parts(), env.world, seed=0)
     assert all(
         torch.equal(p, q) for (_, p), (_, q) in zip(agent.named_parameters(), again.named_parameters(), strict=True)
@@ -166,7 +165,7 @@ def test_a_column_is_acted_as_its_learner_would_act_alone(diary: str) -> None:
             assert alone.action[0] == act.action[column]
             for (_, mine), (_, its) in zip(tree_leaves(alone.carry), tree_leaves(act.carry[name]), strict=True):
                 torch.testing.assert_close(mine[0], its[w])
-        step, carry = env.step(world_action(act, env)), act.carry
+        step, carry = env.step(act.action.cpu().numpy()), act.carry
 
 
 def test_the_table_has_the_return_of_each_agent() -> None:

@@ -55,7 +55,7 @@ def build(cls: Any, space: spaces.Space = DISCRETE, core: str = "none", **keys: 
         optim_spec=OptimSpec(name="SGD", lr=0.1),
     )
     spec = cls.Spec(**keys)
-    net = build_net(net_spec, OBS, cls.heads(spec, net_spec, space), free=cls.free(spec, space))
+    net = build_net(net_spec, OBS, cls.heads(spec, net_spec, space), free=cls.free(spec))
     algorithm = cls(spec, net, Optim(net, net_spec), Rng(0))
     if hasattr(algorithm, "target"):
         for p in algorithm.target.net.parameters():
@@ -137,6 +137,18 @@ def test_sarsa_targets(core: str) -> None:
     taken = [[*rows.action[b].tolist(), best[b][T]] for b in range(B)]
     taken[1][1] = best[1][1]
     check(algorithm, rows, lambda b, t: values[b][t][taken[b][t]])
+
+
+@torch.no_grad()
+def test_sarsa_takes_no_action_that_nobody_played() -> None:
+    """Where a worker died the next row is a bridge to other worlds; its action is of no policy."""
+    algorithm = build(SARSA, gamma=0.9, explore_var_spec={"name": "no_decay", "start_val": 0.0})
+    found = []
+    for action in range(3):
+        rows = batch(algorithm, DISCRETE)
+        rows.terminated[0, 0], rows.truncated[0, 0], rows.mask[0, 1], rows.action[0, 1] = False, False, False, action
+        found.append(float(algorithm.prepare(rows)[0].extras["target"][0, 0]))
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("core", CORES)
@@ -381,6 +393,21 @@ def test_polyak_takes_over_a_share(keys: dict[str, int], share: float) -> None:
         torch.testing.assert_close(new, (1 - share) * old + share * source)
 
 
+@pytest.mark.parametrize(("frequency", "iterations"), [(1, 1), (3, 2), (7, 4), (64, 48), (8, 2)])
+def test_polyak_takes_over_one_share_a_batch(frequency: int, iterations: int) -> None:
+    """Seven frames for four batches were rounded down to a frame for each, and 1.75 shares taken over."""
+    net = build(DQN).net
+    keys = {"training_frequency": frequency, "training_iter": iterations}
+    target = Target(net, OffPolicySpec(update_type="polyak", polyak_coef=0.1, **keys))
+    before = [p.clone() for p in target.net.parameters()]
+    for p in net.parameters():
+        p.detach().add_(1.0)
+    for _ in range(12):
+        target.follow()
+    for old, new in zip(before, target.net.parameters(), strict=True):
+        torch.testing.assert_close(new, old + (1 - 0.9**12))
+
+
 def agent_of(name: str, memory: str, space: spaces.Space, E: int, **keys: Any) -> Any:
     memory_spec = MEMORY.load(memory).Spec(**{**MEMORIES[memory], "max_size": 200})
     algorithm = ALGORITHM.load(name).Spec(**{**ALGORITHMS[name], **keys})
@@ -425,7 +452,7 @@ def test_errors_come_home_to_the_windows_they_belong_to(memory: str) -> None:
         assert (agent.memory.priorities.table.leaf[came[-1][0]] != 0).all()
     index = came[-1][0]
     expected = (1.0 + index + agent.memory.spec.epsilon) ** agent.memory.spec.alpha
-    np.testing.assert_allclose(agent.memory.priorities.table.leaf[index], expected)
+    np.testing.assert_allclose(agent.memory.priorities.table.leaf[index], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -537,12 +564,13 @@ BAD = [
     (off_policy({"name": "Replay", "batch_size": 64, "max_size": 63}), "agent.memory.batch_size: 64 is more than max_size 63"),
     (off_policy({"name": "CER", "newest": 5, "batch_size": 4}), "agent.memory.newest: 5 rows don't fit in a batch of 4"),
     (off_policy({"name": "SequenceReplay", "sequence_length": 5, "burn_in": 5}), "agent.memory: sequence_length 5 must be more than burn_in 5"),
+    (off_policy({"name": "SequenceReplay", "alpha": 0.9, "beta": 0.5}), "agent.memory: alpha, beta: windows are drawn uniformly. Set prioritized"),
     (off_policy({"name": "SequenceReplay", "sequence_length": 30}), "agent.algorithm.training_start_step: 100 frames of warm-up"),
     (off_policy({"name": "SequenceReplay", "max_size": 60}), "agent.memory.max_size: 60 rows are 15 steps of 4 worlds"),
-    (off_policy({"name": "PrioritizedReplay", "epsilon": 0}), "agent.memory.epsilon: 0 isn't above 0"),
+    (off_policy({"name": "PrioritizedReplay", "epsilon": 0}), "agent.memory.epsilon: 0 isn't above 1e-30"),
     (off_policy({"name": "PrioritizedReplay", "alpha": 1.1}), "agent.memory.alpha: 1.1 is above 1"),
     (off_policy({"name": "PrioritizedReplay", "alpha": -0.1}), "agent.memory.alpha: -0.1 is below 0"),
-    (off_policy({"name": "SequenceReplay", "epsilon": 0.0}), "agent.memory.epsilon: 0.0 isn't above 0"),
+    (off_policy({"name": "SequenceReplay", "epsilon": 0.0}), "agent.memory.epsilon: 0.0 isn't above 1e-30"),
     (off_policy({"name": "Replay"}, {**DQN_SPEC, "training_start_step": 2000}), "agent.algorithm.training_start_step: the first update would come at frame 2,001, the run ends at 2,000"),
     (off_policy({"name": "Replay"}, {**DQN_SPEC, "training_frequency": 1901}), "agent.algorithm.training_frequency: the first update would come at frame 2,001"),
     (off_policy({"name": "Replay"}, {"name": "SAC", "training_start_step": 2000}), "agent.algorithm.training_start_step: the first update would come"),
@@ -550,6 +578,9 @@ BAD = [
     (off_policy({"name": "Replay"}, {**SAC_SPEC, "temperature": 0.1, "target_entropy": 0.1}), "agent.algorithm: give temperature or target_entropy"),
     (off_policy({"name": "Replay"}, {**SAC_SPEC, "target_entropy": 0.7}), "agent.algorithm.target_entropy: 0.7 is out of reach: less than 0.693"),
     (off_policy({"name": "Replay"}, {**SAC_SPEC, "target_entropy": 0.7}, env=PENDULUM, agent__net__head_hid_layers=[8]), "agent.algorithm.target_entropy: 0.7 is out of reach"),
+    (off_policy({"name": "Replay"}, SAC_SPEC, agent__net__log_std_init=-1.0), "agent.net.log_std_init: goes unused: SAC"),
+    ({"agent__algorithm": {"name": "PPO", "entropy_by_surprise": True}}, "agent.algorithm.entropy_by_surprise: true weighs the entropy bonus"),
+    ({"agent__algorithm": {"name": "REINFORCE"}, "agent__memory": {"name": "OnPolicyReplay"}, "agent__net": APART}, "agent.net.use_same_optim: REINFORCE has no critic"),
     (off_policy({"name": "Replay"}, agent__net=APART), "agent.net.use_same_optim: DQN has no actor"),
     ({"agent__algorithm": {"name": "SARSA"}, "agent__net": APART}, "agent.net.use_same_optim: SARSA has no actor"),
     (off_policy({"name": "Replay"}, {**DQN_SPEC, "explore_var_spec": {"name": "no_decay", "start_val": 1.5}}), "agent.algorithm.explore_var_spec: an epsilon"),
@@ -568,16 +599,16 @@ def test_what_can_not_work_is_refused_in_one_line(changes: dict[str, Any], messa
 FOLLOWS = [
     ({"name": "DQN"}, 100, None),
     ({"name": "DQN", "training_frequency": 200}, 100, None),  # each batch, as nothing changes between
-    ({"name": "DQN", "update_type": "polyak"}, 1, 0.005),
-    ({"name": "DQN", "update_type": "polyak", "training_frequency": 8, "training_iter": 2}, 4, 0.005),
-    ({"name": "SAC", "training_frequency": 4}, 4, 0.005),
+    ({"name": "DQN", "update_type": "polyak"}, None, 0.005),
+    ({"name": "DQN", "update_type": "polyak", "training_frequency": 8, "training_iter": 2}, None, 0.005),
+    ({"name": "SAC", "training_frequency": 4}, None, 0.005),
     ({"name": "SAC", "update_type": "replace"}, 100, None),
     ({"name": "SAC", "update_frequency": 7, "polyak_coef": 0.1}, 7, 0.1),
 ]
 
 
 @pytest.mark.parametrize(("keys", "every", "share"), FOLLOWS)
-def test_how_the_target_follows_is_written_out(keys: dict[str, Any], every: int, share: float | None) -> None:
+def test_how_the_target_follows_is_written_out(keys: dict[str, Any], every: int | None, share: float | None) -> None:
     spec = resolve(raw_spec(**off_policy({"name": "Replay"}, keys)))
     algorithm = spec.agent.algorithm
     assert (algorithm.update_frequency, algorithm.polyak_coef) == (every, share)

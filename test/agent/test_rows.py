@@ -283,11 +283,11 @@ def test_a_million_weights_of_all_magnitudes() -> None:
     drawn = table.draw(share)
     assert (weights[drawn] > 0).all()
     total = np.cumsum(weights)
-    near = 1e-9 * total[-1]
+    near = 1e-6 * total[-1]  # float32
     assert (total[drawn] >= share * total[-1] - near).all()
     assert (total[drawn] - weights[drawn] <= share * total[-1] + near).all()
     table.load(np.zeros(1_000_000))
-    table.set(np.array([777_777]), 1e-300)
+    table.set(np.array([777_777]), 1e-30)
     assert set(table.draw(rng.random(100)).tolist()) == {777_777}, "what was taken out leaves no trace"
 
 
@@ -296,7 +296,7 @@ def test_sums_do_not_drift() -> None:
     rng, table = np.random.default_rng(0), SumTable(1000)
     for _ in range(1000):
         table.set(rng.integers(0, 1000, 1000), 10.0 ** rng.uniform(-6, 6, 1000))
-    np.testing.assert_allclose(table.group.sum(), table.leaf.sum(), rtol=1e-14)
+    np.testing.assert_allclose(table.group.sum(), table.leaf.sum(dtype=float), rtol=1e-6)
     steps = [int(table.draw(np.array([s]))[0]) for s in np.linspace(0, 1, 200, endpoint=False)]
     assert all(a <= b for a, b in pairwise(steps))
 

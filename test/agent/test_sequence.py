@@ -37,7 +37,7 @@ def sequences(E: int = 2, **keys: Any) -> Any:
         "sequence_length": 6,
         "carry_every": 4,
         "burn_in": 2,
-        "epsilon": EPSILON,
+        **({"epsilon": EPSILON} if keys.get("prioritized") else {}),
     }
     return replay(SequenceReplay, E, **{**about, **keys})
 

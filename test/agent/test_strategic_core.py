@@ -23,6 +23,7 @@ from slm_lab.lib.types import Tree
 from slm_lab.spec.parts import ENTRY
 
 B, T, D, K = 3, 12, 5, 3
+ONCE = torch.zeros(1, dtype=torch.int64)  # the first episode of each world
 RULES = ["learned", "reservoir", "fifo", "none"]
 ENTRIES: dict[str, Any] = {
     "MLP": {"name": "MLP", "hid_layers": [7]},
@@ -109,7 +110,9 @@ def test_a_window_is_the_same_as_its_steps_one_by_one(rule: str, entry: str, per
 def test_is_first_forgets(rule: str, entry: str) -> None:
     core, x, other = build(entry, retention=rule), inputs(), inputs(seed=1)
     a = core(torch.cat([other[:, :5], x[:, 5:]], dim=1), core.initial(B), firsts(0, 5))
-    b = core(x[:, 5:], core.initial(B), firsts(0, length=T - 5))
+    second = core.initial(B)
+    second["episode"] += 1  # a greedy reservoir's chance is of it
+    b = core(x[:, 5:], second, firsts(0, length=T - 5))
     torch.testing.assert_close(a.features[:, 5:], b.features, atol=1e-5, rtol=0)
     assert torch.equal(a.extras["recall_step"][:, 5:], b.extras["recall_step"])
 
@@ -412,7 +415,7 @@ def included(rule: Any, slots: int, worth: Tensor, rows: int) -> np.ndarray:
     """How often each entry is held at the end, in z-scores' reach: `rows` trials."""
     steps = len(worth)
     count = torch.arange(steps).expand(rows, steps)
-    noise = Retention(rule, slots).noise(count, torch.Generator().manual_seed(0))
+    noise = Retention(rule, slots).noise(count, ONCE, torch.Generator().manual_seed(0))
     index = kept_by(rule, slots, entries(rows, steps, worth=worth.expand(rows, steps), noise=noise))
     return np.bincount(index.flatten().numpy(), minlength=steps) / rows
 
@@ -449,15 +452,37 @@ def test_what_nobody_teaches_keeps_by_chance(untaught: str) -> None:
 
 
 def test_a_greedy_reservoir_is_even_too_and_uses_no_chance() -> None:
-    """In evaluation it has no generator: which entries stay differs between rows, and repeats."""
+    """In evaluation it has no generator: which entries stay differs between worlds, and repeats."""
     steps, slots, rows = 12, 3, 5_000
     retention, count = Retention("reservoir", slots), torch.arange(steps).expand(rows, steps)
-    noise = retention.noise(count, None)
-    assert torch.equal(noise, retention.noise(count, None))
+    noise = retention.noise(count, ONCE, None)
+    assert torch.equal(noise, retention.noise(count, ONCE, None))
     index = kept_by("reservoir", slots, entries(rows, steps, noise=noise))
     found = np.bincount(index.flatten().numpy(), minlength=steps) / rows
     z = z_scores(found, np.full(steps, slots / steps), rows)
     assert (z**2).sum() * (steps - 1) / steps < 35
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_greedy_reservoir_holds_other_steps_in_other_episodes(rows: int) -> None:
+    """It held the same ones in each episode of a world: all cues of all of them, or none."""
+    steps, episodes = 16, 400
+    core = build(retention="reservoir", slots=4)
+    carry, held = core.initial(rows), np.zeros((episodes, rows))
+    for episode in range(episodes):
+        _, carries = act(core, torch.zeros(rows, steps, D), torch.arange(steps).expand(rows, steps) == 0, carry, None)
+        carry = carries[-1]
+        held[episode] = (carry["held"]["count"] == 0).any(dim=1)
+    assert held.mean(0) == pytest.approx(np.full(rows, 0.25), abs=4 * (0.25 * 0.75 / episodes) ** 0.5)
+
+
+def test_a_greedy_reservoir_of_a_long_stream_is_even() -> None:
+    """Its noise had 256 values: once all slots had the greatest, nothing new got in."""
+    steps, slots, rows = 4096, 16, 400
+    noise = Retention("reservoir", slots).noise(torch.arange(steps).expand(rows, steps), ONCE, None)
+    index = kept_by("reservoir", slots, entries(rows, steps, noise=noise))
+    quarters = np.bincount(index.flatten().numpy() // (steps // 4), minlength=4) / (rows * slots)
+    assert quarters == pytest.approx(np.full(4, 0.25), abs=4 * (0.25 * 0.75 / (rows * slots)) ** 0.5)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -473,7 +498,7 @@ def test_noise_only_while_exploring_and_once_for_each_entry(rule: str) -> None:
 
 
 def test_gumbel_noise() -> None:
-    noise = Retention("learned", 3).noise(torch.zeros(1, 50_000), torch.Generator().manual_seed(0))
+    noise = Retention("learned", 3).noise(torch.zeros(1, 50_000), ONCE, torch.Generator().manual_seed(0))
     assert bool(noise.isfinite().all())
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.03)
     assert float(noise.std()) == pytest.approx(math.pi / math.sqrt(6), abs=0.03)

@@ -34,6 +34,8 @@ from slm_lab.spec import parts as tables
         ("ok.json search", ["search: nothing to search"]),
         ("ok.json search --max-trial 0", ["--max-trial 0", "at least one"]),
         ("ok.json train --max-trial 3", ["--max-trial is for search"]),
+        ("ok.json search --force", ["--force is for search@"]),
+        ("search", ["which spec?"]),
         ("ok.json search@latest", ["no run of ok under data"]),
         ("ok.json enjoy", ["enjoy@latest"]),
         ("ok.json dev@latest", ["only train, enjoy and search"]),
@@ -117,10 +119,11 @@ STRATEGIC = {"agent__net__shared": True, "env": {"name": "MemoryTask", "delay": 
         (
             {"slots": 16},
             "PPO",
-            ["nothing is ever dropped and retention has nothing to learn; 15 or fewer make it choose"],
+            ["nothing is dropped and retention has no choice; 15 or fewer make it choose"],
         ),
         ({"slots": 15}, "PPO", []),
-        ({"slots": 16, "retention": "fifo"}, "PPO", []),
+        ({"slots": 16, "retention": "fifo"}, "PPO", ["retention has no choice; 15 or fewer make it choose"]),
+        ({"slots": 16, "retention": "none"}, "PPO", []),
         ({"slots": 100, "persist": True}, "PPO", []),
         ({"slots": 8, "hindsight_coef": 0}, "PPO", ["with hindsight_coef 0 nothing teaches it, so it is a reservoir"]),
         (
@@ -180,7 +183,10 @@ def test_a_broken_file_is_told_by_line_and_column(lab: Lab, file: str, parts: li
     assert_refused(lab("show", file), *parts)
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", "", "../../evil", "x" * 200, "a\nb", "[red]x[/red]", ".hidden", "a*"])
+BAD_NAMES = ["a/b", "..", "", "../../evil", "x" * 200, "漢" * 70, "a\nb", "[red]x[/red]", ".hidden", "a*"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_name_that_is_no_folder_is_refused(lab: Lab, name: str) -> None:
     save("spec.json", {name: raw_spec(**SHORT)})
     assert_refused(lab("spec.json", "train", "--data", "in/here"), "its name is also that of the run's folder")
@@ -204,6 +210,14 @@ def test_show_prints_the_resolved_spec_and_overrides_are_validated(lab: Lab) -> 
     assert shown["agent"]["algorithm"]["lam"] == 0.95, "defaults are written out"
     assert_refused(lab("show", "ok.json", "--set", "agent.algorithm.gamma=2"), "2 is above 1")
     assert_refused(lab("show", "ok.json", "--set", "agent.algorithm.gama=0.5"), "Did you mean 'gamma'?")
+
+
+@pytest.mark.parametrize("words", ["check spec.json", "spec.json search"])
+def test_what_an_override_leaves_out_is_told_once(lab: Lab, caplog: pytest.LogCaptureFixture, words: str) -> None:
+    axes = {"agent.algorithm.gamma__uniform": [0.9, 0.99]} if words.startswith("check") else {}
+    save("spec.json", {"spec": raw_spec(agent__net__core={"name": "GRU", "hidden_size": 8}, search=axes)})
+    lab(*words.split(), "--set", "agent.net.core.name=none")
+    assert caplog.text.count("which has no hidden_size: left out") == 1
 
 
 # ---- benchmarks ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slm_lab.agent.net.core import rnn
-from slm_lab.agent.net.core.base import Core
+from slm_lab.agent.net.core.base import Core, take
 from slm_lab.lib.tree import tree_leaves, tree_map
 from slm_lab.lib.types import Tree
 from slm_lab.spec.parts import CORE
@@ -52,6 +52,16 @@ def test_learning_sees_what_acting_saw(name: str) -> None:
         learned, *_ = core(x[:, begin:], carries[begin], is_first[:, begin:])
         torch.testing.assert_close(learned, acted[:, begin:], atol=1e-6, rtol=0)
     assert acted.shape == (B, T, core.out_size)
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_steps_asked_for_are_those_of_the_window(name: str) -> None:
+    core, (x, is_first) = build(name), inputs()
+    at = torch.tensor([[0, T - 1, 3]] * B)
+    whole, found = (core(x, core.initial(B), is_first, asked) for asked in (None, at))
+    torch.testing.assert_close(found.features, take(whole.features, at))
+    for (path, a), (_, b) in zip(tree_leaves(whole.carry), tree_leaves(found.carry), strict=True):
+        assert torch.equal(a, b), path
 
 
 @pytest.mark.parametrize("name", CORE)

@@ -132,7 +132,7 @@ def test_a_file_of_nothing_is_refused(tmp_path: Path) -> None:
 def test_a_missing_h5py_is_told_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.hdf5")
     monkeypatch.setitem(sys.modules, "h5py", None)
-    refused(path, "slm_lab[hdf5]")
+    refused(path, 'pip install -e ".[hdf5]"')
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from slm_lab.env.vec import EnvError, EnvSpec, env_problems
             ["FrozenLake-v1 can't be built", "'map_name': 'x'", "KeyError"],
         ),
         ({"name": "Pendulum-v1", "vectorization": "native"}, "env.vectorization", ["no vector of its own"]),
+        ({"name": "test/Reused-v0", "vectorization": "sync"}, "env.vectorization", ["'native' or 'auto' was expected"]),
         ({"name": "FrozenLake-v1", "frame_stack": 3}, "env.frame_stack", ["needs a Box observation", "Discrete(16)"]),
         ({"name": "FrozenLake-v1", "normalize_obs": True}, "env.normalize_obs", ["needs a float Box observation"]),
         ({"name": "CartPole-v1", "hide_obs": [1, 4]}, "env.hide_obs", ["4 is outside", "'obs'", "from 0 to 3"]),

@@ -307,7 +307,7 @@ def test_bad_worlds_are_refused(module, world, keys, path, words):
 @pytest.mark.parametrize(
     ("module_name", "missing", "words"),
     [
-        ("slm_lab.env.tasks.mirror_cue", "pettingzoo", 'pip install "slm_lab[multiagent]"'),
+        ("slm_lab.env.tasks.mirror_cue", "pettingzoo", 'pip install -e ".[multiagent]"'),
         ("no_such_zoo.world_v1", None, "pip install no_such_zoo"),
     ],
 )

@@ -134,6 +134,33 @@ def test_generators_spaces_text_and_nested_data_come_back():
     assert type(other.half) is np.float16
 
 
+class Machine(Odd):
+    """Holds what it does next as one of its methods."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = self.__walk
+
+    def __walk(self):
+        return "walks", self
+
+    def wait(self):
+        return "waits", self
+
+
+def test_a_method_in_an_attribute_comes_back_as_the_new_envs_own():
+    env, other = Machine(), Machine()
+    env.act, other.act = env.act, other.wait
+    snapshot.restore(other, through_a_file(snapshot.capture(env)))
+    assert other.act() == ("walks", other)
+    env.act = env.wait
+    snapshot.restore(other, through_a_file(snapshot.capture(env)))
+    assert other.act() == ("waits", other)
+    env.act = [].append
+    with pytest.raises(snapshot.Opaque, match=r"Machine\.act \(builtin_function_or_method\)"):
+        snapshot.capture(env)
+
+
 def test_shared_data_is_not_quietly_split():
     env = Odd()
     env.grid = np.zeros(4)

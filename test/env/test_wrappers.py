@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from slm_lab.env.base import VecEnv, first_step
+from slm_lab.env.base import EnvError, VecEnv, first_step
 from slm_lab.env.wrappers import WRAPPERS, FrameStack
 from slm_lab.lib.types import Step
 
@@ -99,6 +99,14 @@ def test_frames_are_stacked_within_an_episode_only(build):
             np.testing.assert_array_equal(two.obs["obs"][world], np.concatenate(history[world]))
 
 
+def test_pictures_whose_channels_a_stack_would_hide_are_refused():
+    """Joined along the last axis, then read along the first."""
+    world = Camera(spaces.Box(0, 255, (10, 20, 3), np.uint8))
+    with pytest.raises(EnvError, match=r"frame_stack 4: pictures \(10, 20, 3\) of 'obs' become \(10, 20, 12\)"):
+        FrameStack(world, 4)
+    assert FrameStack(world, 3).obs_space["obs"].shape == (10, 20, 9)
+
+
 def test_hidden_numbers_are_zero_and_the_others_as_they_were(build):
     bare, wrapped, _, env = both(build, "CartPole-v1", hide_obs=[1, 3])
     for one, two in zip(bare, wrapped, strict=True):
@@ -158,7 +166,7 @@ class Camera(VecEnv):
 
 @pytest.mark.parametrize(
     ("shape", "stacked"),
-    [((), (4,)), ((5,), (20,)), ((8, 9), (8, 9, 4)), ((8, 9, 3), (8, 9, 12)), ((3, 8, 9), (12, 8, 9))],
+    [((), (4,)), ((5,), (20,)), ((8, 9), (8, 9, 4)), ((18, 9, 3), (18, 9, 12)), ((3, 13, 14), (12, 13, 14))],
 )
 def test_a_stack_splits_into_its_frames_oldest_first(shape, stacked):
     bare, env = (Camera(spaces.Box(0, 255, shape, np.uint8)) for _ in range(2))

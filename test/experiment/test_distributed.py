@@ -25,7 +25,6 @@ from slm_lab.env.base import EnvError
 from slm_lab.env.vec import make_env
 from slm_lab.experiment.distributed import crew, replay
 from slm_lab.experiment.distributed.worker import ACTS, WORLDS, Worker, joined, lived
-from slm_lab.experiment.evaluate import world_action
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import TRAIN_WORLDS, Session
 from slm_lab.experiment.tracker import WALL
@@ -134,7 +133,7 @@ def test_what_workers_play_is_what_an_agent_plays_in_their_worlds() -> None:
         step, carry = env.reset(world_seed(7, index, 0, WORLDS)), learner.initial(2)
         for seen, before, act, following in found:
             mine = learner.act(step, carry)
-            next_step = env.step(world_action(mine, env))
+            next_step = env.step(mine.action.cpu().numpy())
             assert_equal({k: v[own] for k, v in seen.obs.items()}, step.obs)
             for (_, a), (_, b) in zip(tree_leaves(before), tree_leaves(carry), strict=True):
                 np.testing.assert_array_equal(a[own], b)

@@ -16,6 +16,7 @@ from rich.console import Console
 from small_specs import make_spec, raw_spec
 
 from slm_lab.agent import checkpoint
+from slm_lab.agent.algorithm.actor import OffPolicyActor
 from slm_lab.agent.memory.offline import _columns, read_rows
 from slm_lab.agent.memory.rows import Rows
 from slm_lab.cli import main
@@ -101,6 +102,13 @@ def test_exploring_episodes_differ_from_greedy_ones(player: RunDir) -> None:
     greedy = Dataset(export(player, QUIET, episodes=4)).columns()["action"].copy()
     exploring = Dataset(export(player, QUIET, episodes=4, explore=True)).columns()["action"]
     assert greedy.tobytes() != exploring.tobytes()
+
+
+def test_what_has_learned_explores_by_its_policy_not_by_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SAC acts uniformly until its first gradient step, and the best checkpoint said of none."""
+    run = trained(tmp_path, **{**DQN, "agent__algorithm": {"name": "SAC", "training_start_step": 64}})
+    monkeypatch.setattr(OffPolicyActor, "uniform", lambda *_: pytest.fail("it has learned"))
+    assert Dataset(export(run, QUIET, episodes=2, explore=True)).rows
 
 
 def test_an_on_policy_run_has_only_episodes_to_give(tmp_path: Path) -> None:

@@ -14,12 +14,15 @@ import pandas as pd
 import pytest
 from made_runs import NAME, log_rows
 from processes import alive
+from rich.console import Console
 
 from slm_lab.experiment import plot
 from slm_lab.experiment.analysis import load_run
+from slm_lab.experiment.control import compare
 from slm_lab.experiment.figure import PALETTE, add_band, log_y, new_figure
 from slm_lab.experiment.plot import draw_run, multi_trial_graph
 from slm_lab.experiment.png import write_pngs
+from slm_lab.experiment.run_dir import RunDir
 from slm_lab.lib.errors import LabError
 
 SESSION = [
@@ -155,6 +158,19 @@ def test_runs_compared_in_one_graph(make_run, tmp_path):
     figure = plot._multi_trial("recall", [("<GRU>", load_run(one)), ("none", load_run(two))])
     assert trace_names(figure) == ["&lt;GRU&gt;", "none", "random baseline"]
     assert len({trace.line.color for trace in figure.data if trace.mode == "lines" and trace.fill is None}) == 3
+
+
+@pytest.mark.parametrize(("count", "said"), [(0, "no graph was drawn"), (20, "_multi_trial_graph_")])
+def test_runs_of_many_worlds_are_compared_or_it_is_said_that_nothing_is_to_be_seen(
+    make_run, tmp_path, capsys, count, said
+):
+    runs = []
+    for name in ("one", "two"):
+        run = RunDir(make_run([log_rows(0, count)] if count else [], name=name))
+        run.spec_file.write_text(run.spec_file.read_text().replace("Recall-v0", name * 60))
+        runs.append(run)
+    compare(runs, tmp_path, Console(width=400))
+    assert said in capsys.readouterr().out
 
 
 def test_a_long_name_is_cut_and_what_is_drawn_stays():

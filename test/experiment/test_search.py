@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import multiprocessing
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 from rich.console import Console
 from small_specs import raw_spec
 
+from slm_lab.agent.memory.storage import memories
 from slm_lab.experiment import control
 from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.run_dir import RunDir
@@ -24,7 +28,7 @@ from slm_lab.experiment.search import control as search
 from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import Ledger, best_run
 from slm_lab.experiment.search.redraw import Redraw
-from slm_lab.experiment.search.results import prune, trial_table
+from slm_lab.experiment.search.results import prune, trial_table, write_results
 from slm_lab.experiment.search.study import from_optuna, importances, make_sampler, make_study, to_optuna
 from slm_lab.experiment.search.work import Work, make_work
 from slm_lab.lib.errors import LabError
@@ -143,6 +147,49 @@ def test_what_an_attempt_took_is_known_though_it_was_broken_off(tmp_path):
             book.close()
     assert (Ledger(run).trials[0].seconds, Ledger(run).trials[0].attempts) == (60.0, 2)
     assert Ledger(run).with_status("running")
+
+
+def test_an_attempt_that_fails_counts_and_its_reason_goes_with_it(tmp_path, monkeypatch):
+    from slm_lab.experiment.search.engine import Bookkeeper, Trouble
+
+    run, raw = new_search(tmp_path)
+    ledger = Ledger(run)
+    plan(run, raw, ledger, {GAMMA: 0.93, CORE: "none"})
+    display = SimpleNamespace(report=lambda *_: None, ended=lambda *_: None)
+    book = Bookkeeper(ledger, "final_return", display, lambda: None, Trouble())  # type: ignore[arg-type]
+    work, began = make_work(str(run.path), 0, "final_return", 2), time.monotonic()
+
+    def told() -> SimpleNamespace:
+        result = {**work.advance(60.0), "node": "n", "pid": 1}
+        trial = SimpleNamespace(config={"trial": 0}, last_result=result, pickled_error_file=None, error_file="none")
+        book.on_trial_result(0, [], trial, result)
+        return trial
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slm_lab.experiment.session.Session.play_for", lambda *_: time.sleep(0.1) or 1 / 0)
+        told()
+        told()
+    assert (ledger.trials[0].status, ledger.trials[0].reason) == ("retry", "division by zero")
+    trial = told()
+    book.on_trial_complete(0, [], trial)
+    table = trial_table(Ledger(run), VARIABLES, run.stored_spec().meta)
+    assert dict(table.loc[0, ["status", "attempts", "reason"]]) == {"status": "done", "attempts": 3, "reason": ""}
+    assert 0.2 < table.loc[0, "seconds"] < time.monotonic() - began, "none of them twice"
+
+
+def test_what_a_trial_took_that_ray_lost_is_known(tmp_path):
+    from slm_lab.experiment.search.engine import Bookkeeper, Trouble
+
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    ledger.append("planned", 0, point={GAMMA: 0.9, CORE: "none"})
+    display = SimpleNamespace(report=lambda *_: None, ended=lambda *_: None)
+    book = Bookkeeper(ledger, "final_return", display, lambda: None, Trouble())  # type: ignore[arg-type]
+    trial = SimpleNamespace(config={"trial": 0}, pickled_error_file=None, error_file="none")
+    for seconds in (1.0, 30.0):
+        book.on_trial_result(0, [], trial, {"status": "running", "node": "n", "pid": 1, "seconds": seconds})
+    book.on_trial_error(0, [], trial)
+    assert (Ledger(run).trials[0].status, Ledger(run).trials[0].seconds) == ("failed", 30.0)
 
 
 def test_a_search_may_be_moved_and_called_otherwise(tmp_path):
@@ -289,6 +336,55 @@ def test_a_trial_that_raises_is_reported_and_tried_again(tmp_path, monkeypatch):
     assert "in play_for" in report["trace"]
 
 
+def test_a_trial_that_raises_leaves_nothing_open(tmp_path, monkeypatch):
+    from slm_lab.experiment.session import Session
+
+    run, raw = new_search(tmp_path, meta__tensorboard=True)
+    plan(run, raw, Ledger(run), {GAMMA: 0.93, CORE: "none"})
+    closed: list[Session] = []
+
+    def breaks(self: Session, *until: float) -> None:
+        self.env.close = lambda: closed.append(self)  # type: ignore[method-assign]
+        raise ValueError("the wheel fell off")
+
+    work = make_work(str(run.path), 0, "final_return", 0)
+    for part in ("play_for", "_begin"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Session, part, breaks)
+            assert work.advance(1.0)["status"] == "failed"
+    assert len(closed) == 2 and closed[0].board.all_writers is None
+    assert played(work)["status"] == "done", "a warm worker can go on"
+
+
+def test_what_other_trials_hold_makes_none_invalid(tmp_path, monkeypatch):
+    from slm_lab.experiment.search.engine import Planner, Trouble, _check_memory
+
+    parts = {"agent__algorithm": {"name": "DQN", "training_start_step": 100}, "agent__memory": {"name": "Replay"}}
+    run, raw = new_search(tmp_path, **parts, meta__max_session=8)
+    ledger, spec = Ledger(run), run.stored_spec()
+    _check_memory(spec, raw, run, 2)
+    ram = psutil.virtual_memory()
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: ram._replace(available=4_000_000))  # a memory has 2.4 MB
+    _check_memory(spec, raw, run, 1)
+    with pytest.raises(LabError, match=r"in each of 2 memories need 4.8 MB(.|\n)*meta.search_resources"):
+        _check_memory(spec, raw, run, 2)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: ram._replace(available=1000))
+    planner = Planner(spec, raw, run, ledger, VARIABLES, 2, Trouble())
+    assert planner.suggest("a") == {"trial": 0} and ledger.trials[0].status == "planned"
+    assert played(make_work(str(run.path), 0, "final_return", 0))["status"] == "done"
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: ram._replace(total=1000))
+    planner.suggest("b")
+    assert ledger.trials[1].status == "invalid", "it could never fit"
+
+
+def test_sessions_at_once_share_the_cores_with_their_rollout_workers(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    world = SimpleNamespace(num_envs=1)
+    for workers, count in ((False, 6), ({"workers": 3}, 2), ({"workers": 16}, 1)):
+        spec = resolve(raw_spec(meta__max_session=6, meta__distributed=workers), "x", check_env=False)
+        assert memories(spec, world) == count  # type: ignore[arg-type]
+
+
 def test_trials_report_at_the_rungs_where_asha_compares_them(tmp_path):
     from slm_lab.experiment.search.engine import _scheduler
 
@@ -299,15 +395,36 @@ def test_trials_report_at_the_rungs_where_asha_compares_them(tmp_path):
     frames = []
     while (report := work.advance(60.0))["status"] == "running":
         frames.append(report["frame"])
-    assert frames == [40, 80, 160] and report["frame"] == 200
+    assert frames == [40, 80, 160] and report["frame"] == 200 and report["stride"] == 1
 
     asha = _scheduler(run.stored_spec())
     decisions = []
     for name, value in (("good", 3.0), ("bad", 1.0), ("unknown", float("nan")), ("better", 4.0)):
         trial = SimpleNamespace(trial_id=name, config={}, stub=False)
         asha.on_trial_add(None, trial)
-        decisions.append(asha.on_trial_result(None, trial, {"frame": 40, "value": value, "training_iteration": 1}))
+        decisions.append(asha.on_trial_result(None, trial, {"frame": 40, "value": value, "stride": 1}))
     assert decisions == ["CONTINUE", "STOP", "CONTINUE", "CONTINUE"]
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN")  # as in a search
+def test_a_trial_that_goes_on_is_no_measure_for_those_that_begin(tmp_path):
+    from slm_lab.experiment.search.engine import _scheduler
+
+    run, _ = new_search(tmp_path, meta__search_scheduler={"grace_period": 100, "reduction_factor": 2})
+    asha = _scheduler(run.stored_spec())
+
+    def told(name: str, frame: int, value: float) -> str:
+        trial = SimpleNamespace(trial_id=name, config={}, stub=False)
+        if name not in asha._trial_info:
+            asha.on_trial_add(None, trial)
+        return str(asha.on_trial_result(None, trial, {"frame": frame, "value": value, "stride": 4}))
+
+    for frame in range(6500, 7500, 100):
+        assert told("goes on", frame, 90.0) == "CONTINUE"
+    assert told("ends", 0, math.nan) == "CONTINUE"
+    asha.on_trial_complete(None, SimpleNamespace(trial_id="ends"), {"frame": 7500, "value": 90.0, "stride": 4})
+    assert [told("begins", frame, 2.0) for frame in (100, 203, 6400)] == ["CONTINUE"] * 3
+    assert told("lags", 100, 1.0) == "STOP", "beside one that began as it did"
 
 
 def test_a_full_disk_is_no_fault_of_the_trial(tmp_path, monkeypatch):
@@ -352,6 +469,16 @@ def test_a_trial_waits_for_the_worker_of_a_killed_search(tmp_path, monkeypatch):
     with trial.lock(0):
         report = make_work(str(run.path), 0, "final_return", 0).advance(1.0)
     assert report["status"] == "failed" and "is being trained by process" in report["reason"]
+
+
+@pytest.mark.parametrize("name", ["n" * 100, "ä" * 75])
+def test_the_best_spec_has_a_name_that_it_can_be_trained_by(tmp_path, name):
+    run = RunDir.create(tmp_path, name, {"name": name, **resolve(raw_spec(), name, check_env=False).dump()}, "search")
+    ended(Ledger(run), 0.9, 1.0)
+    run.of_trial(0).spec_file.write_text(run.spec_file.read_text())
+    write_results(run, Ledger(run), VARIABLES, run.stored_spec().meta)
+    ((best, raw),) = json.loads((run.path / "best_spec.json").read_text()).items()
+    assert resolve(raw, best, check_env=False).name == best and best.endswith("_t0")
 
 
 def test_checkpoints_of_the_best_are_kept(tmp_path):

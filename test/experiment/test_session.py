@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,7 +26,7 @@ from slm_lab.agent import checkpoint
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Progress, Session
 from slm_lab.experiment.tracker import WALL, Table, Tracker
-from slm_lab.experiment.trial import run_sessions
+from slm_lab.experiment.trial import run_alone, run_sessions
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Step
 from slm_lab.spec.lab_spec import LabSpec
@@ -239,6 +241,55 @@ def test_sessions_run_in_parallel_and_one_that_dies_does_not_stop_the_others(tmp
     assert not (run.info / "failures.json").exists()
 
 
+@pytest.mark.parametrize("train", [run_alone, run_sessions])
+def test_a_failure_of_before_is_none_while_sessions_run_again(tmp_path: Path, train: Any) -> None:
+    spec = make_spec(env__max_frame=40)
+    run = start(tmp_path, spec)
+    failures, seen = run.info / "failures.json", list[bool]()
+    failures.write_text('[{"session": 0, "error": "mended since"}]')
+    train(spec, run, lambda progress: seen.append(failures.exists()))
+    assert not any(seen)
+
+
+def full(*args: object) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class FullBoard:
+    """TensorBoard's writer once its thread has met a full disk."""
+
+    add_summary = close = full
+
+    @property
+    def file_writer(self) -> FullBoard:
+        return self
+
+
+@pytest.mark.parametrize("until", [0, 2000], ids=["a row", "the end"])
+def test_a_full_disk_costs_the_board_not_the_session(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, until: int
+) -> None:
+    spec = make_spec()
+    session = Session(spec, start(tmp_path, spec), 0, lambda progress: None)
+    session.begin()
+    while session.play_for(1.0, until=until):
+        pass
+    session.board = FullBoard()
+    while session.play_for(1.0):
+        pass
+    assert session.finish().status == "done"
+    assert caplog.text.count("no more for TensorBoard") == 1
+
+
+def test_a_table_that_a_full_disk_cannot_hold_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec(env__max_frame=40)
+    monkeypatch.setattr(Table, "write", full)
+    last, _ = run_alone(spec, start(tmp_path, spec), lambda progress: None)
+    assert "can't write to" in last.message and "Free some space" in last.message and "\n" not in last.message
+
+
 def test_what_memory_cannot_hold_is_told_in_one_line(tmp_path: Path) -> None:
     spec = make_spec(agent__net__hid_layers=[10**13])
     (last,) = run_sessions(spec, start(tmp_path, spec), lambda progress: None)
@@ -418,6 +469,38 @@ def test_one_lucky_episode_is_not_the_best_for_ever(tmp_path: Path) -> None:
         best = checkpoint.load(run.model, "session0_best")
         assert best is not None
         assert best["score"] == kept
+
+
+@pytest.mark.parametrize("was", [0, 2], ids=["evaluation turned on", "evaluation turned off"])
+def test_the_best_by_one_measure_never_stands_against_the_other(tmp_path: Path, was: int) -> None:
+    spec, other = (make_spec(meta__rigorous_eval=n) for n in (was, 2 - was))
+    run = start(tmp_path, spec)
+    for part, score, best in ((spec, 195.0, 195.0), (other, None, -math.inf), (other, 150.0, 150.0)):
+        session = Session(part, run, 0, lambda progress: None)
+        session._begin()
+        if score is not None:
+            session._keep_best(score)
+        assert session.best[1] == best
+        session._save()
+    kept = checkpoint.load(run.model, "session0_best")
+    assert kept is not None
+    assert kept["score"] == 150.0
+
+
+def test_a_kill_between_the_two_saves_leaves_the_best_to_beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec()
+    run = start(tmp_path, spec)
+    session = Session(spec, run, 0, lambda progress: None)
+    session._begin()
+    session._keep_best(150.0)
+    session._save()
+    session._keep_best(200.0)
+    monkeypatch.setattr(session, "state_dict", full)
+    with pytest.raises(OSError):
+        session._save()
+    session = Session(spec, run, 0, lambda progress: None)
+    session._begin()
+    assert session.best == (True, 200.0)
 
 
 class Remembering(gymnasium.Env):

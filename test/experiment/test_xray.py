@@ -270,7 +270,7 @@ def test_entries_of_earlier_episodes_are_drawn_apart():
 
 def test_an_answer_told_by_absence():
     seen = watch(6, cue=[[0], [0]], bit=[0, 1], held=[[0, 4], [3, 4]])
-    assert "by the absence of their cue" in " ".join(sentences(seen.figures()))
+    assert "can only be told by its absence" in " ".join(sentences(seen.figures()))
     seen = watch(6, cue=[[0], [0]], bit=[0, 1], held=[[0, 4], [0, 4]])
     assert "absence" not in " ".join(sentences(seen.figures()))
 

@@ -19,7 +19,9 @@ def score(session: Session) -> float:
     return evaluated(session) if session.spec.meta.rigorous_eval else session.tracker.total_reward_ma
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.file.startswith("specs/memory")], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.file.startswith(("specs/memory", "specs/multiagent"))], ids=lambda row: row.name
+)
 @pytest.mark.parametrize("seed", range(3))
 def test_memory_task(tmp_path: Path, row: Row, seed: int) -> None:
     got = score(trained(tmp_path, row.file, row.name, seed))

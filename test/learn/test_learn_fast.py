@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from small_specs import ROOT
 
+from slm_lab.cli import main
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.session import Session
 from slm_lab.spec.load import apply_overrides, load_file, pick
@@ -37,11 +39,18 @@ def test_a_core_recalls_a_bit_after_four_steps_and_none_does_not(tmp_path: Path,
     assert evaluated(trained(tmp_path, MEMORY, "mlp_memory_task_4", 0)) <= 0.2
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_ppo_memory_of_the_readme_is_solved(tmp_path: Path, seed: int) -> None:
-    session = trained(tmp_path, "specs/ppo_memory.json", "ppo_memory", seed)
-    assert evaluated(session) >= 0.95
-    assert session.tracker.total_reward_ma >= 0.9
+def test_the_command_of_the_readme_solves_its_task_and_shows_how(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(ROOT / "specs/ppo_memory.json"), "dev", "--data", str(tmp_path)]) == 0
+    assert "eval     1.00" in capsys.readouterr().out
+    (run,) = tmp_path.glob("ppo_memory_*")
+    for what in ("trial_graph_mean_returns", "xray_retention", "xray_attention", "xray_worth"):
+        assert list(run.glob(f"graph/*{what}*.html"))
+        assert list(run.glob(f"graph/*{what}*.png"))
+    report = (run / "report.html").read_text()
+    assert "100 % of the cues" in report
+    assert pd.read_csv(next(run.glob("info/*_df_train.csv")))["total_reward_ma"].iloc[-1] >= 0.9
 
 
 def test_cartpole_is_learned_and_random_is_not(tmp_path: Path) -> None:

@@ -106,8 +106,10 @@ FAST += ["PassiveTMaze 64", "64 HARD, fifo", "64 HARD, reservoir"]
 @pytest.mark.learn
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("name", FAST)
-def test_a_row_of_the_table_holds(name: str, seed: int) -> None:
-    row = replace(next(row for row in strategic.ROWS if row.name == name), seeds=1, far=False, seconds=None)
+def test_a_row_of_the_table_holds(name: str, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained at 64 is tested at 1,024 too."""
+    monkeypatch.setattr(strategic, "FAR", strategic.FAR[:1])
+    row = replace(next(row for row in strategic.ROWS if row.name == name), seeds=1, seconds=None)
     assert strategic.missed(row, [strategic.session(row, seed)]) == []
 
 

@@ -110,6 +110,7 @@ def test_the_grid_and_the_number_of_trials():
         ({"meta__choice": [{"max_session": 2}]}, ["meta.max_session is of the search as a whole"]),
         ({"meta.search_resources.cpu__choice": [1, 2]}, ["meta.search_resources is of the search as a whole"]),
         ({"meta__choice": [{"distributed": {"workers": 2}}]}, ["meta.distributed", "no cores"]),
+        ({"env__choice": [{"dataset": "a.npz"}]}, ["env.dataset: trials are compared by returns", "Use null"]),
         ({f"{CORE}.name__choice": [["GRU", "LSTM"]]}, ["unknown core ['GRU', 'LSTM']"]),
         ({f"{CORE}__choice": [{"name": "GRU", "hidden_size": 8}], f"{CORE}.hidden_size__choice": [4]}, ["give it once"]),
         ({"vars.size__choice": [4, 8]}, ["vars.size", "no ${size}"]),
@@ -136,6 +137,7 @@ def test_a_bad_space_is_refused(search, parts):
         ({"meta__metric": "consistency"}, ["meta.metric", "consistency compares the sessions"]),
         ({"meta__search_scheduler": {"grace_period": 9}, "meta__log_frequency": 50}, ["first comes at 50 frames"]),
         ({"meta__seed": 2**64}, ["meta.seed"]),
+        ({"env__dataset": "a.npz"}, ["env.dataset: trials are compared by returns", "mode train"]),
     ],
 )
 def test_bad_settings_of_a_search_are_refused(changes, parts):
@@ -153,6 +155,12 @@ def test_steps_of_one_and_a_worlds_own_keys_are_sound():
         "env.delay__choice": [4, 8],
     }
     assert len(searched(search)[2]) == 4
+
+
+def test_the_end_of_a_range_that_no_step_comes_to_is_never_drawn():
+    assert len(searched({"agent.algorithm.gamma__quniform": [0.9, 1.05, 0.1]})[2]) == 1
+    whole, _ = read_space({"a__qrandint": [0, 20, 6], "b__qrandint": [0, 20, 5]})
+    assert [variable.samples() for variable in whole] == [(0, 18), (0, 20)]
 
 
 def test_parts_that_only_fit_together_are_no_fault_of_the_space():

@@ -46,7 +46,7 @@ class ActorCriticSpec(PolicyGradientSpec):
     )
     calibrate_value: bool = Field(
         False,
-        description="what the critic tells windows apart by, at the same step of an episode, counts as far as returns "
+        description="how far V differs between episodes at the same step counts as far as returns "
         "bear it out: times the slope of returns on it in the last batches, 0 to 1. For batches of several episodes",
     )
     normalize_advantages: bool = Field(True, description="standardise advantages over the batch")
@@ -189,6 +189,9 @@ class ActorCritic(PolicyGradient):
     @staticmethod
     def problems(spec: LabSpec, world: World) -> list[Problem]:
         found = PolicyGradient.problems(spec, world)
+        if spec.agent.algorithm.entropy_by_surprise and spec.agent.algorithm.entropy_coef_spec is None:
+            message = "true weighs the entropy bonus, and there is none. Give entropy_coef_spec, or use false."
+            found.append(Problem("agent.algorithm.entropy_by_surprise", message))
         if spec.agent.algorithm.detach_value and not spec.agent.net.shared:
             found.append(
                 Problem(

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from slm_lab.agent.algorithm.base import shown_by_cores
+from slm_lab.agent.algorithm.base import acted
 from slm_lab.agent.algorithm.off_policy import OffPolicy
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.distribution import Distribution
@@ -17,7 +17,6 @@ from slm_lab.agent.net.heads import ActionQHead, QHead
 from slm_lab.agent.net.net import Head
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.reduce import Slope
-from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Tree
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class OffPolicyActor(OffPolicy):
         action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
         if explore and self.spec.training_start_step > 0 and self.optim.opt_step == 0:
             action = self.uniform(action, policy)
-        return ActOut(action.squeeze(1), out.carry, tree_map(lambda x: x.squeeze(1), shown_by_cores(out)))
+        return acted(action, out)
 
     def uniform(self, like: Tensor, policy: Any) -> Tensor:
         """Actions by chance alone: any of a Discrete space, in [-1, 1] of a Box."""

@@ -18,7 +18,7 @@ from slm_lab.agent.net.optim import Optim
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.reduce import Loss, Losses, Metrics, reduce_losses
 from slm_lab.lib.rng import Rng
-from slm_lab.lib.tree import map_batch
+from slm_lab.lib.tree import map_batch, tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import SpecModel
 
@@ -62,7 +62,7 @@ class Algorithm:
         self.spec, self.net, self.optim, self.rng = spec, net, optim, rng
 
     @classmethod
-    def free(cls, spec: Any, action_space: spaces.Space) -> dict[str, nn.Parameter]:
+    def free(cls, spec: Any) -> dict[str, nn.Parameter]:
         """Learned numbers that belong to no part of the net."""
         return {}
 
@@ -222,6 +222,7 @@ def without_last(batch: Batch, **extras: Tensor) -> Batch:
     return batch.replace(obs=obs, is_first=batch.is_first[:, :T], extras={**batch.extras, **extras})
 
 
-def shown_by_cores(out: NetOut) -> Tree:
-    """What the cores of parts show, for those that do."""
-    return {part: shown for part, shown in out.extras.items() if shown}
+def acted(action: Tensor, out: NetOut, **extras: Tensor) -> ActOut:
+    """What was done at the one step of windows [E, 1, ...], with what the cores of parts show, for those that do."""
+    shown = {part: x for part, x in out.extras.items() if x}
+    return ActOut(action.squeeze(1), out.carry, tree_map(lambda x: x.squeeze(1), {**extras, **shown}))

@@ -36,7 +36,7 @@ class OffPolicySpec(AlgorithmSpec):
     )
     update_frequency: PositiveInt | None = Field(
         None,
-        description="frames between updates of the target network; null: replace 100, polyak at each batch",
+        description="frames between updates of the target network; null: replace 100, polyak at each batch, or frame",
     )
     polyak_coef: float | None = Field(
         None, gt=0, le=1, description="polyak: share of the trained weights that is taken over; null: 0.005"
@@ -48,12 +48,10 @@ class OffPolicySpec(AlgorithmSpec):
         polyak = self.update_type == "polyak"
         if self.polyak_coef is not None and not polyak:
             raise ValueError("polyak_coef goes with update_type polyak: replace takes over all. Leave one of them out")
-        every = max(1, self.training_frequency // self.training_iter) if polyak else 100
-        follows: dict[str, Any] = {"update_frequency": self.update_frequency or every}
-        if polyak:
-            follows["polyak_coef"] = self.polyak_coef or 0.005
-        for key, value in follows.items():
-            object.__setattr__(self, key, value)  # frozen, but for the model itself
+        key, value = ("polyak_coef", self.polyak_coef or 0.005) if polyak else (
+            "update_frequency", self.update_frequency or 100
+        )  # fmt: skip
+        object.__setattr__(self, key, value)  # frozen, but for the model itself
         return self
 
     @property
@@ -87,14 +85,15 @@ class Target:
         self.following: list[Tensor] = list(self.net.parameters())
         self.followed: list[Tensor] = [own[name] for name, _ in self.net.named_parameters()]
         self.batches = 0
-        self.every = spec.update_frequency or 1
+        frames, batches = spec.training_frequency, spec.training_iter
+        # a batch stands for frames / batches, so it is due where batches seen * frames passes a multiple of this
+        self.every = batches * spec.update_frequency if spec.update_frequency else max(frames, batches)
         self.share = spec.polyak_coef or 1.0  # replace has none: a whole copy
 
     def follow(self) -> None:
         """One batch was learned from."""
         self.batches += 1
-        frequency, iterations = self.spec.training_frequency, self.spec.training_iter
-        before, now = ((self.batches - i) * frequency // (iterations * self.every) for i in (1, 0))
+        before, now = ((self.batches - i) * self.spec.training_frequency // self.every for i in (1, 0))
         if now == before:
             return
         share = 1.0 - (1.0 - self.share) ** (now - before)

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
 
-from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec, Learned, shown_by_cores, without_last
-from slm_lab.agent.exploration import ActionPolicy, explore, explore_var_problems
+from slm_lab.agent.algorithm.base import Algorithm, AlgorithmSpec, Learned, acted, without_last
+from slm_lab.agent.algorithm.exploration import ActionPolicy, explore, explore_var_problems
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.core.base import take
 from slm_lab.agent.net.distribution import Distribution
@@ -63,10 +63,9 @@ class PolicyGradient(Algorithm):
     @torch.no_grad()
     def act(self, obs: Tree, is_first: Tensor, carry: Tree, explore: bool, frame: int) -> ActOut:
         out = self.net.forward(obs, carry, is_first, heads=("policy",), rng=self.rng.torch if explore else None)
-        policy = self._behaviour(out, frame) if explore else out.heads["policy"]
-        action = policy.sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
-        extras = {"log_prob": policy.log_prob(action), **shown_by_cores(out)}  # what cores show is kept too
-        return ActOut(action.squeeze(1), out.carry, tree_map(lambda x: x.squeeze(1), extras))
+        policy = out.heads["policy"]
+        action = self._behaviour(out, frame).sample(self.rng.torch) if explore else policy.mode()  # [E, 1, *A]
+        return acted(action, out, log_prob=policy.log_prob(action))
 
     def _behaviour(self, out: NetOut, frame: int) -> Distribution:
         spec = self.spec

@@ -21,8 +21,8 @@ class PPO(ActorCritic):
 
     `L = −min(ρ A, clip(ρ, 1 ± ε) A)`, `ρ = π(a|o) / π_old(a|o)`, over `training_epoch` passes of shuffled minibatches.
     A memoryless net is trained on single steps, `minibatch_size` at a time; a net with a working memory on whole
-    windows of `time_horizon` steps from the carry they were acted with, as many as come nearest to `minibatch_size`
-    steps that are read (at least one).
+    windows of `time_horizon` steps from the carry they were acted with, as many whole ones as `minibatch_size`
+    steps that are read hold (at least one).
 
     Source: Schulman et al. 2017, arXiv 1707.06347, eq. 7; advantages standardised and values clipped after its
     reference code.

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from slm_lab.agent.algorithm.policy_gradient import PolicyGradient, PolicyGradientSpec, standardize
+from slm_lab.lib.errors import Problem
 from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.returns import gae
 from slm_lab.lib.types import Batch
@@ -36,7 +37,7 @@ class REINFORCE(PolicyGradient):
     class Spec(PolicyGradientSpec):
         name: Literal["REINFORCE"] = "REINFORCE"
         training_frequency: PositiveInt = Field(
-            1, description="episodes (OnPolicyReplay) or steps per env between updates"
+            1, description="episodes (OnPolicyReplay, StrategicMemory) or steps per env between updates"
         )
         center_return: bool = Field(False, description="subtract the batch's mean return")
         normalize_return: bool = Field(False, description="divide centred returns by their deviation")
@@ -44,6 +45,14 @@ class REINFORCE(PolicyGradient):
         @property
         def frequency(self) -> int:
             return self.training_frequency
+
+    @staticmethod
+    def problems(spec: LabSpec, world: World) -> list[Problem]:
+        found = PolicyGradient.problems(spec, world)
+        if not spec.agent.net.use_same_optim:
+            message = "REINFORCE has no critic, so one optimiser. Use true, and optim_spec alone."
+            found.append(Problem("agent.net.use_same_optim", message))
+        return found
 
     @staticmethod
     def notes(spec: LabSpec, world: World) -> list[str]:
@@ -62,6 +71,6 @@ class REINFORCE(PolicyGradient):
         returns = gae(batch.reward, zeros, batch.terminated, batch.truncated, batch.mask, self.spec.gamma, lam=1.0)
         if self.spec.normalize_return:
             returns = standardize(returns, batch.mask)
-        elif self.spec.center_return:
+        elif self.spec.center_return and int(batch.mask.sum()) > 1:  # one return less its own mean would teach nothing
             returns = returns - returns[batch.mask].mean()
         return batch.replace(extras={**batch.extras, "advantage": returns, "td_error": batch.reward}), {}

@@ -62,7 +62,7 @@ class SAC(OffPolicyActor):
         return {"policy": policy, **cls.critics(net_spec, action_space)}
 
     @classmethod
-    def free(cls, spec: Spec, action_space: spaces.Space) -> dict[str, nn.Parameter]:
+    def free(cls, spec: Spec) -> dict[str, nn.Parameter]:
         return {"log_alpha": nn.Parameter(torch.zeros(()))} if spec.temperature is None else {}
 
     def target_entropy(self, policy: Any) -> float:
@@ -122,6 +122,9 @@ class SAC(OffPolicyActor):
         if not isinstance(space, spaces.Discrete | spaces.Box):
             return [Problem("agent.algorithm.name", f"SAC can't act in {space}; it can in Discrete and Box spaces")]
         found = OffPolicyActor.problems(spec, world)
+        if spec.agent.net.log_std_init:
+            message = "goes unused: SAC reads its deviation from the features. Use 0, or leave it out."
+            found.append(Problem("agent.net.log_std_init", message))
         # of the uniform policy, log n or log 2 for each dimension of [-1, 1]: α would rise for ever to get beyond it
         most = math.log(space.n) if isinstance(space, spaces.Discrete) else math.prod(space.shape) * math.log(2)
         if wanted is not None and wanted >= most:

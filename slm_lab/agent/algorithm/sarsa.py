@@ -50,6 +50,7 @@ class SARSA(ValueBased):
         q, taken = q[:, 1:], batch.action.long().roll(-1, dims=1)  # [B, T, A], [B, T]
         none = batch.truncated.clone()
         none[:, -1] = True
+        none[:, :-1] |= ~batch.mask[:, 1:] & ~batch.terminated[:, :-1]  # a row that nobody played leads on
         taken[none] = self.explored(q[none], self.frame)
         following = q.gather(-1, taken.unsqueeze(-1)).squeeze(-1)
         target = batch.reward + self.spec.gamma * ~batch.terminated * following

@@ -9,15 +9,14 @@ from gymnasium import spaces
 from pydantic import Field
 from torch import Tensor
 
-from slm_lab.agent.algorithm.base import Algorithm, shown_by_cores
-from slm_lab.agent.exploration import epsilon_greedy, explore, explore_var_problems
+from slm_lab.agent.algorithm.base import Algorithm, acted
+from slm_lab.agent.algorithm.exploration import epsilon_greedy, explore, explore_var_problems
 from slm_lab.agent.net.base import NetSpec
 from slm_lab.agent.net.distribution import Categorical
 from slm_lab.agent.net.heads import QHead
 from slm_lab.agent.net.net import Head, NetOut
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.reduce import Losses, Slope
-from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import ActOut, Batch, Tree
 from slm_lab.spec.model import ScheduleSpec, SpecModel
 
@@ -53,7 +52,7 @@ class ValueBased(Algorithm):
         out = self.net.forward(obs, carry, is_first, heads=("q",))
         q = out.heads["q"]  # [E, 1, A]
         action = self.explored(q, frame) if explore else q.argmax(dim=-1)
-        return ActOut(action.squeeze(1), out.carry, tree_map(lambda x: x.squeeze(1), shown_by_cores(out)))
+        return acted(action, out)
 
     def explored(self, q: Tensor, frame: int) -> Tensor:
         """Actions [...] that explore, by values [..., A]."""

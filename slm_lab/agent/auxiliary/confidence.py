@@ -13,6 +13,8 @@ from slm_lab.lib.reduce import Losses, masked_mean
 from slm_lab.lib.types import Batch
 from slm_lab.spec.model import SpecModel
 
+LEAST = 1e-6  # of an error: where all are 0 the loss had no least value, and the head ran off without end
+
 
 class ConfidenceHead(Auxiliary):
     """Predicts how large the TD error will be, from the features of the part that the critic reads.
@@ -23,10 +25,9 @@ class ConfidenceHead(Auxiliary):
     - `confidence_ratio`: mean of |δ| / b. 1: calibrated; above: it trusts itself too much.
     - `confidence_gain`: nats that b(o) saves against the best constant. 0: it can't tell sure from unsure.
 
-    δ is the one-step TD error (REINFORCE, without a critic: the reward).
+    δ is the one-step TD error (REINFORCE, without a critic: the reward); less than 1e-6 counts as that.
 
-    Source: the confidence head of the StrategicMemory notebook, which says no more of it than its name; the loss is
-    the heteroscedastic one of Kendall & Gal 2017, arXiv 1703.04977, eq. 8, with Laplace for Gauss.
+    Source: the loss is the heteroscedastic one of Kendall & Gal 2017, arXiv 1703.04977, eq. 8, with Laplace for Gauss.
 
     Sample spec: `"auxiliary": [{"name": "ConfidenceHead"}]`
     """
@@ -41,11 +42,11 @@ class ConfidenceHead(Auxiliary):
 
     def losses(self, batch: Batch, out: NetOut, net: Net) -> Losses:
         log_b = self.log_scale(out.features[self.part].detach()).squeeze(-1)  # [B, Q]
-        error = batch.extras["td_error"].abs()
+        error = batch.extras["td_error"].abs().clamp(min=LEAST)
         ratio = error * torch.exp(-log_b)
         loss = ratio + log_b
         with torch.no_grad():
-            constant = 1 + torch.log(masked_mean(error, batch.mask).clamp(min=1e-12))
+            constant = 1 + torch.log(masked_mean(error, batch.mask))
             shown = {
                 "confidence_ratio": ratio,
                 "confidence_gain": constant - loss,

@@ -33,8 +33,7 @@ class CueHead(Auxiliary):
     images left out), at all later steps whose episode has that step in the same window. A hint: it is you who says
     *when* the cue comes. Needs a working memory; without one the head can only tell the mean.
 
-    Source: the cue head of the StrategicMemory notebook, there a classifier of the task's own label; a reconstruction
-    in place of it needs no label.
+    Ours; an observation that was seen is told again, as a label of the task isn't there to be had.
 
     Sample spec: `"auxiliary": [{"name": "CueHead", "step": 0, "coef": 1.0}]`
     """

@@ -8,24 +8,14 @@ import numpy as np
 from pydantic import Field
 
 from slm_lab.agent.memory.base import MemoryContext
-from slm_lab.agent.memory.replay import Drawn, Replay, ReplaySpec, discounted
+from slm_lab.agent.memory.replay import Drawn, Replay, RowReplaySpec, discounted
 from slm_lab.env.goals import ACHIEVED, DESIRED, shows_goals
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.types import Batch, Row, Tree
-from slm_lab.spec.model import SpecModel
 
 if TYPE_CHECKING:
     from slm_lab.env.base import Goals, World
     from slm_lab.spec.lab_spec import LabSpec
-
-
-class HindsightSpec(SpecModel):
-    """Keys of hindsight."""
-
-    goal_strategy: Literal["future", "final", "episode"] = Field(
-        "future", description="the new goal is what was achieved later in the episode, at its end, or anywhere in it"
-    )
-    her_ratio: float = Field(4.0, ge=0, description="k: rows given a new goal for each one that keeps its own")
 
 
 class HindsightReplay(Replay):
@@ -47,9 +37,13 @@ class HindsightReplay(Replay):
     "batch_size": 128}`
     """
 
-    class Spec(ReplaySpec, HindsightSpec):
+    class Spec(RowReplaySpec):
         name: Literal["HindsightReplay"] = "HindsightReplay"
-        use_cer: bool = Field(False, description="the newest row in every batch, in place of one that was drawn")
+        goal_strategy: Literal["future", "final", "episode"] = Field(
+            "future",
+            description="the new goal is what was achieved later in the episode, at its end, or anywhere in it",
+        )
+        her_ratio: float = Field(4.0, ge=0, description="k: rows given a new goal for each one that keeps its own")
 
     @classmethod
     def beside(cls, spec: LabSpec, world: World) -> int:
@@ -60,7 +54,6 @@ class HindsightReplay(Replay):
         assert context.world.goals is not None  # seen to by `problems`
         self.goals: Goals = context.world.goals
         self.chance = spec.her_ratio / (spec.her_ratio + 1)
-        self.worlds = np.arange(context.world.num_envs)
         # Of each row the number of its episode; of each episode the row after its last observation so far, where the
         # next one begins. There are fewer episodes than rows, so their numbers fit in as many slots.
         # As all arrays of a memory they are allocated with the first row: an agent that only plays needs none.

@@ -13,6 +13,7 @@ from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import SpecModel
 
 if TYPE_CHECKING:
+    from slm_lab.env.base import World
     from slm_lab.spec.lab_spec import LabSpec
 
 
@@ -60,6 +61,14 @@ class OnPolicyBatchReplay(Memory):
     @classmethod
     def window_length(cls, spec: LabSpec) -> int | None:
         return int(spec.agent.algorithm.frequency)
+
+    @staticmethod
+    def notes(spec: LabSpec, world: World) -> list[str]:
+        """Whether the run ends before anything is learned."""
+        first = spec.agent.algorithm.frequency * spec.env.num_envs * max(1, len(world.agents))
+        if first <= spec.env.max_frame:
+            return []
+        return [f"nothing is learned: the first update may come at frame {first:,}, beyond env.max_frame. Raise that"]
 
     def state_dict(self) -> Tree:
         return {"rows": self.rows.state_dict(), "carry": self.carry, "to_train": self.to_train}

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from slm_lab.agent.memory.base import MemoryContext
-from slm_lab.agent.memory.replay import Drawn, Replay, ReplaySpec
+from slm_lab.agent.memory.replay import Drawn, Replay, RowReplaySpec
 from slm_lab.agent.memory.sum_table import SumTable
 from slm_lab.lib.schedule import scheduled
 from slm_lab.lib.types import Row, Tree
@@ -25,8 +25,12 @@ class PrioritySpec(SpecModel):
     alpha: Unit = Field(0.6, description="how much priority counts: 0 draws uniformly, 1 in proportion")
     beta: Unit = Field(0.4, description="how much importance weights correct the draw, at the start")
     beta_end: Unit = Field(1.0, description="the same at beta_end_frame; 1 corrects it fully")
-    beta_end_frame: PositiveInt | None = Field(None, description="frame at which beta_end is reached; null: max_frame")
-    epsilon: float = Field(1e-4, gt=0, description="added to every priority, so that none is never drawn again")
+    beta_end_frame: PositiveInt | None = Field(
+        None, description="frame (an independent learner's own) at which beta_end is reached; null: max_frame"
+    )
+    epsilon: float = Field(
+        1e-4, gt=1e-30, description="added to every priority, so that none is never drawn again"
+    )  # smaller weights would be 0 in the table
 
 
 class Priorities:
@@ -51,7 +55,7 @@ class Priorities:
     def feedback(self, index: np.ndarray, priority: np.ndarray) -> None:
         """What has left since it was drawn (batches may be drawn ahead) stays out."""
         held = self.table.leaf.take(index) > 0
-        self.table.set(index, held * (priority.astype(np.float64) + self.spec.epsilon) ** self.spec.alpha)
+        self.table.set(index, held * (priority + self.spec.epsilon) ** self.spec.alpha)
 
     def draw(self, count: int, rng: np.random.Generator) -> np.ndarray:
         """`count` indices, one from each equal share of the whole."""
@@ -77,17 +81,15 @@ class PrioritizedReplay(Replay):
     100000, "batch_size": 32}`
     """
 
-    class Spec(ReplaySpec, PrioritySpec):
+    class Spec(RowReplaySpec, PrioritySpec):
         name: Literal["PrioritizedReplay"] = "PrioritizedReplay"
-        use_cer: bool = Field(False, description="the newest row in every batch, in place of one that was drawn")
 
     @classmethod
     def beside(cls, spec: LabSpec, world: World) -> int:
-        return 9  # its priority, and its share of the sums
+        return 5  # its priority, and its share of the sums
 
     def __init__(self, spec: Any, context: MemoryContext) -> None:
         super().__init__(spec, context)
-        self.worlds = np.arange(context.world.num_envs)
         self.priorities = Priorities(spec, self.rows.slots * context.world.num_envs, context.max_frame)
 
     def update(self, row: Row) -> None:

@@ -30,6 +30,12 @@ class ReplaySpec(SpecModel):
     storage: Storage = Field("ram", description="where the rows are: ram, or memmap (a file in the run's folder)")
 
 
+class RowReplaySpec(ReplaySpec):
+    """Keys of those that draw single rows."""
+
+    use_cer: bool = Field(False, description="the newest row in every batch, in place of one that was drawn")
+
+
 class Drawn(NamedTuple):
     """Which windows go into a batch: where they lie in the memory, as one number each (see `where`), their weights."""
 
@@ -50,9 +56,8 @@ class Replay(Memory):
     Sample spec: `"memory": {"name": "Replay", "max_size": 100000, "batch_size": 32, "use_cer": false}`
     """
 
-    class Spec(ReplaySpec):
+    class Spec(RowReplaySpec):
         name: Literal["Replay"] = "Replay"
-        use_cer: bool = Field(False, description="the newest row in every batch, in place of one that was drawn")
 
     on_policy = False
     keeps_carry = False
@@ -60,6 +65,7 @@ class Replay(Memory):
     def __init__(self, spec: Any, context: MemoryContext) -> None:
         super().__init__(spec, context)
         world = context.world
+        self.worlds = np.arange(world.num_envs)
         self.rng = np.random.default_rng([context.seed, 1])
         self.gate = Gate(context.frequency, context.start, context.iterations)
         capacity = -(-spec.max_size // world.num_envs)
@@ -133,21 +139,21 @@ class Replay(Memory):
         """The rows as windows [B, T = 1] whose observation after is n steps later."""
         pairs, self.spare = self.spare, None
         if pairs is None or len(pairs.batch.index) != len(drawn.at):
-            pairs = Pairs(self.rows, len(drawn.at), drawn.weight is not None)
-        rows, batch, gamma, self.pairs = self.rows, pairs.batch, self.context.gamma, pairs
-        batch.index[:] = drawn.at
+            pairs = Pairs(self.rows, len(drawn.at), drawn.weight is not None, self.context.gamma)
+        rows, batch, self.pairs = self.rows, pairs.batch, pairs
         if drawn.weight is not None:
             batch.weight[:] = drawn.weight
         if self.spec.n_step == 1:
-            pairs.fill(drawn.at + rows.after)
-            batch.discount.fill(gamma)
+            np.add(drawn.at, rows.after, out=pairs.at)
+            pairs.fill()
             return batch
         t, env = (x[:, None] for x in self.where(drawn.at))
-        reward, discount, after = n_step_sums(rows, t, env, self.spec.n_step, gamma)
+        reward, discount, after = n_step_sums(rows, t, env, self.spec.n_step, self.context.gamma)
         after = self.index(after, env)
-        pairs.fill(np.stack([drawn.at, after[:, 0]]))
+        pairs.at[:] = drawn.at, after[:, 0]
+        pairs.fill()
         last = rows.done(after - rows.E)
-        batch.reward[:], batch.discount[:], batch.mask[:] = reward, discount, True
+        batch.reward[:], batch.discount[:] = reward, discount
         batch.terminated[:], batch.truncated[:] = last["terminated"], last["truncated"]
         return batch
 

@@ -113,13 +113,12 @@ class Rows:
         """Whether the action of the row was taken (False: the worlds began anew)."""
         return ~self.is_first(at + self.E)
 
-    def obs(self, at: np.ndarray, out: Tree | None = None) -> Tree:
+    def obs(self, at: np.ndarray) -> Tree:
         """{key: [..., *O]}, stacked again where frames are."""
-        found = {}
-        for key, items in self.items["obs"].items():
-            stack, room = self.stacks.get(key), None if out is None else out[key]
-            found[key] = items.take(at, room) if stack is None else self._stacked(items, stack, at, room)
-        return found
+        return {
+            key: self.stacked(key, at) if key in self.stacks else items.take(at)
+            for key, items in self.items["obs"].items()
+        }
 
     def done(self, at: np.ndarray) -> Tree:
         """`action`, `reward`, `terminated`, `truncated` (and `extras`, if kept), each [..., *]."""
@@ -147,9 +146,9 @@ class Rows:
         found: Tree = tree_map(lambda items: items.take(at), self.items["extras"])
         return found
 
-    def _stacked(self, items: Items, stack: Stack, at: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+    def stacked(self, key: str, at: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """The last frames up to the row joined, oldest first; an episode's first one repeated before it."""
-        places = [at]
+        items, stack, places = self.items["obs"][key], self.stacks[key], [at]
         for _ in range(stack.count - 1):
             places.append(places[-1] - self.E * ~self.is_first(places[-1]))
         frames = [items.take(place) for place in reversed(places)]
@@ -255,45 +254,57 @@ class Items:
         size = store.dtype.itemsize * math.prod(self.shape)
         self.items: np.ndarray = np.ndarray(math.prod(store.shape[:2]), f"V{size}", store)
 
-    def take(self, at: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """What lies at places [...], as an array [..., *] of its own, or in `out`."""
-        if out is None:
-            out = np.empty((*at.shape, *self.shape), self.dtype)
-        self.items.take(at, out=np.ndarray(at.shape, self.items.dtype, out), mode="wrap")
-        return out
+    def take(self, at: np.ndarray) -> np.ndarray:
+        """What lies at places [...], as an array [..., *] of its own."""
+        found = np.empty((*at.shape, *self.shape), self.dtype)
+        self.take_into(self.opaque(found, at.shape), at)
+        return found
+
+    def opaque(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """An array [*shape, *] of what is stored here, seen as items [*shape]."""
+        return np.ndarray(shape, self.items.dtype, array)
+
+    def take_into(self, room: np.ndarray, at: np.ndarray) -> None:
+        """What lies at places [...], into items [...]."""
+        self.items.take(at, out=room, mode="wrap")
 
 
 class Pairs:
-    """Windows [B, T = 1] of single rows, in arrays that can be filled again and again: `batch` shows them.
+    """Windows [B, T = 1] of single rows that were played, in arrays that can be filled again: `batch` shows them.
 
     They lie [2, B], rows and those that the observations after them are of, because numpy goes along few long lines
-    sooner than along many short ones.
+    sooner than along many short ones. Where they are read from is told in `at` [2, B].
     """
 
-    def __init__(self, rows: Rows, size: int, weighted: bool) -> None:
-        nothing = np.zeros((2, size), np.int64)
-        self.rows, self.obs, self.steps = rows, rows.obs(nothing), rows.items["steps"].take(nothing)
-        is_first, done = self.steps["is_first"].T, self.steps[:1].T
-        self.action, self.after = done["action"], is_first[:, 1:]
+    def __init__(self, rows: Rows, size: int, weighted: bool, gamma: float) -> None:
+        self.rows, self.at = rows, np.zeros((2, size), np.int64)
+        items, obs, steps = rows.items, rows.obs(self.at), rows.items["steps"].take(self.at)
+        self.stacked = {key: x for key, x in obs.items() if key in rows.stacks}
+        self.plain = {key: items["obs"][key].opaque(x, (2, size)) for key, x in obs.items() if key not in rows.stacks}
+        self.steps, done = items["steps"].opaque(steps, (2, size)), steps[:1].T
+        self.action = done["action"]
         self.batch = Batch(
-            obs={key: x.swapaxes(0, 1) for key, x in self.obs.items()},
-            is_first=is_first,
+            obs={key: x.swapaxes(0, 1) for key, x in obs.items()},
+            is_first=steps["is_first"].T,
             action=self.action.astype(rows.action_dtype),
-            mask=np.empty((size, 1), bool),
-            discount=np.empty((size, 1), np.float32),
+            mask=np.ones((size, 1), bool),
+            discount=np.full((size, 1), gamma, np.float32),
             weight=np.empty(size, np.float32) if weighted else None,
-            index=np.empty(size, np.int64),
+            index=self.at[0],
             carry={},
             extras={},
             **{name: done[name] for name in ("reward", "terminated", "truncated")},
         )
 
-    def fill(self, at: np.ndarray) -> None:
-        """Read the rows at places [2, B]; `discount`, `weight` and `index` are the caller's."""
-        self.rows.obs(at, self.obs)
-        self.rows.items["steps"].take(at, self.steps)
+    def fill(self) -> None:
+        """Read the rows at `at`; `weight` is the caller's, and for sums of several rewards what is paid and when."""
+        items = self.rows.items
+        items["steps"].take_into(self.steps, self.at)
         np.copyto(self.batch.action, self.action)
-        np.logical_not(self.after, out=self.batch.mask)
+        for key, room in self.plain.items():
+            items["obs"][key].take_into(room, self.at)
+        for key, x in self.stacked.items():
+            self.rows.stacked(key, self.at, x)
 
 
 def record(is_first: np.ndarray, done: Tree) -> np.dtype[Any]:

@@ -53,6 +53,9 @@ class SequenceReplay(Replay):
                 raise ValueError(
                     f"sequence_length {self.sequence_length} must be more than burn_in {self.burn_in}: it includes it"
                 )
+            unread = [key for key, field in PrioritySpec.model_fields.items() if getattr(self, key) != field.default]
+            if unread and not self.prioritized:
+                raise ValueError(f"{', '.join(unread)}: windows are drawn uniformly. Set prioritized to true")
             learned = self.sequence_length - self.burn_in
             if self.carry_every > learned:
                 raise ValueError(
@@ -69,7 +72,6 @@ class SequenceReplay(Replay):
         self.every, self.length = spec.carry_every, spec.sequence_length
         self.places = self.rows.slots // self.every + 2  # for carries
         self.carry: Tree = {}  # {..: [places, E, ...]}
-        self.worlds = np.arange(context.world.num_envs)
         size = self.places * len(self.worlds) if spec.prioritized else 1
         self.priorities = Priorities(spec, size, context.max_frame)
 

@@ -7,22 +7,24 @@ import math
 import numpy as np
 
 FAN = 32  # leaves in a row, rows in a group
-ONES = np.ones(FAN)
-RUNNING = np.triu(np.ones((FAN, FAN)))  # `weights @ RUNNING` are running sums; of rows this short sooner than by cumsum
+ONES = np.ones(FAN, np.float32)
+RUNNING = np.triu(
+    np.ones((FAN, FAN), np.float32)
+)  # weights @ RUNNING: running sums, of short rows sooner than by cumsum
 
 
 class SumTable:
     """`size` weights, their sums by rows of 32 and groups of 32 rows: `set` and `draw` work on whole arrays.
 
     A sum tree with a fan of 32 and the top searched as one cumulative sum: three array operations deep, where a binary
-    tree of a million leaves is twenty. Sums are taken anew from what is below them, so rounding errors don't add up.
-    Maxima are brought up to date when they are asked for, once for all that was set since.
+    tree of a million leaves is twenty. Sums are taken anew from what is below them, so rounding errors don't add up:
+    float32 does for rows, the top is float64. Maxima are brought up to date when asked for, once for all that was set.
     """
 
     def __init__(self, size: int) -> None:
         groups = -(-size // FAN**2)
-        self.leaf = np.zeros(groups * FAN**2)
-        self.row, self.row_max = np.zeros(groups * FAN), np.zeros(groups * FAN)
+        self.leaf = np.zeros(groups * FAN**2, np.float32)
+        self.row, self.row_max = np.zeros(groups * FAN, np.float32), np.zeros(groups * FAN, np.float32)
         self.group, self.group_max = np.zeros(groups), np.zeros(groups)
         self.stale = np.zeros(groups * FAN, bool)  # rows whose maximum may be another by now
 
@@ -55,10 +57,9 @@ class SumTable:
             )
         rest = np.minimum(share * total, math.nextafter(total, 0.0))
         group = top.searchsorted(rest, side="right")
-        rest -= top.take(group) - self.group.take(group)
-        row, below = _step(self.row, group, rest)
-        rest -= below.take(np.arange(0, below.size, FAN) + row % FAN) - self.row.take(row)
-        return _step(self.leaf, row, rest)[0]
+        rest = (rest - top.take(group) + self.group.take(group)).astype(np.float32)
+        row, before = _step(self.row, group, rest)
+        return _step(self.leaf, row, rest - before)[0]
 
     def load(self, leaf: np.ndarray) -> None:
         """All weights at once."""
@@ -86,7 +87,7 @@ def _maxima(weights: np.ndarray) -> np.ndarray:
 
 
 def _step(weights: np.ndarray, parent: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which weight below each `parent` [B] holds `rest` [B], and the running sums of those there are [B, FAN].
+    """Which weight below each `parent` [B] holds `rest` [B], and what those before it add up to [B].
 
     Rounding may carry `rest` to the end of the row or onto a weight of 0: the last one above 0 is meant then.
     """
@@ -94,9 +95,12 @@ def _step(weights: np.ndarray, parent: np.ndarray, rest: np.ndarray) -> tuple[np
     below = children.dot(RUNNING)
     beyond = below > rest[:, None]
     beyond[:, -1] = True
-    index: np.ndarray = parent * FAN + beyond.argmax(axis=1)
+    column = beyond.argmax(axis=1)
+    index: np.ndarray = parent * FAN + column
     held = weights.take(index)
     if np.count_nonzero(held) < len(held):
         empty = np.flatnonzero(held == 0)
-        index[empty] = parent[empty] * FAN + FAN - 1 - (children[empty, ::-1] > 0).argmax(axis=1)
-    return index, below
+        column[empty] = FAN - 1 - (children[empty, ::-1] > 0).argmax(axis=1)
+        index[empty] = parent[empty] * FAN + column[empty]
+        held[empty] = weights.take(index[empty])
+    return index, below.take(np.arange(0, below.size, FAN) + column) - held

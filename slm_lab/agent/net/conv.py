@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slm_lab.agent.net.base import Encoder, HidLayers, NetSpec
 from slm_lab.agent.net.encode import ObsSpace, is_image, vector_size, vectors
-from slm_lab.agent.net.layers import ACTIVATIONS, init_weights, mlp
+from slm_lab.agent.net.layers import ACTIVATIONS, Activation, init_weights, mlp
 from slm_lab.lib.errors import Problem
 from slm_lab.lib.image import channel_axis
 from slm_lab.lib.types import Tree
@@ -48,7 +48,7 @@ class Conv(Encoder):
             description="[channels, kernel, stride, padding, dilation] of each layer, the last two optional",
         )
         fc_hid_layers: HidLayers = Field([512], description="units of the fully connected layers after them")
-        hid_layers_activation: Literal["relu", "tanh", "selu", "elu", "gelu", "silu", "sigmoid", "leakyrelu"] = "relu"
+        hid_layers_activation: Activation = "relu"
 
     def __init__(self, spec: Spec, obs_space: ObsSpace) -> None:
         super().__init__()

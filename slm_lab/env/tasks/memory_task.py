@@ -22,7 +22,7 @@ class MemoryTask(Rules):
     Best return 1; without memory 0 on average.
 
     Raises `EnvError` for a delay below 1, a difficulty other than 0 and 1, or a `continuous` that is no bool.
-    Source: the task of the StrategicMemory notebook, for which the lab was first built. The class is the first bit.
+    Ours. The class, by which evaluations are balanced, is the first bit.
     """
 
     def __init__(self, delay: int = 16, difficulty: int = HARD, continuous: bool = False) -> None:

@@ -24,6 +24,7 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from slm_lab.agent.memory.storage import room_for
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import OPEN, Ledger
@@ -47,18 +48,31 @@ SCRATCH = "ray"  # what Ray Tune keeps while it runs
 # ---- what there is room for ------------------------------------------------------------------------------------------
 
 
-def _concurrent(spec: LabSpec) -> int:
-    """How many trials run at once. Raises `LabError` where not one ever could."""
+def _concurrent(spec: LabSpec) -> list[int]:
+    """How many trials run at once on each machine. Raises `LabError` where not one ever could."""
     need = spec.meta.search_resources
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    room = sum(_room(node, need.cpu, need.gpu) for node in nodes)
-    if not room:
+    rooms = [_room(node, need.cpu, need.gpu) for node in nodes]
+    if not any(rooms):
         there = "; ".join(f"{n.get('CPU', 0):g} cpu and {n.get('GPU', 0):g} gpu" for n in nodes) or "nothing"
         raise LabError(
             f"meta.search_resources: a trial needs {need.cpu:g} cpu and {need.gpu:g} gpu on one machine, and there is "
             f"{there}. Ask for less, or add a machine to the cluster."
         )
-    return room
+    return rooms
+
+
+def _check_memory(spec: LabSpec, raw: dict[str, Any], run: RunDir, at_once: int) -> None:
+    """Raises `LabError` where the memories of so many trials, each one session at a time, don't fit side by side.
+
+    Asked once, before any trial holds memory; other machines of a cluster are taken to be as large as this one.
+    """
+    try:
+        with room_for(at_once):
+            resolve(raw, spec.name, data=run.path)
+    except SpecError as error:
+        cure = f"\n{at_once} trials run at once: with more cpu for each (meta.search_resources) fewer do"
+        raise LabError(f"{error}{cure if at_once > 1 else ''}") from error
 
 
 def _room(node: dict[str, float], cpu: float, gpu: float) -> int:
@@ -83,7 +97,9 @@ def run_trials(
     """
     here = run.path.resolve()
     meta = spec.meta
-    concurrent = _concurrent(spec)
+    rooms = _concurrent(spec)
+    concurrent = sum(rooms)
+    _check_memory(spec, raw, run, min(max(rooms), max_trial))
     display.workers(min(concurrent, max_trial))
     trouble = Trouble()
     plan = Planner(spec, raw, run, ledger, variables, max_trial, trouble)
@@ -124,11 +140,11 @@ def run_trials(
         raise Stopped
 
 
-def _scheduler(spec: LabSpec) -> tune.schedulers.ASHAScheduler | None:
+def _scheduler(spec: LabSpec) -> Rungs | None:
     rungs, frames = spec.meta.search_scheduler, spec.env.max_frame
     if rungs is None:
         return None
-    return tune.schedulers.ASHAScheduler(
+    return Rungs(
         time_attr="frame",
         metric="value",
         mode=spec.meta.mode,
@@ -136,6 +152,29 @@ def _scheduler(spec: LabSpec) -> tune.schedulers.ASHAScheduler | None:
         grace_period=min(rungs.grace_period, frames),
         reduction_factor=rungs.reduction_factor,
     )
+
+
+class Rungs(tune.schedulers.ASHAScheduler):
+    """ASHA for trials that may have begun before it.
+
+    Ray counts a report at the highest rung below it that the trial has no value at, however far below: of a trial that
+    goes on late, the first rungs would get the values of its end, beside which all who begin are bad.
+    """
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        self._pass_by(trial, result)
+        return str(super().on_trial_result(tune_controller, trial, result))
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        self._pass_by(trial, result)
+        super().on_trial_complete(tune_controller, trial, result)
+
+    def _pass_by(self, trial: Any, result: dict[str, Any]) -> None:
+        """No number, which no cutoff counts, at rungs a whole step or more below: trials report at each they reach."""
+        passed = result["frame"] - result["stride"] if "frame" in result else 0  # one may end before it tells anything
+        for rung, values in self._trial_info[trial.trial_id]._rungs:
+            if rung <= passed:
+                values.setdefault(trial.trial_id, math.nan)
 
 
 class Trouble(tune.Stopper):
@@ -215,7 +254,8 @@ class Planner(Searcher):
         unused: list[str] = []
         try:
             made, unused = make_raw(self.raw, point)
-            spec = resolve(made, self.spec.name, data=self.run.path)
+            with room_for(1, empty=True):  # what others hold now is no fault of it
+                spec = resolve(made, self.spec.name, data=self.run.path)
         except LabError as error:
             self.ledger.append("planned", index, point=point, unused=unused)
             problems = error.problems if isinstance(error, SpecError) else [error]
@@ -274,7 +314,8 @@ class Bookkeeper(tune.Callback):
         self.running[index] = round(result["seconds"], 3)
         if not known:
             self._write("running", index, node=result["node"], pid=result["pid"], seconds=self.running[index])
-        if result["status"] == "retry":
+        if result["status"] == "retry":  # the next report is of another attempt
+            self._broken_off(index)
             self._write("retry", index, reason=result["reason"], trace=result["trace"])
         if result["status"] == "full" and not self.trouble.found:  # every trial after it would fail of the same
             self.trouble.found = DiskError(f"trial {index}: {result['reason']}")
@@ -295,6 +336,7 @@ class Bookkeeper(tune.Callback):
         self._write("retry", trial.config["trial"], reason=_death(trial))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._broken_off(trial.config["trial"])
         self._end("failed", trial.config["trial"], reason=_death(trial))
 
     def _broken_off(self, index: int) -> None:

@@ -110,7 +110,8 @@ class Ledger:
             trial.past = trial.seconds
         if "seconds" in event:
             trial.seconds = trial.past + event["seconds"]
-        for name in ("metrics", "reason", "trace", "node"):
+        trial.reason, trial.trace = event.get("reason", ""), event.get("trace", "")  # not those of an attempt before
+        for name in ("metrics", "node"):
             if name in event:
                 setattr(trial, name, event[name])
 

@@ -13,6 +13,7 @@ from slm_lab.experiment.search.ledger import ENDED, Ledger, Trial
 from slm_lab.lib.files import write_text
 from slm_lab.spec.lab_spec import MetaSpec
 from slm_lab.spec.space import Variable, encode
+from slm_lab.spec.validate import MAX_NAME, NAME_BYTES
 
 TABLE, BEST_SPEC = "experiment_df.csv", "best_spec.json"
 
@@ -46,8 +47,14 @@ def write_results(run: RunDir, ledger: Ledger, variables: list[Variable], meta: 
     facts = run.of_trial(best.index).read_spec()
     found = {section: facts[section] for section in ("agent", "env", "meta")}
     found["meta"] |= {"max_session": run.read_spec()["meta"]["max_session"]}  # a scheduler's trials have one
-    spec = {f"{facts['name']}_t{best.index}": found}
+    spec = {_named(facts["name"], f"_t{best.index}"): found}
     write_text(run.path / BEST_SPEC, json.dumps(spec, indent=2) + "\n")
+
+
+def _named(name: str, end: str) -> str:
+    """A spec's name with an end to it, cut where it would be longer than a name may be."""
+    name = name[: MAX_NAME - len(end)]
+    return name.encode()[: NAME_BYTES - len(end)].decode(errors="ignore") + end
 
 
 def prune(run: RunDir, ledger: Ledger, meta: MetaSpec, kinds: tuple[str, ...] = ENDED) -> None:

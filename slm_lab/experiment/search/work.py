@@ -6,7 +6,7 @@ import errno
 import math
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,10 @@ class Work:
         self.baseline: float | None = None
         self.index = 0  # of the session at hand
         self.session: Session | None = None
+        self.open: Session | None = None  # the same, from before it has begun until it has closed what it holds
         self.held = ExitStack()  # its lock and its log
-        self.seconds = 0.0  # spent so far
+        self.seconds = 0.0  # spent so far, by the attempt at hand
+        self.stride = 0  # frames of a step, at most
 
     def advance(self, seconds: float) -> Report:
         """Play on for so long. `status` is running, done, failed, retry where it failed and is tried again, or full
@@ -54,13 +56,16 @@ class Work:
         self.seconds += time.monotonic() - began
         frames = self.spec.env.max_frame * self.spec.meta.max_session
         shown = {"frame": 0, "fps": math.nan, "return": math.nan, "value": math.nan, "session": self.index}
-        return {**shown, "max_frame": frames, "seconds": self.seconds, **report}
+        told = {**shown, "max_frame": frames, "seconds": self.seconds, "stride": self.stride, **report}
+        if report["status"] == "retry":
+            self.seconds = 0.0
+        return told
 
     def close(self) -> None:
         """Save the session at hand, if it can be: whoever goes on with the trial begins there."""
         if self.session is not None:
             try:
-                self.session.finish()
+                self._finish()
             except Exception:  # its last checkpoint stands
                 traceback.print_exc()
         self._drop()
@@ -71,7 +76,7 @@ class Work:
         assert self.session is not None
         if self.session.play_for(seconds, self._next_rung(self.session.frame)):
             return self._running(self.session.progress())
-        last = self.session.finish()
+        last = self._finish()
         self._drop()
         self._write_metrics()
         if self.index + 1 < self.spec.meta.max_session:
@@ -89,12 +94,23 @@ class Work:
         self.held.enter_context(log_to(self.run.log / f"session{self.index}.log", capture=True))
         if self.baseline is None:
             self.baseline = random_return(self.spec, self.run.path.parent)
-        session = Session(self.spec, self.run, self.index, lambda progress: None)
+        session = self.open = Session(self.spec, self.run, self.index, lambda progress: None)
         session.begin()
-        self.session = session
+        self.session, self.stride = session, session.env.num_envs
+
+    def _finish(self) -> Progress:
+        assert self.session is not None
+        last = self.session.finish()
+        self.open = None
+        return last
 
     def _drop(self) -> None:
-        self.session = None
+        """Let go of the session. What one that broke off has left open is closed: a warm worker goes on to others."""
+        for part in (self.open.env, self.open.board) if self.open else ():
+            with suppress(Exception):  # why it broke off is told already
+                if part is not None:
+                    part.close()
+        self.session = self.open = None
         self.held.close()
 
     def _running(self, progress: Progress, before: int | None = None) -> Report:
@@ -128,7 +144,7 @@ class Work:
 def make_work(run_path: str, trial: int, metric: str, retries: int) -> Work:
     """The work of a trial whose spec is in its file."""
     run = RunDir(Path(run_path)).of_trial(trial)
-    return Work(run, run.stored_spec(to_train=True), metric, retries)
+    return Work(run, run.stored_spec(), metric, retries)
 
 
 def _reason(error: Exception) -> str:

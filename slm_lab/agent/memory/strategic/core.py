@@ -126,6 +126,7 @@ class StrategicCore(Core):
                 "count": torch.full((B, self.slots), -1, device=like.device),
             },
             "recent": like.new_zeros(B, self.entry.window - 1, self.input_size),
+            "episode": torch.full((B,), -1, device=like.device),
             "clock": torch.zeros(B, dtype=torch.int64, device=like.device),
             "count": torch.zeros(B, dtype=torch.int64, device=like.device),
             "time": like.new_zeros(B),
@@ -180,7 +181,7 @@ class StrategicCore(Core):
         """The carry where episodes begin, first [B]: their clock at 0 and, unless they persist, slots empty too."""
         if not bool(first.any()):
             return carry
-        begun = {**carry, "clock": carry["clock"].masked_fill(first, 0)}
+        begun = {**carry, "episode": carry["episode"] + first, "clock": carry["clock"].masked_fill(first, 0)}
         if not self.persist:
             empty = carry["held"]["count"].masked_fill(first[:, None], -1)
             begun |= {"held": {**carry["held"], "count": empty}, "count": begun["clock"]}
@@ -198,8 +199,9 @@ class StrategicCore(Core):
         clock = carry["clock"][:, None] + step  # since the episode began
         count = carry["count"][:, None] + step if self.persist else clock  # since the slots were empty
         u, recent = self._inputs(x, clock, carry["recent"])  # [B, T, window, D]
-        new = {**self._embed(u), "u": u, "noise": self.retention.noise(count, rng), "count": count}
-        after = {"recent": recent, "clock": clock[:, -1] + 1}
+        noise = self.retention.noise(count, carry["episode"], rng)
+        new = {**self._embed(u), "u": u, "noise": noise, "count": count}
+        after = {"recent": recent, "episode": carry["episode"], "clock": clock[:, -1] + 1}
         return new, {**after, "count": count[:, -1] + 1 if self.persist else after["clock"]}, clock
 
     def _inputs(self, x: Tensor, clock: Tensor, recent: Tensor) -> tuple[Tensor, Tensor]:

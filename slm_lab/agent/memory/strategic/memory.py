@@ -80,7 +80,9 @@ class StrategicMemory(OnPolicyReplay):
         hindsight_coef: float = Field(4.0, ge=0, description="weight of the hindsight critic; 0 turns hindsight off")
         usefulness_coef: float = Field(0.1, ge=0, description="weight of what teaches retention by hindsight")
         promise_coef: float = Field(
-            0.3, ge=0, description="weight, beside use, of what may come to be of use, as far as the gate is shut"
+            0.3,
+            ge=0,
+            description="weight, beside use, of what may come to be of use, as far as hindsight explains nothing yet",
         )
         prior_coef: float = Field(
             0.3,
@@ -91,7 +93,8 @@ class StrategicMemory(OnPolicyReplay):
             1.0, ge=0, description="weight of the gated mean-actor-critic term; discrete actions only"
         )
         actor_gate: bool = Field(
-            True, description="it counts as far as hindsight explains what it hasn't learned from; false: always"
+            True,
+            description="the actor term counts as far as hindsight explains what it hasn't learned from; false: fully",
         )
 
         @property
@@ -170,12 +173,11 @@ class StrategicMemory(OnPolicyReplay):
         """Whether retention has a choice at all, episodes are cut, and a batch has enough to compare."""
         keys, length, found = spec.agent.memory, world.max_length, []
         by_step = getattr(spec.agent.algorithm, "baseline_by_step", False)
-        if length is not None and keys.slots >= length and keys.retention == "learned" and not keys.persist:
+        if length is not None and keys.slots >= length and keys.retention != "none" and not keys.persist:
             steps = f"no episode has more than {plural(length, 'step')}"
             less = f"; {length - 1} or fewer make it choose" if length > 1 else ""
             found.append(
-                f"agent.memory.slots {keys.slots}: {steps}, so nothing is ever dropped and retention has nothing to "
-                f"learn{less}"
+                f"agent.memory.slots {keys.slots}: {steps}, so nothing is dropped and retention has no choice{less}"
             )
         if keys.rule != keys.retention:
             key = "usefulness_coef" if keys.hindsight_coef else "hindsight_coef"

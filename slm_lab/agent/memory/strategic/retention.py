@@ -28,11 +28,15 @@ class Retention:
     def __init__(self, rule: Rule, slots: int) -> None:
         self.rule, self.slots = rule, slots
 
-    def noise(self, count: Tensor, rng: torch.Generator | None) -> Tensor:
-        """g [B, T] of the steps `count` [B, T]. A reservoir is nothing but chance: without `rng` it hashes."""
+    def noise(self, count: Tensor, episode: Tensor, rng: torch.Generator | None) -> Tensor:
+        """g [B, T] of the steps `count` [B, T] of a world's `episode`s [B], counted from 0.
+
+        A reservoir is nothing but chance: without `rng` it is hashed, of world, episode and step.
+        """
         if self.rule == "reservoir" and rng is None:
-            row = torch.arange(1, 1 + len(count), device=count.device)[:, None]
-            return _gumbel(torch.frac(torch.sin((1 + count) * 12.9898 + row * 78.233).abs() * 43758.5453))
+            row = torch.arange(len(count), device=count.device)
+            hashed = _hash(_hash(_hash(row) + episode)[:, None] + count)
+            return _gumbel((hashed.double() / 2**32).float())
         if rng is None or self.rule in ("fifo", "none"):
             return torch.zeros(count.shape, device=count.device)
         return _gumbel(torch.rand(count.shape, generator=rng)).to(count.device)
@@ -61,6 +65,13 @@ class Retention:
         if self.rule == "learned" and "decay" in entry:
             priority = priority - entry["decay"] * age.clamp(max=2 * self.slots)
         return priority
+
+
+def _hash(x: Tensor) -> Tensor:
+    """Whole numbers, int64, to ones of 32 bits that look drawn; equal ones to equal ones."""
+    for _ in range(2):
+        x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF
+    return (x >> 16) ^ x
 
 
 def _gumbel(uniform: Tensor) -> Tensor:
