@@ -55,6 +55,10 @@ class Registry(Mapping[str, str]):
         module, attribute = self._table[name].split(":")
         return getattr(importlib.import_module(module), attribute)
 
+    def classes(self) -> dict[str, Any]:
+        """All classes of the family by name, imported now."""
+        return {name: self.load(name) for name in self}
+
     def summary(self, name: str) -> str:
         """First line of the part's docstring, read from its source without importing it (so `list` needs no torch)."""
         module, attribute = self._table[name].split(":")

@@ -274,22 +274,11 @@ def apply_overrides(raw: Mapping[str, Any], items: Iterable[str]) -> dict[str, A
     return spec
 
 
-def loadable(registry: Registry) -> dict[str, Any]:
-    """The classes of a family that import here: a part may be unfinished, or need a package that isn't installed."""
-    classes = {}
-    for name in registry:
-        try:
-            classes[name] = registry.load(name)
-        except (ImportError, AttributeError, LabError):
-            continue
-    return classes
-
-
 def of_another(registry: Registry, name: str, key: str) -> bool:
     """Whether the part called `name` lacks the key, and another one of its family has it."""
     if key in registry.load(name).Spec.model_fields:
         return False
-    return any(key in cls.Spec.model_fields for cls in loadable(registry).values())
+    return any(key in cls.Spec.model_fields for cls in registry.classes().values())
 
 
 def drop_foreign_keys(spec: dict[str, Any], path: list[str], name: Any) -> list[str]:

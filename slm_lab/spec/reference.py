@@ -12,7 +12,6 @@ from typing import Any
 
 from slm_lab.spec.explain import Schema, describe
 from slm_lab.spec.lab_spec import ENV, MetaSpec
-from slm_lab.spec.load import loadable
 from slm_lab.spec.parts import AUXILIARY, CORE, ENTRY, INNER
 from slm_lab.spec.validate import FAMILIES, summary
 
@@ -42,9 +41,9 @@ def render() -> str:
     sections = [HEAD]
     for family, registry in {**FAMILIES, "memory.entry": ENTRY, "net.core": CORE, "auxiliary": AUXILIARY}.items():
         sections.append(f"## agent.{family}\n")
-        sections += [f"### {name}\n\n{summary(cls)}\n\n{_table(cls.Spec)}" for name, cls in loadable(registry).items()]
-    if "EnvSpec" in (env := loadable(ENV)):
-        sections.append(f"## env\n\nOther keys are arguments of the world's constructor.\n\n{_table(env['EnvSpec'])}")
+        sections += [f"### {name}\n\n{summary(cls)}\n\n{_table(cls.Spec)}" for name, cls in registry.classes().items()]
+    env = _table(ENV.load("EnvSpec"))
+    sections.append(f"## env\n\nOther keys are arguments of the world's constructor.\n\n{env}")
     sections.append(f"## meta\n\n{_table(MetaSpec)}")
     inner = {title: schema for model in _models() for title, schema in _inner(model)}
     sections += ["## Values with keys of their own\n"]
@@ -54,7 +53,7 @@ def render() -> str:
 
 def _models() -> Iterator[Any]:
     for registry in (*FAMILIES.values(), *INNER.values(), AUXILIARY):
-        yield from (cls.Spec for cls in loadable(registry).values())
+        yield from (cls.Spec for cls in registry.classes().values())
     yield MetaSpec
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from slm_lab.lib.registry import Registry
 from slm_lab.spec.explain import Schema
 from slm_lab.spec.lab_spec import ENV, MetaSpec
-from slm_lab.spec.load import loadable
 from slm_lab.spec.parts import AUXILIARY, INNER
 from slm_lab.spec.validate import FAMILIES, LEARNERS, summary
 
@@ -27,9 +26,7 @@ def build_schema() -> Schema:
     for registry in (*FAMILIES.values(), *INNER.values(), AUXILIARY):
         _add_family(registry, defs)
     _add_model(MetaSpec, "meta", defs)
-    defs["env"] = {"type": "object"}
-    if "EnvSpec" in (env := loadable(ENV)):
-        _add_model(env["EnvSpec"], "env", defs)
+    _add_model(ENV.load("EnvSpec"), "env", defs)
     name = {"type": "string", "description": "what the agent is called"}
     learners = {"enum": list(LEARNERS), "description": "of a world's several agents: one for all, or each its own"}
     keys = {"name": name, "learners": learners} | {family: _ref(family) for family in FAMILIES}
@@ -61,7 +58,7 @@ def _ref(name: str) -> Schema:
 def _add_family(registry: Registry, defs: dict[str, Schema]) -> None:
     """One definition for each part, and one for the family: any of them, told apart by `name`."""
     names = {}
-    for name, cls in loadable(registry).items():
+    for name, cls in registry.classes().items():
         names[name] = f"{registry.family}.{name}"
         _add_model(cls.Spec, names[name], defs, summary(cls))
         properties = defs[names[name]]["properties"]
@@ -71,7 +68,7 @@ def _add_family(registry: Registry, defs: dict[str, Schema]) -> None:
             properties[key] = {"anyOf": [_ref(INNER[key].family), _VARIABLE], "default": default}
         # a part is always named, though its model has the name for a default
         defs[names[name]]["required"] = sorted({"name", *defs[names[name]].get("required", [])})
-    defs[registry.family] = {"oneOf": [_ref(key) for key in names.values()]} if names else {"type": "object"}
+    defs[registry.family] = {"oneOf": [_ref(key) for key in names.values()]}
 
 
 def _add_model(model: Any, name: str, defs: dict[str, Schema], description: str = "") -> None:

@@ -15,7 +15,6 @@ from slm_lab.spec.dialect import translate
 from slm_lab.spec.distributed import distributed_problems
 from slm_lab.spec.explain import check, show
 from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec
-from slm_lab.spec.load import loadable
 from slm_lab.spec.parts import ALGORITHM, AUXILIARY, CORE, MEMORY, NET
 from slm_lab.spec.space import read_space
 from slm_lab.spec.variables import substitute
@@ -227,7 +226,7 @@ def _fit_problems(classes: Mapping[str, Any]) -> list[Problem]:
 def _misfit(memory: Any, why: str, **wanted: bool) -> Problem:
     """`wanted`: what must hold of the memories that fit."""
     fitting = [
-        name for name, cls in loadable(MEMORY).items() if all(getattr(cls, key, None) == x for key, x in wanted.items())
+        name for name, cls in MEMORY.classes().items() if all(getattr(cls, key, None) == x for key, x in wanted.items())
     ]
     cure = f"use {' or '.join(fitting)}" if fitting else "there is none yet"
     return Problem("agent.memory.name", f"{memory.__name__} doesn't fit: {why}: {cure}")

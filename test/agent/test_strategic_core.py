@@ -13,7 +13,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from slm_lab.agent.memory.base import MemoryContext
-from slm_lab.agent.memory.strategic.core import DECAYS, StrategicCore, clock_features
+from slm_lab.agent.memory.strategic.clock import DECAYS, clock_features
+from slm_lab.agent.memory.strategic.core import StrategicCore
 from slm_lab.agent.memory.strategic.memory import StrategicMemory
 from slm_lab.agent.memory.strategic.retention import Retention
 from slm_lab.agent.net.core.base import CoreOut

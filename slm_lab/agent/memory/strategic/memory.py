@@ -13,7 +13,8 @@ from slm_lab.agent.auxiliary.base import AuxiliaryContext
 from slm_lab.agent.memory.base import MemoryContext
 from slm_lab.agent.memory.onpolicy import OnPolicyReplay
 from slm_lab.agent.memory.storage import SHARE, free_ram, gigabytes, memories
-from slm_lab.agent.memory.strategic.core import CLOCK, UNKNOWN, StrategicCore
+from slm_lab.agent.memory.strategic.clock import CLOCK
+from slm_lab.agent.memory.strategic.core import UNKNOWN, StrategicCore
 from slm_lab.agent.memory.strategic.hindsight import ENOUGH, Hindsight
 from slm_lab.agent.memory.strategic.retention import Rule
 from slm_lab.agent.net.core.base import Core
