@@ -65,7 +65,7 @@ class Priorities:
         """Importance weights [B] float32, the largest 1 (what is common to all, as N and the sum, cancels out)."""
         beta = scheduled("linear_decay", self.spec.beta, self.spec.beta_end, 0, self.beta_end_frame, frame)
         chance = self.table.leaf.take(index)
-        weight: np.ndarray = ((chance.min() / chance) ** beta).astype(np.float32)
+        weight: np.ndarray = (np.minimum.reduce(chance) / chance) ** beta
         return weight
 
 

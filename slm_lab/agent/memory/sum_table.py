@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-FAN = 32  # leaves in a row, rows in a group
+BITS = 5  # a shift is sooner done than a division
+FAN = 2**BITS  # leaves in a row, rows in a group
 ONES = np.ones(FAN, np.float32)
 RUNNING = np.triu(
     np.ones((FAN, FAN), np.float32)
@@ -31,10 +32,10 @@ class SumTable:
     def set(self, index: np.ndarray, value: np.ndarray | float) -> None:
         """Weights at `index` [N], 0 or more; of an index given twice one value counts."""
         self.leaf[index] = value
-        rows = index // FAN
+        rows = index >> BITS
         self.stale[rows] = True
         self.row[rows] = _sums(_children(self.leaf, rows))
-        groups = rows // FAN
+        groups = rows >> BITS
         self.group[groups] = _sums(_children(self.row, groups))
 
     def max(self) -> float:
@@ -43,7 +44,7 @@ class SumTable:
         if len(rows):
             self.stale[rows] = False
             self.row_max[rows] = _maxima(_children(self.leaf, rows))
-            groups = rows // FAN
+            groups = rows >> BITS
             self.group_max[groups] = _maxima(_children(self.row_max, groups))
         return float(self.group_max.max())
 
@@ -58,8 +59,9 @@ class SumTable:
         rest = np.minimum(share * total, math.nextafter(total, 0.0))
         group = top.searchsorted(rest, side="right")
         rest = (rest - top.take(group) + self.group.take(group)).astype(np.float32)
-        row, before = _step(self.row, group, rest)
-        return _step(self.leaf, row, rest - before)[0]
+        row, held, below = _step(self.row, group, rest)
+        rest -= below.take(np.arange(0, below.size, FAN) + (row & FAN - 1)) - held
+        return _step(self.leaf, row, rest)[0]
 
     def load(self, leaf: np.ndarray) -> None:
         """All weights at once."""
@@ -86,8 +88,8 @@ def _maxima(weights: np.ndarray) -> np.ndarray:
     return maxima
 
 
-def _step(weights: np.ndarray, parent: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which weight below each `parent` [B] holds `rest` [B], and what those before it add up to [B].
+def _step(weights: np.ndarray, parent: np.ndarray, rest: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which weight below each `parent` [B] holds `rest` [B], itself [B], and the running sums of all there [B, FAN].
 
     Rounding may carry `rest` to the end of the row or onto a weight of 0: the last one above 0 is meant then.
     """
@@ -95,12 +97,10 @@ def _step(weights: np.ndarray, parent: np.ndarray, rest: np.ndarray) -> tuple[np
     below = children.dot(RUNNING)
     beyond = below > rest[:, None]
     beyond[:, -1] = True
-    column = beyond.argmax(axis=1)
-    index: np.ndarray = parent * FAN + column
+    index: np.ndarray = (parent << BITS) + beyond.argmax(axis=1)
     held = weights.take(index)
     if np.count_nonzero(held) < len(held):
         empty = np.flatnonzero(held == 0)
-        column[empty] = FAN - 1 - (children[empty, ::-1] > 0).argmax(axis=1)
-        index[empty] = parent[empty] * FAN + column[empty]
+        index[empty] = (parent[empty] << BITS) + FAN - 1 - (children[empty, ::-1] > 0).argmax(axis=1)
         held[empty] = weights.take(index[empty])
-    return index, below.take(np.arange(0, below.size, FAN) + column) - held
+    return index, held, below
