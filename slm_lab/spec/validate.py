@@ -15,7 +15,7 @@ from slm_lab.spec.dialect import translate
 from slm_lab.spec.distributed import distributed_problems
 from slm_lab.spec.explain import check, show
 from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec
-from slm_lab.spec.parts import ALGORITHM, AUXILIARY, CORE, MEMORY, NET
+from slm_lab.spec.parts import ALGORITHM, AUXILIARY, CORE, INNER, MEMORY, NET
 from slm_lab.spec.space import read_space
 from slm_lab.spec.variables import substitute
 
@@ -148,12 +148,13 @@ def _agent(raw: Mapping[str, Any], found: Findings) -> tuple[AgentSpec, dict[str
     for family, registry in FAMILIES.items():
         value = DEFAULT_NET if family == "net" and raw.get("net") in (None, {}) else raw.get(family)
         classes[f"agent.{family}"], parts[family] = _part(registry, value, f"agent.{family}", found)
-    core_field = classes["agent.net"] and classes["agent.net"].Spec.model_fields.get("core")
-    if core_field:  # any, to the net: which core it is and what keys that has is known here only
-        value = _mapping(raw.get("net")).get("core", core_field.get_default(call_default_factory=True))
-        classes["agent.net.core"], core = _part(CORE, value, "agent.net.core", found)
-        if core and parts["net"]:
-            parts["net"] = parts["net"].model_copy(update={"core": core.model_dump(mode="json")})
+    for family, key in (("net", "core"), ("memory", "entry")):
+        field = classes[f"agent.{family}"] and classes[f"agent.{family}"].Spec.model_fields.get(key)
+        if field:  # any, to the part around it: which it is and what keys that has is known here only
+            value = _mapping(raw.get(family)).get(key, field.get_default(call_default_factory=True))
+            classes[f"agent.{family}.{key}"], inner = _part(INNER[key], value, f"agent.{family}.{key}", found)
+            if inner and parts[family]:
+                parts[family] = parts[family].model_copy(update={key: inner.model_dump(mode="json")})
     name = raw.get("name", getattr(parts["algorithm"], "name", ""))
     if not isinstance(name, str):
         found.add([Problem("agent.name", f"{show(name)} is no name (expected: text)")])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from gymnasium import spaces
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from slm_lab.agent.auxiliary.base import AuxiliaryContext
 from slm_lab.agent.memory.base import MemoryContext
@@ -19,9 +19,8 @@ from slm_lab.agent.memory.strategic.hindsight import ENOUGH, Hindsight
 from slm_lab.agent.memory.strategic.retention import Rule
 from slm_lab.agent.net.core.base import Core
 from slm_lab.env.base import World
-from slm_lab.lib.errors import Problem, did_you_mean, plural
+from slm_lab.lib.errors import Problem, plural
 from slm_lab.lib.types import Batch, Row
-from slm_lab.spec.explain import check
 from slm_lab.spec.model import NonNegativeInt, PositiveInt, SpecModel, Unit
 from slm_lab.spec.parts import ENTRY
 
@@ -45,11 +44,7 @@ class StrategicMemory(OnPolicyReplay):
     class Spec(SpecModel):
         name: Literal["StrategicMemory"] = "StrategicMemory"
         slots: PositiveInt = Field(16, description="K: entries kept at a time")
-        entry: Any = Field(
-            {"name": "MLP"},
-            validate_default=True,
-            description="what makes an entry of a step: a part of the family entry",
-        )
+        entry: Any = Field({"name": "MLP"}, description="what makes an entry of a step: a part of the family entry")
         hidden_size: PositiveInt = Field(64, description="units of hidden layers and of the features")
         size: PositiveInt = Field(32, description="d: numbers in a key, a value and a query of each head")
         heads: PositiveInt = Field(1, description="attention heads")
@@ -120,23 +115,6 @@ class StrategicMemory(OnPolicyReplay):
                     f"max_queries {self.max_queries} is less than queries {self.queries}. Raise it, or lower queries"
                 )
             return self
-
-        @field_validator("entry")
-        @classmethod
-        def _known(cls, raw: Any) -> Any:
-            if not isinstance(raw, dict) or "name" not in raw:
-                raise ValueError(f"{raw!r} has no name of an entry encoder. Give it one: {', '.join(ENTRY)}")
-            name = str(raw["name"])
-            if name not in ENTRY:
-                raise ValueError(f"{name!r} is no entry encoder.{did_you_mean(name, ENTRY)}")
-            found, problems = check(ENTRY.load(name).Spec, raw, "entry")
-            if problems:
-                told = (
-                    f"{problem.path}: {problem.message}".removeprefix("entry").lstrip(".: ") for problem in problems
-                )
-                raise ValueError("; ".join(told))
-            assert found is not None
-            return found.model_dump(mode="json")
 
     def __init__(self, spec: Spec, context: MemoryContext) -> None:
         self.longest = spec.horizon
