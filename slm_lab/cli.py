@@ -285,12 +285,11 @@ def _resolved(
     words: list[str], args: argparse.Namespace, sessions: int | None = None
 ) -> tuple[LabSpec, dict[str, Any]]:
     """The spec, and as it is written; there must be room for so many sessions, or for all that train would run."""
-    from slm_lab.agent.memory.storage import room_for
+    from slm_lab.spec.lab_spec import Room
     from slm_lab.spec.validate import resolve
 
     name, raw = _written(words, args)
-    with room_for(sessions):
-        spec = resolve(raw, name, data=args.data)
+    spec = resolve(raw, name, data=args.data, room=Room(sessions))
     for note in spec.notes:
         print(f"note: {note}", file=sys.stderr)
     return spec, raw

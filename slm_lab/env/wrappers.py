@@ -188,16 +188,16 @@ class FrameStack(VecWrapper):
             low, high = (self._join(np.stack([bound] * count)[:, None], box)[0] for bound in (box.low, box.high))
             self.obs_space[key] = spaces.Box(low, high, dtype=box.dtype.type)
             channels_first = len(box.shape) == 3 and channel_axis(box.shape) == 0
-            self._told(key, box.shape)
+            self._check(key, box, 0 if channels_first else 2)
             self.stacks = {**self.stacks, key: Stack(count, 0 if channels_first else -1)}
 
-    def _told(self, key: str, shape: tuple[int, ...]) -> None:
-        """Raises `EnvError` where a reader of the stack would take another axis for the channels than was stacked."""
+    def _check(self, key: str, box: spaces.Box, axis: int) -> None:
+        """Raises `EnvError` where a reader of the pictures would take another axis than they are joined along."""
         stacked = self.obs_space[key].shape or ()
-        if len(shape) == 3 and channel_axis(stacked) != channel_axis(shape):
+        if box.dtype == np.uint8 and len(stacked) == 3 and channel_axis(stacked) != axis:
             raise EnvError(
-                f"env.frame_stack {self._count}: pictures {shape} of '{key}' become {stacked}, where channels can't be "
-                "told from height and width. Use fewer frames, or larger pictures."
+                f"env.frame_stack {self._count}: pictures {box.shape} of '{key}' become {stacked}, where channels "
+                "can't be told from height and width. Use another number of frames."
             )
 
     @staticmethod

@@ -25,6 +25,7 @@ from slm_lab.lib.files import write_atomic
 from slm_lab.spec.lab_spec import LabSpec
 from slm_lab.spec.validate import resolve
 
+FULL = (errno.ENOSPC, errno.EDQUOT)  # why nothing more can be written
 FOLDERS = ("info", "graph", "log", "model")
 STAMP = "_YYYY_MM_DD_HHMMSS"  # what follows the spec's name
 LOCK_SECONDS = 1.0
@@ -152,8 +153,7 @@ class RunDir:
 def unwritable(path: Path | str, error: OSError) -> DiskError:
     """The error of a folder that can't be written, with what to do about it."""
     cures = {
-        errno.ENOSPC: "Free some space",
-        errno.EDQUOT: "Free some space",
+        **dict.fromkeys(FULL, "Free some space"),
         errno.EEXIST: "A file of that name is in the way: move it",
         errno.ENOTDIR: "A file is in the way where a folder should be: move it",
         errno.ENAMETOOLONG: "Give the spec a shorter name",

@@ -29,7 +29,7 @@ from slm_lab.experiment.xray import Xray
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.rng import world_seed
-from slm_lab.lib.tree import to_torch, tree_copy
+from slm_lab.lib.tree import to_torch, tree_copy, tree_leaves
 from slm_lab.lib.types import Step, Tree
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Session:
         )
         self.best = (False, -math.inf)  # is it a mean over enough episodes, and the mean
         self.best_state: Tree | None = None  # the agent it was measured of, until the next checkpoint
-        what = ("log", "eval", "checkpoint") if spec.meta.rigorous_eval else ("log", "checkpoint")
+        what = ("log", "eval", "checkpoint") if self.evaluated else ("log", "checkpoint")
         self.every: dict[str, int] = {name: getattr(spec.meta, f"{name}_frequency") for name in what}  # frames between
         self.due = dict(self.every)  # frame at which the next one is owed
         self.soonest = 0  # frame before which nothing is
@@ -120,7 +120,11 @@ class Session:
             crew.start(learner, self.seed, folder)
             return crew, learner, crew
         env: VecEnv = make_env(spec.env, gamma=gamma) if spec.env.dataset is None else offline_env(spec.env, gamma)
-        agent = build_agents(spec.agent, env.world, self.seed, self.max_frame, folder)
+        try:
+            agent = build_agents(spec.agent, env.world, self.seed, self.max_frame, folder)
+        except BaseException:
+            env.close()
+            raise
         return env, agent, Local(agent, env)
 
     @property
@@ -188,7 +192,7 @@ class Session:
             return
         if self._is_due("log"):
             self._log()
-        if self.spec.meta.rigorous_eval and self._is_due("eval"):
+        if self.evaluated and self._is_due("eval"):
             self._evaluate()
         if self._is_due("checkpoint"):
             self._save()
@@ -218,7 +222,7 @@ class Session:
     def _log(self) -> None:
         row = self.tracker.log(self.frame, self.agent.opt_step, self._wall_t())
         self._show_on_board("train", row)
-        if not self.spec.meta.rigorous_eval and len(self.tracker.returns):
+        if not self.evaluated and len(self.tracker.returns):
             self._keep_best(self.tracker.total_reward_ma, sure=len(self.tracker.returns) == WINDOW)
 
     def _evaluate(self) -> None:
@@ -287,11 +291,7 @@ class Session:
         status = "stopped" if self.frame < self.max_frame else "done"
         if status == "done" and (not self.tracker.rows or self.tracker.rows[-1]["frame"] < self.frame):
             self._log()
-        if (
-            status == "done"
-            and self.spec.meta.rigorous_eval
-            and (not self.eval_rows or self.eval_rows[-1]["frame"] < self.frame)
-        ):
+        if status == "done" and self.evaluated and (not self.eval_rows or self.eval_rows[-1]["frame"] < self.frame):
             self._evaluate()
         self._save()
         self.env.close()
@@ -386,15 +386,19 @@ class Session:
             "tracker": tracker,
             "eval_rows": packed(self.eval_rows),
             "best": self.best,
+            "evaluated": self.evaluated,
             "due": self.due,
         }
 
     def load_state_dict(self, state: Tree) -> None:
         """Go on from a checkpoint. Where the env could not be saved, from new episodes, and says so."""
+        begun = self.agent.initial(self.env.num_envs)
+        if [path for path, _ in tree_leaves(state["carry"])] != [path for path, _ in tree_leaves(begun)]:
+            raise KeyError("the carry has other leaves")  # of other code
         self.agent.load_state_dict(state["agent"])
         self.tracker.load_state_dict(state["tracker"])
         self.eval_rows = unpacked(state["eval_rows"])
-        if self.evaluated == ("eval" in state["due"]):  # else returns of training would stand against evaluation's
+        if self.evaluated == state.get("evaluated", self.evaluated):  # else returns in training stood against others
             self.best = state["best"]
         for what in self.every:  # evaluation may have been turned on since, or off
             self.due[what] = state["due"].get(what, self._next(what))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import multiprocessing
@@ -21,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from slm_lab.agent.memory.storage import sessions_at_once
 from slm_lab.env.base import EnvError
-from slm_lab.experiment.run_dir import RunDir, unwritable
+from slm_lab.experiment.run_dir import FULL, RunDir, unwritable
 from slm_lab.experiment.session import TWICE, Progress, Report, Session
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.files import write_atomic
@@ -37,13 +35,13 @@ logger = logging.getLogger("slm_lab")
 
 
 def run_sessions(spec: LabSpec, run: RunDir, report: Report) -> list[Progress]:
-    """All sessions of a spec, at most `workers` (default: what the cores hold) at a time; the last word of each.
+    """All sessions of a spec, as many at a time as the cores hold; the last word of each.
 
     A session that raises or dies is reported as failed with its traceback, and the others finish. Ctrl-C or SIGTERM
     stops them all after the step at hand; a second Ctrl-C kills them, and raises KeyboardInterrupt.
     """
     write_failures(run, [])  # of an attempt before
-    last = _Pool(spec, run, report, sessions_at_once(spec)).run()
+    last = _Pool(spec, run, report, spec.at_once).run()
     write_failures(run, last)
     return last
 
@@ -86,7 +84,7 @@ def write_failures(run: RunDir, last: list[Progress]) -> None:
 def _failure(run: RunDir, index: int, max_frame: int, error: BaseException) -> Progress:
     """The last word of a session that raised; the traceback goes to the log as well."""
     logger.error("session %d failed: %s", index, error, exc_info=error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL:
         error = unwritable(run.path, error)
     trace = "".join(traceback.format_exception(error))
     if isinstance(error, EnvError):  # the message says what, the traceback where in the user's own code
@@ -116,7 +114,8 @@ class _Pool:
         self.told: set[str] = set()
         # forkserver: torch is imported once, in a clean process without threads, and each session is forked from that
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([__name__, *["torch.utils.tensorboard"] * spec.meta.tensorboard])
+        beside = ["torch.utils.tensorboard"] if spec.meta.tensorboard else []
+        self.context.set_forkserver_preload([__name__, *beside])
 
     def run(self) -> list[Progress]:
         with self._stop_on_signal():

@@ -99,15 +99,17 @@ def _pace(out: Translation, raw: Mapping[str, Any]) -> None:
 
 
 def _polyak_pace(out: Translation, envs: float, frequency: float, sac: bool) -> None:
-    """SLM-Lab's target moves with each batch of SAC, each step of DQN's envs; here every so many frames.
+    """SLM-Lab's target moves with each batch of SAC, as here but for several a frame; and with each step of DQN's envs.
 
     Moving n times by a share c towards a net that stands still is moving once by 1 - (1 - c)^n.
     """
     batches = max(_number(out.spec, f"{ALG}.training_iter", 1), 1)
+    if sac and batches <= frequency:
+        _put(out.spec, f"{ALG}.update_frequency", None)
+        return
     share = _number(out.spec, f"{ALG}.polyak_coef", 0.005)
-    every = max(1, frequency // batches) if sac else frequency
-    _put(out.spec, f"{ALG}.update_frequency", every)
-    times = every * batches / frequency if sac else frequency / envs
+    _put(out.spec, f"{ALG}.update_frequency", 1 if sac else frequency)
+    times = batches / frequency if sac else frequency / envs
     if times != 1 and 0 < share < 1:
         moved = round(1 - (1 - share) ** times, 6)
         _change(out, f"{ALG}.polyak_coef", moved, f"SLM-Lab's target moves {times:g} times as often")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -103,11 +104,20 @@ class AgentSpec:
 
 
 @dataclass(frozen=True)
+class Room:
+    """For what there must be room: `sessions` at once (None: as many as mode train runs), beside what runs now, or on a
+    machine that is `empty` by then."""
+
+    sessions: int | None = None
+    empty: bool = False
+
+
+@dataclass(frozen=True)
 class LabSpec:
     """All of one spec. `env` is `slm_lab.env.vec.EnvSpec`; `notes` say what was read differently than written, or
     is worth knowing.
 
-    `data` is the folder that its run will be kept in: the disk that must have room for it.
+    `data` is the folder that its run will be kept in: the disk that must have room for it; `room` says for how many.
     """
 
     name: str
@@ -117,6 +127,13 @@ class LabSpec:
     search: dict[str, Any] | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)
     data: Path = field(default=Path("data"), compare=False)
+    room: Room = field(default=Room(), compare=False)
+
+    @property
+    def at_once(self) -> int:
+        """Sessions of a trial that the cores have room for, each with its rollout workers."""
+        beside = self.meta.distributed.workers if self.meta.distributed else 0
+        return min(self.meta.max_session, max(1, len(os.sched_getaffinity(0)) // (1 + beside)))
 
     def dump(self) -> dict[str, Any]:
         """The spec as plain data, defaults written out; resolving it again gives an equal LabSpec."""

@@ -14,7 +14,7 @@ from slm_lab.lib.registry import Registry
 from slm_lab.spec.dialect import translate
 from slm_lab.spec.distributed import distributed_problems
 from slm_lab.spec.explain import check, show
-from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec
+from slm_lab.spec.lab_spec import ENV, AgentSpec, LabSpec, MetaSpec, Room
 from slm_lab.spec.parts import ALGORITHM, AUXILIARY, CORE, INNER, MEMORY, NET
 from slm_lab.spec.space import read_space
 from slm_lab.spec.variables import substitute
@@ -25,6 +25,7 @@ FAMILIES = {"algorithm": ALGORITHM, "memory": MEMORY, "net": NET}
 MAX_NAME = 100
 NAME_BYTES = 150  # of the 255 that file names may have; a graph's adds up to 65 of its own
 DATA = Path("data")  # where runs are kept, unless one says otherwise
+ROOM = Room()  # for a trial
 _NAME = re.compile(r"\w(?:[\w .+=-]*[\w.+=-])?")
 DEFAULT_NET = {"name": "MLP"}  # for agents that need none, as Random; SLM-Lab writes "net": {}
 
@@ -52,11 +53,12 @@ class Findings:
 
 
 def resolve(
-    raw: Mapping[str, Any], name: str = "spec", check_env: bool = True, data: Path = DATA
-) -> LabSpec:  # fmt: skip
+    raw: Mapping[str, Any], name: str = "spec", check_env: bool = True, data: Path = DATA, room: Room = ROOM
+) -> LabSpec:
     """The spec validated by its parts and against each other; raises `SpecError` with all that is wrong.
 
-    `check_env=False` builds no env: nothing that depends on its spaces is checked. `data`: where its run will be kept.
+    `check_env=False` builds no env: nothing that depends on its spaces is checked. `data`: where its run will be kept,
+    `room`: for how many sessions at once.
     """
     found = Findings()
     found.add(_name_problems(name))
@@ -84,7 +86,7 @@ def resolve(
 
     assert env is not None and meta is not None  # else they had problems
     meta = meta.filled(env.max_frame)
-    spec = LabSpec(name, agent, env, meta, search, tuple(translation.notes), data)
+    spec = LabSpec(name, agent, env, meta, search, tuple(translation.notes), data, room)
     if check_env:
         problems, notes = _said_by_parts(spec, classes)
         found.add(problems)

@@ -564,7 +564,7 @@ BAD = [
     (off_policy({"name": "Replay", "batch_size": 64, "max_size": 63}), "agent.memory.batch_size: 64 is more than max_size 63"),
     (off_policy({"name": "CER", "newest": 5, "batch_size": 4}), "agent.memory.newest: 5 rows don't fit in a batch of 4"),
     (off_policy({"name": "SequenceReplay", "sequence_length": 5, "burn_in": 5}), "agent.memory: sequence_length 5 must be more than burn_in 5"),
-    (off_policy({"name": "SequenceReplay", "alpha": 0.9, "beta": 0.5}), "agent.memory: alpha, beta: windows are drawn uniformly. Set prioritized"),
+    (off_policy({"name": "SequenceReplay", "sequence_length": 10, "alpha": 0.9}), "agent.memory.alpha: goes unused: windows are drawn uniformly. Set prioritized"),
     (off_policy({"name": "SequenceReplay", "sequence_length": 30}), "agent.algorithm.training_start_step: 100 frames of warm-up"),
     (off_policy({"name": "SequenceReplay", "max_size": 60}), "agent.memory.max_size: 60 rows are 15 steps of 4 worlds"),
     (off_policy({"name": "PrioritizedReplay", "epsilon": 0}), "agent.memory.epsilon: 0 isn't above 1e-30"),

@@ -330,7 +330,7 @@ def test_slots_must_fit_for_all_worlds_and_episodes(
     num_envs: int, episodes: int, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In episodes of two steps too, in which the trace of what was kept counts next to nothing."""
-    monkeypatch.setattr(memory, "free_ram", lambda: 10**8)  # 1,000 slots are 300 kB
+    monkeypatch.setattr(memory, "free_ram", lambda room: 10**8)  # 1,000 slots are 300 kB
     keys = {"agent__memory": {"name": "StrategicMemory", "slots": 1000}, "meta__max_session": 1}
     keys["env"] = {"name": "MemoryTask", "delay": 2, "num_envs": num_envs, "max_frame": 10**6}
     keys["agent__algorithm"] = {"name": "PPO", "time_horizon": episodes}

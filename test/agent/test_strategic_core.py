@@ -477,6 +477,12 @@ def test_a_greedy_reservoir_holds_other_steps_in_other_episodes(rows: int) -> No
     assert held.mean(0) == pytest.approx(np.full(rows, 0.25), abs=4 * (0.25 * 0.75 / episodes) ** 0.5)
 
 
+def test_the_first_step_of_a_greedy_reservoir_is_as_any_other() -> None:
+    """Of the first world's first episode it always had the least noise there is."""
+    noise = Retention("reservoir", 4).noise(torch.arange(1000).expand(1, 1000), ONCE, None)
+    assert noise[0, 0] > noise.min()
+
+
 def test_a_greedy_reservoir_of_a_long_stream_is_even() -> None:
     """Its noise had 256 values: once all slots had the greatest, nothing new got in."""
     steps, slots, rows = 4096, 16, 400

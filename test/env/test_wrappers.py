@@ -100,11 +100,14 @@ def test_frames_are_stacked_within_an_episode_only(build):
 
 
 def test_pictures_whose_channels_a_stack_would_hide_are_refused():
-    """Joined along the last axis, then read along the first."""
+    """Joined along the last axis, then read along the first. Numbers that no one takes for pictures may be so."""
     world = Camera(spaces.Box(0, 255, (10, 20, 3), np.uint8))
     with pytest.raises(EnvError, match=r"frame_stack 4: pictures \(10, 20, 3\) of 'obs' become \(10, 20, 12\)"):
         FrameStack(world, 4)
     assert FrameStack(world, 3).obs_space["obs"].shape == (10, 20, 9)
+    with pytest.raises(EnvError, match=r"frame_stack 4: pictures \(84, 4\) of 'obs' become \(84, 4, 4\)"):
+        FrameStack(Camera(spaces.Box(0, 255, (84, 4), np.uint8)), 4)
+    assert FrameStack(Camera(spaces.Box(0, 1, (5, 6, 3), np.float32)), 2).obs_space["obs"].shape == (5, 6, 6)
 
 
 def test_hidden_numbers_are_zero_and_the_others_as_they_were(build):

@@ -487,6 +487,18 @@ def test_the_best_by_one_measure_never_stands_against_the_other(tmp_path: Path, 
     assert kept["score"] == 150.0
 
 
+def test_a_checkpoint_of_code_that_carried_other_things_is_told(tmp_path: Path) -> None:
+    spec = make_spec(agent__net={"name": "MLP", "core": {"name": "GRU", "hidden_size": 4}})
+    run = start(tmp_path, spec)
+    session = Session(spec, run, 0, lambda progress: None)
+    session._begin()
+    for part in session.carry.values():
+        part["now"] = part.pop("h")
+    session._save()
+    with pytest.raises(LabError, match="isn't of this run's spec, or of other code"):
+        Session(spec, run, 0, lambda progress: None)._begin()
+
+
 def test_a_kill_between_the_two_saves_leaves_the_best_to_beat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec()
     run = start(tmp_path, spec)

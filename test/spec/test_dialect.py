@@ -216,7 +216,7 @@ def resolved(raw):
         (off_policy(net=RNN, memory=PER), {}, {"name": "SequenceReplay", "prioritized": True, "beta_end": 0.0}, {}),
         (
             off_policy("SoftActorCritic", POLYAK, target_entropy="auto", fixed_alpha=0.2, policy_delay=1, alpha_lr=None),
-            {"name": "SAC", "temperature": 0.2, "target_entropy": None, "update_frequency": 2, "polyak_coef": 0.1},
+            {"name": "SAC", "temperature": 0.2, "target_entropy": None, "update_frequency": None, "polyak_coef": 0.1},
             {},
             {"hid_layers": [], "head_hid_layers": [32, 16]},
         ),

@@ -36,7 +36,8 @@ class OffPolicySpec(AlgorithmSpec):
     )
     update_frequency: PositiveInt | None = Field(
         None,
-        description="frames between updates of the target network; null: replace 100, polyak at each batch, or frame",
+        description="frames between updates of the target network; null: replace 100, polyak at each batch, though at "
+        "most once a frame",
     )
     polyak_coef: float | None = Field(
         None, gt=0, le=1, description="polyak: share of the trained weights that is taken over; null: 0.005"
@@ -85,15 +86,15 @@ class Target:
         self.following: list[Tensor] = list(self.net.parameters())
         self.followed: list[Tensor] = [own[name] for name, _ in self.net.named_parameters()]
         self.batches = 0
-        frames, batches = spec.training_frequency, spec.training_iter
-        # a batch stands for frames / batches, so it is due where batches seen * frames passes a multiple of this
-        self.every = batches * spec.update_frequency if spec.update_frequency else max(frames, batches)
+        # a batch stands for training_frequency / training_iter frames: time is counted in frames * training_iter
+        shortest = max(spec.training_frequency, spec.training_iter)  # a batch's, or a frame's
+        self.period = spec.training_iter * spec.update_frequency if spec.update_frequency else shortest
         self.share = spec.polyak_coef or 1.0  # replace has none: a whole copy
 
     def follow(self) -> None:
         """One batch was learned from."""
         self.batches += 1
-        before, now = ((self.batches - i) * self.spec.training_frequency // self.every for i in (1, 0))
+        before, now = ((self.batches - i) * self.spec.training_frequency // self.period for i in (1, 0))
         if now == before:
             return
         share = 1.0 - (1.0 - self.share) ** (now - before)

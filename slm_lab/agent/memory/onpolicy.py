@@ -11,6 +11,7 @@ from slm_lab.agent.memory.rows import Rows, window
 from slm_lab.lib.tree import tree_map
 from slm_lab.lib.types import Batch, Row, Tree
 from slm_lab.spec.model import SpecModel
+from slm_lab.spec.parts import ALGORITHM
 
 if TYPE_CHECKING:
     from slm_lab.env.base import World
@@ -66,7 +67,7 @@ class OnPolicyBatchReplay(Memory):
     def notes(spec: LabSpec, world: World) -> list[str]:
         """Whether the run ends before anything is learned."""
         first = spec.agent.algorithm.frequency * spec.env.num_envs * max(1, len(world.agents))
-        if first <= spec.env.max_frame:
+        if first <= spec.env.max_frame or not ALGORITHM.load(spec.agent.algorithm.name).learns:
             return []
         return [f"nothing is learned: the first update may come at frame {first:,}, beyond env.max_frame. Raise that"]
 

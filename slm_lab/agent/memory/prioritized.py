@@ -30,7 +30,7 @@ class PrioritySpec(SpecModel):
     )
     epsilon: float = Field(
         1e-4, gt=1e-30, description="added to every priority, so that none is never drawn again"
-    )  # smaller weights would be 0 in the table
+    )  # of smaller ones shares and sums would be of few digits in float32
 
 
 class Priorities:

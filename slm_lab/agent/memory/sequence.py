@@ -53,9 +53,6 @@ class SequenceReplay(Replay):
                 raise ValueError(
                     f"sequence_length {self.sequence_length} must be more than burn_in {self.burn_in}: it includes it"
                 )
-            unread = [key for key, field in PrioritySpec.model_fields.items() if getattr(self, key) != field.default]
-            if unread and not self.prioritized:
-                raise ValueError(f"{', '.join(unread)}: windows are drawn uniformly. Set prioritized to true")
             learned = self.sequence_length - self.burn_in
             if self.carry_every > learned:
                 raise ValueError(
@@ -185,6 +182,13 @@ class SequenceReplay(Replay):
         carry = core(core.Spec(**net.core), 1).initial(1)
         size = sum(leaf.numel() * leaf.element_size() for _, leaf in tree_leaves(carry))
         return int(parts * size / spec.agent.memory.carry_every) + 1
+
+    @classmethod
+    def problems(cls, spec: LabSpec, world: World) -> list[Problem]:
+        memory, keys = spec.agent.memory, PrioritySpec.model_fields
+        unread = [] if memory.prioritized else [key for key in keys if getattr(memory, key) != keys[key].default]
+        message = "goes unused: windows are drawn uniformly. Set prioritized to true, or leave it out."
+        return super().problems(spec, world) + [Problem(f"agent.memory.{key}", message) for key in unread]
 
     @staticmethod
     def warm_up_problems(memory: Any, start: int, num_envs: int) -> list[Problem]:

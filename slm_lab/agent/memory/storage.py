@@ -6,9 +6,6 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,11 +17,10 @@ from slm_lab.lib.errors import LabError, Problem
 
 if TYPE_CHECKING:
     from slm_lab.env.base import World
-    from slm_lab.spec.lab_spec import LabSpec
+    from slm_lab.spec.lab_spec import LabSpec, Room
 
 Storage = Literal["ram", "memmap"]
 SHARE = 0.9  # of the free RAM or disk that a memory may plan with
-_ASKED: ContextVar[tuple[int | None, bool]] = ContextVar("asked", default=(None, False))  # by `room_for`
 
 
 def storage(where: Storage, folder: Path | None) -> Allocate:
@@ -70,29 +66,10 @@ def columns(spec: LabSpec, world: World) -> int:
     return int(spec.env.num_envs * (1 if spec.agent.learners == "independent" else world.num_envs))
 
 
-@contextmanager
-def room_for(sessions: int | None, empty: bool = False) -> Iterator[None]:
-    """Specs that are resolved within it need room for so many sessions at once; None: for those that mode train runs.
-
-    `empty`: on a machine where nothing else runs, for what is to run later, when what runs now may have ended.
-    """
-    before = _ASKED.set((sessions, empty))
-    try:
-        yield
-    finally:
-        _ASKED.reset(before)
-
-
 def memories(spec: LabSpec, world: World) -> int:
     """How many memories there are at a time: one a learner, in as many sessions as run at once."""
     learners = world.num_envs if spec.agent.learners == "independent" else 1
-    return learners * (_ASKED.get()[0] or sessions_at_once(spec))
-
-
-def sessions_at_once(spec: LabSpec) -> int:
-    """Sessions of a trial that the cores have room for, each with its rollout workers."""
-    beside = spec.meta.distributed.workers if spec.meta.distributed else 0
-    return min(spec.meta.max_session, max(1, len(os.sched_getaffinity(0)) // (1 + beside)))
+    return learners * (spec.room.sessions or spec.at_once)
 
 
 def room_problems(spec: LabSpec, world: World, beside: int = 0) -> list[Problem]:
@@ -102,7 +79,7 @@ def room_problems(spec: LabSpec, world: World, beside: int = 0) -> list[Problem]
     need = count * forecast(spec, world, beside)
     disk = memory.storage == "memmap"
     place = _existing(spec.data)
-    free = _free_disk(place) if disk else free_ram()
+    free = _free_disk(place, spec.room) if disk else free_ram(spec.room)
     if need <= SHARE * free:
         return []
     fits = int(memory.max_size * SHARE * free / need)
@@ -113,15 +90,15 @@ def room_problems(spec: LabSpec, world: World, beside: int = 0) -> list[Problem]
     return [Problem("agent.memory.max_size", message)]
 
 
-def free_ram() -> int:
-    """Bytes that a process may still take."""
+def free_ram(room: Room) -> int:
+    """Bytes that processes may still take, or could on an empty machine."""
     ram = psutil.virtual_memory()
-    return int(ram.total if _ASKED.get()[1] else ram.available)
+    return int(ram.total if room.empty else ram.available)
 
 
-def _free_disk(place: Path) -> int:
+def _free_disk(place: Path, room: Room) -> int:
     disk = shutil.disk_usage(place)
-    return disk.total if _ASKED.get()[1] else disk.free
+    return disk.total if room.empty else disk.free
 
 
 def _existing(folder: Path) -> Path:

@@ -24,7 +24,6 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from slm_lab.agent.memory.storage import room_for
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.search.display import SearchDisplay
 from slm_lab.experiment.search.ledger import OPEN, Ledger
@@ -33,7 +32,7 @@ from slm_lab.experiment.search.worker import Worker
 from slm_lab.lib.errors import DiskError, LabError, SpecError
 from slm_lab.lib.files import write_atomic
 from slm_lab.lib.log import note
-from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.spec.lab_spec import LabSpec, Room
 from slm_lab.spec.search import grid_points
 from slm_lab.spec.space import Point, Variable, make_raw
 from slm_lab.spec.validate import resolve
@@ -68,8 +67,7 @@ def _check_memory(spec: LabSpec, raw: dict[str, Any], run: RunDir, at_once: int)
     Asked once, before any trial holds memory; other machines of a cluster are taken to be as large as this one.
     """
     try:
-        with room_for(at_once):
-            resolve(raw, spec.name, data=run.path)
+        resolve(raw, spec.name, data=run.path, room=Room(at_once))
     except SpecError as error:
         cure = f"\n{at_once} trials run at once: with more cpu for each (meta.search_resources) fewer do"
         raise LabError(f"{error}{cure if at_once > 1 else ''}") from error
@@ -254,8 +252,8 @@ class Planner(Searcher):
         unused: list[str] = []
         try:
             made, unused = make_raw(self.raw, point)
-            with room_for(1, empty=True):  # what others hold now is no fault of it
-                spec = resolve(made, self.spec.name, data=self.run.path)
+            room = Room(1, empty=True)  # what others hold now is no fault of it
+            spec = resolve(made, self.spec.name, data=self.run.path, room=room)
         except LabError as error:
             self.ledger.append("planned", index, point=point, unused=unused)
             problems = error.problems if isinstance(error, SpecError) else [error]

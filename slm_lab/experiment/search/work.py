@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import time
 import traceback
@@ -15,13 +14,12 @@ import pandas as pd
 from slm_lab.experiment.analysis import analyze_session, analyze_trial
 from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.metrics import session_metrics
-from slm_lab.experiment.run_dir import RunDir, unwritable
+from slm_lab.experiment.run_dir import FULL, RunDir, unwritable
 from slm_lab.experiment.session import Progress, Session
 from slm_lab.lib.errors import DiskError
 from slm_lab.lib.log import log_to
 from slm_lab.spec.lab_spec import LabSpec
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE = 60.0  # seconds for the workers of a killed search to die
 Report = dict[str, Any]
 
@@ -34,7 +32,6 @@ class Work:
         self.baseline: float | None = None
         self.index = 0  # of the session at hand
         self.session: Session | None = None
-        self.open: Session | None = None  # the same, from before it has begun until it has closed what it holds
         self.held = ExitStack()  # its lock and its log
         self.seconds = 0.0  # spent so far, by the attempt at hand
         self.stride = 0  # frames of a step, at most
@@ -65,7 +62,7 @@ class Work:
         """Save the session at hand, if it can be: whoever goes on with the trial begins there."""
         if self.session is not None:
             try:
-                self._finish()
+                self.session.finish()
             except Exception:  # its last checkpoint stands
                 traceback.print_exc()
         self._drop()
@@ -76,7 +73,7 @@ class Work:
         assert self.session is not None
         if self.session.play_for(seconds, self._next_rung(self.session.frame)):
             return self._running(self.session.progress())
-        last = self._finish()
+        last, self.session = self.session.finish(), None
         self._drop()
         self._write_metrics()
         if self.index + 1 < self.spec.meta.max_session:
@@ -94,23 +91,17 @@ class Work:
         self.held.enter_context(log_to(self.run.log / f"session{self.index}.log", capture=True))
         if self.baseline is None:
             self.baseline = random_return(self.spec, self.run.path.parent)
-        session = self.open = Session(self.spec, self.run, self.index, lambda progress: None)
-        session.begin()
-        self.session, self.stride = session, session.env.num_envs
-
-    def _finish(self) -> Progress:
-        assert self.session is not None
-        last = self.session.finish()
-        self.open = None
-        return last
+        self.session = Session(self.spec, self.run, self.index, lambda progress: None)
+        self.session.begin()
+        self.stride = self.session.env.num_envs
 
     def _drop(self) -> None:
         """Let go of the session. What one that broke off has left open is closed: a warm worker goes on to others."""
-        for part in (self.open.env, self.open.board) if self.open else ():
+        for part in (self.session.env, self.session.board) if self.session else ():
             with suppress(Exception):  # why it broke off is told already
                 if part is not None:
                     part.close()
-        self.session = self.open = None
+        self.session = None
         self.held.close()
 
     def _running(self, progress: Progress, before: int | None = None) -> Report:

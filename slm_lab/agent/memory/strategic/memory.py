@@ -229,7 +229,7 @@ def _room_problems(spec: LabSpec, world: World) -> list[Problem]:
     steps = min(world.max_length or 1, keys.horizon)
     numbers = 2 * keys.heads * keys.size + _window(keys) * CLOCK  # of an entry, at least: there is more, by the encoder
     held = 4 * numbers * (HELD * spec.env.num_envs + 2 * episodes)
-    need, free = keys.slots * (2 * 8 * steps * episodes + held) * memories(spec, world), free_ram()
+    need, free = keys.slots * (2 * 8 * steps * episodes + held) * memories(spec, world), free_ram(spec.room)
     if need <= SHARE * free:
         return []
     held_for = f"{plural(spec.env.num_envs, 'world')} and {plural(episodes, 'episode')} of {plural(steps, 'step')}"

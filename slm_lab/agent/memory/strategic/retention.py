@@ -34,7 +34,7 @@ class Retention:
         A reservoir is nothing but chance: without `rng` it is hashed, of world, episode and step.
         """
         if self.rule == "reservoir" and rng is None:
-            row = torch.arange(len(count), device=count.device)
+            row = torch.arange(1, 1 + len(count), device=count.device)  # of 0 the hash is 0, the least noise there is
             hashed = _hash(_hash(_hash(row) + episode)[:, None] + count)
             return _gumbel((hashed.double() / 2**32).float())
         if rng is None or self.rule in ("fifo", "none"):
