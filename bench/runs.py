@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import statistics
 import subprocess
@@ -11,8 +12,6 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-
-import pandas as pd
 
 from bench.race import LabLearner
 from bench.trainings import ROOT, SB3, ppo_spec
@@ -62,8 +61,8 @@ def start_ours(share: float) -> Sample:
 
 def played(folder: str) -> int:
     """Frames of all sessions of the run in `folder`, by their tables; 0 while there is no row."""
-    files = [file for file in Path(folder).glob("*/info/*session_df_train.csv") if file.stat().st_size]
-    return sum(int(pd.read_csv(file)["frame"].iloc[-1:].sum()) for file in files)
+    tables = [csv.DictReader(file.open()) for file in Path(folder).glob("*/info/*session_df_train.csv")]
+    return sum(max((int(row["frame"]) for row in table), default=0) for table in tables)
 
 
 def start_sb3(share: float) -> Sample:
