@@ -61,7 +61,9 @@ def start_ours(share: float) -> Sample:
 
 def played(folder: str) -> int:
     """Frames of all sessions of the run in `folder`, by their tables; 0 while there is no row."""
-    tables = [csv.DictReader(file.open()) for file in Path(folder).glob("*/info/*session_df_train.csv")]
+    tables = [
+        csv.DictReader(file.read_text().splitlines()) for file in Path(folder).glob("*/info/*session_df_train.csv")
+    ]
     return sum(max((int(row["frame"]) for row in table), default=0) for table in tables)
 
 

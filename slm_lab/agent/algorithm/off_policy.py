@@ -49,10 +49,9 @@ class OffPolicySpec(AlgorithmSpec):
         polyak = self.update_type == "polyak"
         if self.polyak_coef is not None and not polyak:
             raise ValueError("polyak_coef goes with update_type polyak: replace takes over all. Leave one of them out")
-        key, value = ("polyak_coef", self.polyak_coef or 0.005) if polyak else (
-            "update_frequency", self.update_frequency or 100
-        )  # fmt: skip
-        object.__setattr__(self, key, value)  # frozen, but for the model itself
+        key = "polyak_coef" if polyak else "update_frequency"
+        default = 0.005 if polyak else 100
+        object.__setattr__(self, key, getattr(self, key) or default)  # frozen, but for the model itself
         return self
 
     @property
