@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -68,7 +67,7 @@ class Recurrent(Core):
     def _window(self, x: Tensor, state: State, is_first: Tensor) -> tuple[Tensor, State]:
         """Learning: each layer runs once, all lanes side by side."""
         B, T, D = x.shape
-        L, begin, last, place, between = lay_out(is_first, self.step_cost)
+        begin, L, last, place, between = lay_out(is_first, self.step_cost)
         row, keep = begin // T, is_first.flatten().index_select(0, begin).logical_not()[:, None, None]
         begun = [part.index_select(0, row) * keep for part in state]  # [S, layers, H]
         features, S, ends = x, len(begin), []
@@ -104,8 +103,8 @@ class Recurrent(Core):
 class Lanes(NamedTuple):
     """How a window [B, T] lies in S lanes of one length."""
 
-    length: int
     begin: Tensor  # [S], the first step of each lane, as it is counted in the flat window
+    length: int
     last: Tensor  # [B], the lane where each row ends
     place: Tensor | None = None  # [B * T], where each step lies in the flat lanes; None: just as in the window
     between: Tensor | None = None  # [S, length, 2], where no step lies: the lane forgets, as one will follow, or waits
@@ -117,19 +116,14 @@ def lay_out(is_first: Tensor, step_cost: int) -> Lanes:
     A row begins a lane, with its carry, and ends one, so that its state after can be read there. Lanes are as long as
     the longest stretch, or so long that every row has one.
     """
-    B, T = is_first.shape
-    begins = is_first.cpu().numpy().copy()  # by numpy, whose operations on so few numbers cost a third of torch's
+    (B, T), N = is_first.shape, is_first.numel()
+    begins = is_first.clone()
     begins[:, 0] = True
-    begin = np.flatnonzero(begins)  # of each stretch
-    length = np.diff(begin, append=B * T)
-    longest = int(length.max())
-
-    def lanes(L: int, *arrays: np.ndarray) -> Lanes:
-        return Lanes(L, *(torch.from_numpy(array).to(is_first.device) for array in arrays))
-
-    if len(begin) * longest == B * T:
-        in_row = len(begin) // B
-        return lanes(longest, begin, np.arange(in_row - 1, len(begin), in_row))
+    begin = begins.flatten().nonzero().squeeze(1)  # of each stretch
+    length = torch.diff(begin, append=begin.new_tensor([N]))
+    S, longest = len(begin), int(length.max())
+    if S * longest == N:
+        return Lanes(begin, longest, torch.arange(S // B - 1, S, S // B, device=begin.device))
 
     def filled(L: int) -> list[int]:
         """Where each stretch begins in flat lanes of this length."""
@@ -142,16 +136,15 @@ def lay_out(is_first: Tensor, step_cost: int) -> Lanes:
         return found
 
     stretches = list(zip(begin.tolist(), length.tolist(), strict=True))
-    choices = [(L, filled(L)) for L in (longest, T - 1 + int(begins.sum(axis=1).max()))]
+    choices = [(L, filled(L)) for L in (longest, T - 1 + int(begins.sum(dim=1).max()))]
     L, found = min(choices, key=lambda choice: choice[0] * (choice[1][-1] // choice[0] + 1 + step_cost))
-    start = np.array(found)
+    start = begin.new_tensor(found)
     opens = start % L == 0  # the stretches that come first in a lane
-    used = (start + length - 1)[np.roll(opens, -1)] % L + 1  # places of each lane, up to the last stretch in it
-    place = np.arange(B * T) + np.repeat(start - begin, length)
-    waits = np.arange(L) >= used[:, None]  # [S, L]
-    forgets = ~waits
-    forgets.flat[place] = False
-    return lanes(L, begin[opens], place[T - 1 :: T] // L, place, np.stack([forgets, waits], axis=-1))
+    used = (start + length - 1)[opens.roll(-1)] % L + 1  # places of each lane, up to the last stretch in it
+    place = torch.arange(N, device=begin.device) + (start - begin)[begins.flatten().cumsum(0) - 1]
+    waits = torch.arange(L, device=begin.device) >= used[:, None]  # [S, L]
+    forgets = waits.logical_not().flatten().index_fill(0, place, False).view_as(waits)
+    return Lanes(begin[opens], L, place[T - 1 :: T] // L, place, torch.stack([forgets, waits], dim=-1))
 
 
 class GRU(Recurrent):
