@@ -336,13 +336,14 @@ WORKLOADS = [
         "lstm_ppo", "recurrent PPO, MemoryTask 16: 32 worlds, LSTM 256 and 64x64 for actor and critic each", 4.0,
         recurrent_spec(shared=False), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=False), POLICY)}, 1_024, 4_096,
         note="The peer steps 32 worlds one by one, ours are one vector: about 1 % of the peer's time",
-        missed="On another make of CPU it was 5.59. Of our time 0.58 is oneDNN's LSTM, which the peer calls too; "
-        "laying out lanes, for actor and critic, is 0.03",
+        missed="On another make of CPU it was 5.59, on this one 3.58 to 3.85 when measured at other hours. Of our time "
+        "0.58 is oneDNN's LSTM, which the peer calls too; laying out lanes, for actor and critic, is 0.03",
     ),
     training(
         "lstm_ppo_shared", "the same with one LSTM for both", 4.0,
         recurrent_spec(shared=True), {"SB3": (CONTRIB, partial(recurrent_sb3, shared=True), POLICY)}, 1_024, 6_144,
-        note="The peer's critic doesn't teach the LSTM that it reads, ours does: a little more for ours to do",
+        note="The peer's critic doesn't teach the LSTM that it reads, ours does: a little more for ours to do. At five "
+        "other hours the same code had 3.62 to 4.05: what else the machine does slows ours more",
     ),
     Workload(
         "strategic", "MemoryTask 256: StrategicMemory beside a recurrent PPO", "frames/s",
