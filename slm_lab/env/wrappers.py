@@ -187,27 +187,28 @@ class FrameStack(VecWrapper):
         for key, box in self._boxes_stacked.items():
             low, high = (self._join(np.stack([bound] * count)[:, None], box)[0] for bound in (box.low, box.high))
             self.obs_space[key] = spaces.Box(low, high, dtype=box.dtype.type)
-            channels_first = len(box.shape) == 3 and channel_axis(box.shape) == 0
-            self._check(key, box, 0 if channels_first else 2)
-            self.stacks = {**self.stacks, key: Stack(count, 0 if channels_first else -1)}
+            self._check(key, box)
+            self.stacks = {**self.stacks, key: Stack(count, self._axis(box))}
 
-    def _check(self, key: str, box: spaces.Box, axis: int) -> None:
+    def _check(self, key: str, box: spaces.Box) -> None:
         """Raises `EnvError` where a reader of the pictures would take another axis than they are joined along."""
         stacked = self.obs_space[key].shape or ()
-        if box.dtype == np.uint8 and len(stacked) == 3 and channel_axis(stacked) != axis:
+        if box.dtype == np.uint8 and len(stacked) == 3 and channel_axis(stacked) != self._axis(box) % 3:
             raise EnvError(
                 f"env.frame_stack {self._count}: pictures {box.shape} of '{key}' become {stacked}, where channels "
                 "can't be told from height and width. Use another number of frames."
             )
 
     @staticmethod
-    def _join(frames: np.ndarray, box: spaces.Box) -> np.ndarray:
+    def _axis(box: spaces.Box) -> int:
+        """The axis of [*O] that frames are joined along: the first of [C, H, W], else the last."""
+        return 0 if len(box.shape) == 3 and channel_axis(box.shape) == 0 else -1
+
+    def _join(self, frames: np.ndarray, box: spaces.Box) -> np.ndarray:
         """[count, E, *O] to [E, *O'], fresh."""
-        shape = box.shape
-        if len(shape) in (0, 2):
+        if len(box.shape) in (0, 2):
             return np.stack(list(frames), axis=-1)
-        channels_first = len(shape) == 3 and channel_axis(shape) == 0
-        return np.concatenate(list(frames), axis=1 if channels_first else -1)
+        return np.concatenate(list(frames), axis=1 if self._axis(box) == 0 else -1)
 
     def _show(self, step: Step, action: np.ndarray | None) -> Step:
         obs = dict(step.obs)
