@@ -35,16 +35,16 @@ from slm_lab.lib.errors import LabError, did_you_mean
 from slm_lab.lib.files import write_atomic
 
 SPECS = "specs/memory/memory_task.yaml"
-LONGEST_UNCHANGED = 16  # the delay those specs were made for
+LONGEST_UNCHANGED = 16  # the delay those specs, with rollouts of 34 steps, were made for
 
 
 def fitted(delay: int) -> list[str]:
     """What StrategicMemory's spec shows its agent too; and rollouts of two episodes, as in the specs of delay 16: a cue
-    before a rollout couldn't be learned from. Minibatches of two rollouts: of four episodes, as StrategicMemory's are.
+    before a rollout couldn't be learned from. Minibatches as StrategicMemory's: four episodes, or 256 steps and more.
     """
     shown = ["env.prev_reward=sign"]
     if delay <= LONGEST_UNCHANGED:
-        return shown
+        return [*shown, f"agent.algorithm.minibatch_size={8 * 34}"]
     horizon = 2 * (delay + 1)  # an episode takes one row more, in which the next begins
     return [*shown, f"agent.algorithm.time_horizon={horizon}", f"agent.algorithm.minibatch_size={2 * horizon}"]
 
