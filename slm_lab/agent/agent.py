@@ -16,7 +16,7 @@ from slm_lab.env.dataset import Dataset
 from slm_lab.lib.reduce import Metrics
 from slm_lab.lib.rng import Rng
 from slm_lab.lib.tree import map_batch, to_numpy
-from slm_lab.lib.types import ActOut, Row, Step, Tree
+from slm_lab.lib.types import ActOut, Batch, Row, Step, Tree
 
 
 class Agent:
@@ -72,16 +72,17 @@ class Agent:
             batch = self.batches.sample(self.memory)
             if self.device.type != "cpu":
                 batch = map_batch(lambda leaf: leaf.to(self.device), batch)
-            batch = batch.replace(action=self._flat(batch.action))
-            metrics, priority = self.algorithm.update(batch, self.frame)
+            metrics, priority = self.algorithm.update(self._flat(batch), self.frame)
             learned.append(metrics)
             if priority is not None:
                 self.memory.feedback(batch.index, priority.cpu().numpy())
         return learned
 
-    def _flat(self, action: Tensor) -> Tensor:
-        """[B, T, *A] as algorithms know it: [B, T] of a Discrete space, [B, T, A] of all others."""
-        return action if isinstance(self.action_space, spaces.Discrete) else action.reshape(*action.shape[:2], -1)
+    def _flat(self, batch: Batch) -> Batch:
+        """The batch with actions as algorithms know them: [B, T] of a Discrete space, [B, T, A] of all others."""
+        if isinstance(self.action_space, spaces.Discrete):
+            return batch
+        return batch.replace(action=batch.action.reshape(*batch.action.shape[:2], -1))
 
     def interrupt(self, step: Step, carry: Tree, next_step: Step) -> None:
         """The run goes on in new worlds, which show `next_step`; those that showed `step` could not be saved."""

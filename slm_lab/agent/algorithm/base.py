@@ -212,6 +212,8 @@ def _mean(rows: list[Metrics]) -> Metrics:
 def _priority(td_error: Tensor, mask: Tensor) -> Tensor:
     """[B, T] to [B]: 0.9 of the largest error of a window and 0.1 of the mean; of a single step the error itself."""
     error = torch.where(mask, td_error.abs(), 0.0)
+    if error.shape[1] == 1:
+        return error[:, 0]
     return SURPRISE * error.amax(dim=1) + (1 - SURPRISE) * error.sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
