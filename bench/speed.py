@@ -265,8 +265,9 @@ Written by `python run_lab.py bench speed`; [bench.md](../bench.md#speed) says h
 largest) of all turns of a side; sides take turns, in processes of their own with one thread, all on one core. Rates are
 by CPU seconds, times of whole commands by the clock on the wall. *Times the best peer*: turn by turn; more than 1 is in
 our favour. A peer that is absent was not installed, one that failed didn't run: nothing is said of it. So is CleanRL,
-which is scripts to copy and no package, and SLM-Lab, whose pins turn ours back. All samples are in
-[speed.json](speed.json).
+which is scripts to copy and no package, and SLM-Lab, whose pins turn ours back. A row is of one hour: at others the
+same code had up to a tenth less, or more. replay_256, per_32, per_256, lstm_ppo_shared and full_session reach their
+targets by less than that. All samples are in [speed.json](speed.json).
 """
 COLUMNS = ("workload", "ours", "peers", "times the best peer", "target", "reached")
 

@@ -304,14 +304,14 @@ WORKLOADS = [
         note="Advantages are standardised once a batch by ours, once a minibatch by SB3, which asks its critic at each "
         "step and not once a batch. Tianshou isn't raced: "
         "measured once, elsewhere, it had 1,300 frames/s for SB3's 1,900",
-        missed="On another make of CPU it was 1.94 and, later, 2.53 (2.24 to 2.73). A frame takes us 95 µs, SB3 190; "
+        missed="On another make of CPU it was 1.94 and, later, 2.53 (2.24 to 2.73). A frame takes us 104 µs, SB3 220; "
         "of both, 30 are products and tanh by torch's kernels, which on this make of CPU are slow: the rest would "
         "be 2.5 times alone. Forward and backward by hand gave 1.02",
     ),
     training(
         "dqn", "DQN, CartPole-v1: batch 32, an update a frame, 64x64 relu", 1.8,
         dqn_spec(), {"SB3": (SB3, dqn_sb3, POLICY)}, 1_500, 5_000,
-        missed="A frame takes 550 µs: acting 84, the world 43, storing and drawing 37, the update "
+        missed="A frame takes some 540 µs: acting 84, the world 43, storing and drawing 37, the update "
         "361 (targets 77, forward 41, errors and their mean 68, backward 87, clip and Adam 44, calls between). "
         "Forward and backward by hand would save some 70 µs, but be a second path for one kind of net; other places "
         "give 2 to 12 µs each, a tenth in all; the rest are torch's own kernels, which the peer has too",
@@ -320,8 +320,8 @@ WORKLOADS = [
         "ddqn_per", "Double DQN with prioritized replay, else as dqn", 3.0,
         dqn_spec(prioritized=True), {"Tianshou": (TIANSHOU, TianshouDDQN, "optimizer")}, 1_500, 3_000,
         note="SLM-Lab can't be installed beside ours: absent; 311 frames/s of it were measured once, elsewhere",
-        missed="A frame takes 750 µs: as dqn, and 50 more for targets by two nets, 90 to draw by priority, to set new "
-        "ones and to bring in a new row. The target is SLM-Lab's factor, measured on another machine",
+        missed="A frame takes some 750 µs: as dqn, and 60 more for targets by two nets, 110 to draw by priority, to set "
+        "new ones and to bring in a new row. The target is SLM-Lab's factor, measured on another machine",
     ),
     training(
         "sac", "SAC, Pendulum-v1: batch 256, an update a frame, 256x256 relu", 1.4,
