@@ -145,7 +145,7 @@ WORKLOADS = [
         "full_run", "ppo_cartpole as it comes, a command of four sessions, with graphs, pictures and the report at its "
         "end; beside it four bare loops", "s",
         {"ours": Side(whole_run), "bare loop": Side(bare_run)}, ratio=0.95, less=True,
-        missed="The sessions lose 5 % (full_session), some 4 of the 7 s. The rest is the begin, as the process that they "
+        missed="The sessions lose 5 % (full_session), some 4 of the 7 s. The rest is the begin, as the process they "
         "are forked from imports torch (1.0), which the bare loops have done before the clock starts, and the end, the "
         "same for 20 graphs however long the run. Each measured alone: 1.5 until the engine that draws pictures has "
         "started, 0.1 a picture, 0.45 one of many panels; plotly and the page",

@@ -320,8 +320,8 @@ WORKLOADS = [
         "ddqn_per", "Double DQN with prioritized replay, else as dqn", 3.0,
         dqn_spec(prioritized=True), {"Tianshou": (TIANSHOU, TianshouDDQN, "optimizer")}, 1_500, 3_000,
         note="SLM-Lab can't be installed beside ours: absent; 311 frames/s of it were measured once, elsewhere",
-        missed="A frame takes some 750 µs: as dqn, and 60 more for targets by two nets, 110 to draw by priority, to set "
-        "new ones and to bring in a new row. The target is SLM-Lab's factor, measured on another machine",
+        missed="A frame takes some 750 µs: as dqn, and 60 more for targets by two nets, 110 to draw by priority, set "
+        "new ones and bring in a new row. The target is SLM-Lab's factor, measured on another machine",
     ),
     training(
         "sac", "SAC, Pendulum-v1: batch 256, an update a frame, 256x256 relu", 1.4,
