@@ -23,8 +23,7 @@ from slm_lab.agent.build import build_agents
 from slm_lab.env.base import VecEnv
 from slm_lab.env.tasks.base import State, VecTask
 from slm_lab.env.tasks.memory_task import EASY, HARD, MemoryTask
-from slm_lab.env.vec import make_env
-from slm_lab.env.wrappers import WRAPPERS, wanted
+from slm_lab.env.vec import make_env, wrap
 from slm_lab.experiment.evaluate import play
 from slm_lab.experiment.session import EVAL_WORLDS, TRAIN_WORLDS
 from slm_lab.lib.errors import LabError
@@ -168,8 +167,7 @@ class LabLearner:
             self.step, self.carry = after, act.carry
 
     def seen(self, env: VecEnv) -> VecEnv:
-        for key, value in wanted(self.spec).items():
-            env = WRAPPERS[key](env, value, self.gamma)
+        env = wrap(env, self.spec, self.gamma)
         env.load_wrapper_state(self.env.wrapper_state())
         env.freeze()
         return env

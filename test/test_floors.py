@@ -20,6 +20,7 @@ FLOORS = {  # the longest matching prefix counts
     "slm_lab.agent.algorithm": 6,
     "slm_lab.agent": 7,
     "slm_lab.experiment": 8,
+    "slm_lab.policy": 9,
     "slm_lab.cli": 9,
 }
 STRANGERS = [("slm_lab.env", "slm_lab.store")]

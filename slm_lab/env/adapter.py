@@ -40,10 +40,12 @@ def _raised(who: str, where: str, error: Exception) -> EnvError:
 class GymVec(VecEnv):
     """What Gymnasium's vectors have in common here; the subclasses differ in how an episode begins anew."""
 
+    units: ActionUnits
+
     def __init__(self, name: str, num_envs: int, obs_space: Space, action_space: Space) -> None:
         self.name, self.num_envs, self._space = name, num_envs, obs_space
-        self._units = ActionUnits(action_space)
-        self.obs_space, self.action_space = leaf_spaces(obs_space), self._units.space
+        self.units = ActionUnits(action_space)
+        self.obs_space, self.action_space = leaf_spaces(obs_space), self.units.space
         self._ended = np.zeros(num_envs, dtype=bool)
         self._number = 0
 
@@ -53,7 +55,7 @@ class GymVec(VecEnv):
 
     def step(self, action: np.ndarray) -> Step:
         self._number += 1
-        obs, reward, terminated, truncated = self._guarded(self._step, self._units.to_world(action))
+        obs, reward, terminated, truncated = self._guarded(self._step, self.units.to_world(action))
         step = Step(obs, reward.astype(np.float32), self._ended, terminated, truncated, reward)
         self._ended = terminated | truncated
         return check_finite(self.name, self._number, step)

@@ -6,13 +6,16 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
 
 from slm_lab.lib.errors import LabError
 from slm_lab.lib.types import Step, Tree
+
+if TYPE_CHECKING:
+    from slm_lab.env.action import ActionUnits
 
 logger = logging.getLogger("slm_lab")
 
@@ -73,6 +76,7 @@ class VecEnv(ABC):
     num_envs: int
     obs_space: dict[str, Space]
     action_space: Space
+    units: ActionUnits | None = None  # to the world's own actions; None: a file has no world
     stacks: dict[str, Stack] = {}  # of the keys that FrameStack has stacked; never changed in place
     goals: Goals | None = None  # how a goal env pays, seen through its wrappers
     agents: tuple[str, ...] = ()  # where a world has several: column w * A + a is agent a of world w

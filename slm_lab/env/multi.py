@@ -71,6 +71,8 @@ class MultiVec(VecEnv):
     Source: Terry et al. 2021, arXiv 2009.14471 (PettingZoo; its parallel API).
     """
 
+    units: ActionUnits
+
     def __init__(self, name: str, worlds: list[Any], max_t: int | None = None) -> None:
         self.name, self.max_t, self.max_length, self._worlds = name, max_t, max_t, worlds
         self._ids = list(worlds[0].possible_agents)
@@ -78,8 +80,8 @@ class MultiVec(VecEnv):
         W, A = len(worlds), len(self.agents)
         self.num_envs = W * A
         self._space = self._common("observation", worlds[0].observation_space)
-        self._units = ActionUnits(self._common("action", worlds[0].action_space))
-        self.obs_space, self.action_space = leaf_spaces(self._space), self._units.space
+        self.units = ActionUnits(self._common("action", worlds[0].action_space))
+        self.obs_space, self.action_space = leaf_spaces(self._space), self.units.space
         self._blank = {key: _blank(space) for key, space in self.obs_space.items()}
         self._ended = np.zeros((W, A), dtype=bool)  # in the world's present episode
         self._length = np.zeros(W, np.int64)  # steps of it
@@ -106,7 +108,7 @@ class MultiVec(VecEnv):
 
     def step(self, action: np.ndarray) -> Step:
         W, A = self._ended.shape
-        action = self._units.to_world(action)
+        action = self.units.to_world(action)
         action = action.reshape(W, A, *action.shape[1:])
         self._number += 1
         playing = np.stack([self._playing(world) for world in range(W)])  # [W, A]

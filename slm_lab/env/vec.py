@@ -29,7 +29,11 @@ def make_env(spec: EnvSpec, num_envs: int | None = None, render_mode: str | None
     """
     if spec.name == OFFLINE:
         return DatasetEnv(Dataset(str(spec.dataset)), num_envs)
-    env = _bare_env(spec, num_envs or spec.num_envs, render_mode)
+    return wrap(bare_env(spec, num_envs or spec.num_envs, render_mode), spec, gamma)
+
+
+def wrap(env: VecEnv, spec: EnvSpec, gamma: float = 0.99) -> VecEnv:
+    """`env` in the wrappers that `spec` asks for."""
     for key, value in wanted(spec).items():
         env = WRAPPERS[key](env, value, gamma)
     return env
@@ -49,7 +53,7 @@ def env_problems(spec: EnvSpec) -> list[Problem]:
         return dataset_problems(spec, None)
     try:
         problems = _unknown_keys(spec)
-        env = None if problems else _bare_env(spec, 1, None)
+        env = None if problems else bare_env(spec, 1)
     except EnvError as error:
         return [Problem(error.path, error.message)]
     if env is None:
@@ -80,7 +84,8 @@ def _nearest(key: str, known: set[str]) -> str:
     return near if near.startswith(" Did") else ""
 
 
-def _bare_env(spec: EnvSpec, num_envs: int, render_mode: str | None) -> VecEnv:
+def bare_env(spec: EnvSpec, num_envs: int, render_mode: str | None = None) -> VecEnv:
+    """The worlds without wrappers. Raises `EnvError`."""
     arguments: dict[str, Any] = dict(spec.model_extra or {})
     try:
         if spec.name.startswith(PREFIX):

@@ -25,6 +25,7 @@ class VecWrapper(VecEnv):
         self.obs_space, self.action_space = dict(env.obs_space), env.action_space
         self.stacks, self.goals, self.agents = env.stacks, env.goals, env.agents
         self.max_length = env.max_length
+        self.units = env.units
         self._frozen = False
 
     @property

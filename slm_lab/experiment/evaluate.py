@@ -26,9 +26,9 @@ from slm_lab.spec.lab_spec import AgentSpec, LabSpec
 
 logger = logging.getLogger("slm_lab")
 
-BASELINE_EPISODES = 100
+BASELINE_EPISODES = 1_000
 BASELINE_FRAMES = 20_000
-RULE = "whole episodes"  # of how it is measured: what another rule has given is measured anew
+RULE = "1,000 whole episodes"  # of how it is measured: what another rule has given is measured anew
 GRACE = 5  # times as many frames until episodes that run are cut
 LONGEST = 30_000  # steps of an episode in worlds that tell no bound of their own; Atari's longest have 27 000
 
@@ -76,7 +76,7 @@ def play(
             xray.follow(step, ended, total)
     if length.max() > bound:
         logger.warning(
-            "play was ended at an episode of %s steps: %d of %d episodes had ended",
+            "play was ended at an episode of %s steps: %d of %d episodes had ended. Bound them by env.max_t",
             f"{bound:,}",
             len(returns),
             episodes,
@@ -123,8 +123,8 @@ def longest(env: VecEnv) -> int:
 
 
 def random_return(spec: LabSpec, data: Path) -> float:
-    """Mean return of random actions in the spec's env, measured once and kept in `data`: 100 episodes, or those that
-    began within 20 000 frames.
+    """Mean return of random actions in the spec's env, measured once and kept in `data`: 1,000 episodes, or those
+    that began within 20 000 frames.
     """
     keys = {
         key: value

@@ -84,11 +84,13 @@ def _stacked(scripts: list[State]) -> State:
 class VecTask(VecEnv):
     """`num_envs` worlds of a task, stepped as arrays: no Python loop over worlds except where episodes begin."""
 
+    units: ActionUnits
+
     def __init__(self, rules: Rules, num_envs: int, max_t: int | None = None) -> None:
         self.rules, self.num_envs, self.max_t = rules, num_envs, max_t
         self.name = type(rules).__name__
-        self._units = ActionUnits(rules.action_space)
-        self.obs_space, self.action_space = leaf_spaces(rules.obs_space), self._units.space
+        self.units = ActionUnits(rules.action_space)
+        self.obs_space, self.action_space = leaf_spaces(rules.obs_space), self.units.space
         self.goals, self.max_length = rules.goals, min(rules.length, max_t or rules.length)
         self._rngs: list[np.random.Generator] = []
         self._state: State = {}
@@ -104,7 +106,7 @@ class VecTask(VecEnv):
     def step(self, action: np.ndarray) -> Step:
         if not self._state:
             raise EnvError(f"{self.name}: step before reset")
-        reward = self.rules.act(self._state, self._units.to_world(action))
+        reward = self.rules.act(self._state, self.units.to_world(action))
         self._state["t"] = np.minimum(self._state["t"] + 1, self.rules.length)
         terminated, truncated = self.rules.ends(self._state)
         if self.max_t is not None:
