@@ -26,6 +26,7 @@ from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.search import control as search
 from slm_lab.experiment.search.display import SearchDisplay
+from slm_lab.experiment.search.graphs import Experiment, parallel
 from slm_lab.experiment.search.ledger import Ledger, best_run
 from slm_lab.experiment.search.redraw import Redraw
 from slm_lab.experiment.search.results import prune, trial_table, write_results
@@ -521,6 +522,17 @@ def test_the_page_has_no_empty_panels(tmp_path, values):
         page = (run.path / "report.html").read_text()
         assert "nan" not in page.split("The resolved spec")[0].replace("final", "")
         assert ("it broke" in page) == (None in values)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.0, -200.0])
+def test_trials_that_tie_are_drawn_at_their_value(tmp_path, value):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    for gamma in (0.9, 0.95):
+        ended(ledger, gamma, value)
+    figure = parallel(Experiment(run, "x", ledger, VARIABLES, run.stored_spec().meta))
+    marks = {float(a.text): a.y for a in figure.layout.annotations if a.x == len(VARIABLES)}
+    assert [trace.y[-1] for trace in figure.data] == [pytest.approx(marks[value])] * 2
 
 
 def test_a_search_where_nothing_ended_well_is_an_error(tmp_path):

@@ -148,7 +148,9 @@ def parallel(e: Experiment) -> go.Figure | None:
         return None
     values = np.array([e.value(trial) for trial in e.done])
     low, high = float(values.min()), float(values.max())
-    share = (values - low) / (high - low) if high > low else np.ones(len(values))
+    if low == high:  # all tie: in the middle
+        low, high = low - (abs(low) or 1.0), high + (abs(high) or 1.0)
+    share = (values - low) / (high - low)
     scales = [_Scale(variable, e.done) for variable in e.variables]
     figure = new_figure(f"{e.name}: trials through their values", f"{e.subtitle()}; dark: good", "", "")
     shade = 1 - share if e.meta.mode == "min" else share
@@ -159,7 +161,7 @@ def parallel(e: Experiment) -> go.Figure | None:
             np.arange(len(y), dtype=float), y, None, color, width=3.4 if trial is e.done[0] else 1.8, opacity=0.9
         )
         figure.add_trace(trace.update(hoverinfo="text", text=f"{e.told(trial)}: {value:.4g}"))
-    axes = [*scales, _Scale(Variable("", "uniform", (low, high if high > low else low + 1)), [])]
+    axes = [*scales, _Scale(Variable("", "uniform", (low, high)), [])]
     names = [*e.names.values(), f"<b>{e.meta.metric.replace('_', ' ')}</b>"]
     for index, axis in enumerate(axes):
         figure.add_vline(x=index, line={"color": "#9A9A9A", "width": 1})
