@@ -19,7 +19,7 @@ from rich.console import Console
 from slm_lab.experiment import plot
 from slm_lab.experiment.analysis import load_run
 from slm_lab.experiment.control import compare
-from slm_lab.experiment.figure import PALETTE, add_band, log_y, new_figure
+from slm_lab.experiment.figure import PALETTE, add_band, fit_y, log_y, new_figure
 from slm_lab.experiment.plot import draw_run, multi_trial_graph
 from slm_lab.experiment.png import write_pngs
 from slm_lab.experiment.run_dir import RunDir
@@ -177,6 +177,13 @@ def test_a_long_name_is_cut_and_what_is_drawn_stays():
     title = new_figure("n" * 200 + ": training return", "", "").layout.title.text
     assert "n…: training return</b>" in title
     assert len(title) < 200
+
+
+@pytest.mark.parametrize("constant", [[0.001, 0.0010000000000000002], [-3.0, -3.0]])
+def test_a_constant_is_told_apart_from_zero(constant):
+    low, high = fit_y(np.array(constant))["range"]
+    assert (low + high) / 2 == pytest.approx(constant[0]) and 0 in (low, high)
+    assert "range" not in fit_y(np.array([0.0, 0.0])) and "range" not in fit_y(np.array([0.001, 0.0011]))
 
 
 def test_logarithmic_axis_writes_out_its_steps():
