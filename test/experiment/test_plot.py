@@ -173,6 +173,62 @@ def test_runs_of_many_worlds_are_compared_or_it_is_said_that_nothing_is_to_be_se
     assert said in capsys.readouterr().out
 
 
+@pytest.fixture
+def no_png(monkeypatch) -> None:
+    monkeypatch.setattr(plot, "write_pngs", lambda *_: [])
+
+
+def compared(runs: list[Path], data: Path, given: tuple[str, ...] = ()) -> str:
+    """The page of a comparison."""
+    before = set(data.glob("graph/*.html"))
+    compare([RunDir(run) for run in runs], data, Console(quiet=True), given)
+    return next(iter(set(data.glob("graph/*.html")) - before)).read_text()
+
+
+def edit(run: Path, old: str, new: str) -> None:
+    (run / "spec.json").write_text((run / "spec.json").read_text().replace(old, new))
+
+
+@pytest.mark.usefixtures("no_png")
+def test_runs_are_told_apart_by_what_differs_in_their_specs(make_run, tmp_path, caplog):
+    one, two = (make_run([log_rows(i, 20)], name=f"run{i}", core=core) for i, core in enumerate(["GRU", "none"]))
+    page = compared([one, two], tmp_path)
+    assert '"name":"core GRU"' in page and '"name":"core none"' in page and "run0" not in page
+    assert "Recall-v0: training return" in page and caplog.records == []
+    for run, lr in ((one, "1" * 20), (two, "2" * 20)):  # too long with all of it: the parts
+        edit(run, '"gamma": 0.99', f'"gamma": {lr}, "other": "{"x" * 40}{lr}"')
+    assert '"name":"core GRU"' in compared([one, two], tmp_path / "parts")
+    assert '"name":"mine"' in compared([one, two], tmp_path / "given", ("mine", ""))
+
+
+@pytest.mark.usefixtures("no_png")
+def test_runs_that_only_their_seeds_tell_apart_have_the_names_of_their_folders(make_run, tmp_path):
+    runs = [make_run([log_rows(i, 20)], name=f"run{i}") for i in range(2)]
+    page = compared(runs, tmp_path)
+    assert all(f'"name":"{run.name}"' in page for run in runs)
+
+
+@pytest.mark.usefixtures("no_png")
+def test_runs_of_different_tasks_are_compared_with_a_warning(make_run, tmp_path, caplog):
+    one, two, three = (make_run([log_rows(i, 20)], name=f"run{i}") for i in range(3))
+    edit(two, '"max_frame"', '"delay": 4, "max_frame"')
+    edit(three, "102400", "51200")
+    compared([one, three], tmp_path)
+    assert caplog.records == []
+    compared([one, two], tmp_path)
+    assert "they differ in env.delay" in caplog.text
+
+
+@pytest.mark.usefixtures("no_png")
+def test_a_comparison_overwrites_none_of_other_runs(make_run, tmp_path):
+    runs = [make_run([log_rows(i, 20)], name=f"run{i}") for i in range(3)]
+    for some in (runs, runs[:2], runs[::-1]):
+        compare([RunDir(run) for run in some], tmp_path, Console(quiet=True))
+    assert len(list(tmp_path.glob("graph/*.html"))) == 2
+    with pytest.raises(LabError, match=r"run0.* is there twice"):
+        compare([RunDir(run) for run in (*runs, runs[0])], tmp_path, Console(quiet=True))
+
+
 def test_a_long_name_is_cut_and_what_is_drawn_stays():
     title = new_figure("n" * 200 + ": training return", "", "").layout.title.text
     assert "n…: training return</b>" in title
