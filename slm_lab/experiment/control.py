@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 import shlex
+import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from slm_lab import __version__
-from slm_lab.experiment.display import Display, agent_line, say
+from slm_lab.experiment.display import Display, agent_line, number, say
 from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.session import refuse_another
@@ -73,7 +77,7 @@ def replot(run: RunDir, data: Path, console: Console) -> None:
 
 def compare(runs: Sequence[RunDir], data: Path, console: Console, given: Sequence[str] = ()) -> None:
     """Several runs in one graph, `data/graph/{env}_{runs}_multi_trial_graph_...`: mean and band of each, a line a run;
-    of a search its best trial's. `given`: a label for each run, '' for the lab's own.
+    of a search its best trial's. Then a table of what each came to. `given`: labels, '' for the lab's own.
     """
     from slm_lab.experiment.plot import multi_trial_graph
     from slm_lab.experiment.search.ledger import best_run
@@ -93,10 +97,37 @@ def compare(runs: Sequence[RunDir], data: Path, console: Console, given: Sequenc
     mark = hashlib.sha256("\n".join(sorted(places)).encode()).hexdigest()[:6]
     name = "_".join(re.sub(r"\W+", "_", env) for env in envs).encode()[: NAME_BYTES - 7].decode(errors="ignore")
     drawn = multi_trial_graph(shown, data / "graph", f"{name}_{mark}", title=", ".join(envs))
+    console.print(_returns(shown))
     for file in drawn:
         say(console, str(file))
     if not drawn:
         say(console, "no graph was drawn: a run has a curve once an episode of it has ended")
+
+
+def _returns(shown: list[tuple[str, Path, int]]) -> Table:
+    """What each run came to: mean ± sample std over its sessions."""
+    from slm_lab.experiment.analysis import load_run, session_metrics
+
+    rows = []
+    for name, path, trial in shown:
+        run = load_run(path, trial)
+        final = [session_metrics(df, None)["scalar"]["final_return"] for df in run.whole]
+        evaluated = [df["total_reward"].dropna() for s, df in run.evaluation.items() if s not in run.left_out]
+        last = [float(returns.iloc[-1]) for returns in evaluated if len(returns)]
+        rows.append([name, str(len(run.whole)), _spread(final), _spread(last)])
+    heads = ["run", "sessions", "final return", "last greedy eval"]
+    table = Table(expand=False)
+    for head in heads if any(last != "–" for *_, last in rows) else heads[:-1]:
+        table.add_column(head, justify="left" if head == "run" else "right")
+    for row in rows:
+        table.add_row(*map(Text, row[: len(table.columns)]))
+    return table
+
+
+def _spread(values: list[float]) -> str:
+    known = [value for value in values if math.isfinite(value)]
+    mean = number(statistics.mean(known) if known else math.nan)
+    return f"{mean} ± {number(statistics.stdev(known))}" if len(known) > 1 else mean
 
 
 def _warn_of_tasks(envs: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -227,6 +228,24 @@ def test_a_comparison_overwrites_none_of_other_runs(make_run, tmp_path):
     assert len(list(tmp_path.glob("graph/*.html"))) == 2
     with pytest.raises(LabError, match=r"run0.* is there twice"):
         compare([RunDir(run) for run in (*runs, runs[0])], tmp_path, Console(quiet=True))
+
+
+@pytest.mark.usefixtures("no_png")
+def test_a_comparison_says_what_each_run_came_to(make_run, tmp_path):
+    last = [1.0, 0.5, 0.9]
+    sessions = [log_rows(i, 20).assign(total_reward_ma=value) for i, value in enumerate(last)]
+    failures = [{"session": 2, "error": "boom"}]
+    one = make_run(sessions, evaluate=True, failures=failures, core="[GRU]", name="one")
+    two = make_run(sessions[:1], name="two")
+    screen = Console(file=io.StringIO(), width=120)
+    compare([RunDir(one), RunDir(two)], tmp_path, screen)
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:5]] for line in screen.file.getvalue().splitlines()
+            if len(cells := line.split("│")) > 5}  # fmt: skip
+    ends = [df["total_reward"].iloc[-1] for df in load_run(one).evaluation.values()][:2]
+    evaluated = f"{np.mean(ends):.2f} ± {np.std(ends, ddof=1):.2f}"
+    assert rows == {"core [GRU]": ["2", "0.75 ± 0.35", evaluated], "core none": ["1", "1.00", "–"]}
+    compare([RunDir(two), RunDir(make_run(sessions[:1], name="three"))], tmp_path, screen)
+    assert screen.file.getvalue().count("greedy eval") == 1, "a column without a value"
 
 
 def test_a_long_name_is_cut_and_what_is_drawn_stays():
