@@ -97,5 +97,7 @@ def _of_search(run: RunDir, spec: dict[str, Any]) -> str:
     if not len(done):
         return f"{len(table)} trials, none has ended well yet"
     best = done.iloc[0]
-    what = f"{metric.replace('_', ' ')} of the best of {len(table)} trials (t{best['trial']})"
+    tied = int((done[metric] == best[metric]).sum())
+    who = f"{tied} of them tie" if tied > 1 else f"t{best['trial']}"
+    what = f"{metric.replace('_', ' ')} of the best of {len(table)} trials ({who})"
     return f"<b>{number(float(best[metric]))}</b> {what}, {duration(float(table['seconds'].sum()))} of training"

@@ -63,6 +63,11 @@ class Experiment:
         """The metric, with what it is."""
         return f"{self.meta.metric.replace('_', ' ')} ({UNITS[self.meta.metric]})"
 
+    @property
+    def tied(self) -> list[Trial]:
+        """The best trial, and those that are as good."""
+        return self.ledger.tied(self.meta.metric, self.meta.mode)
+
     def value(self, trial: Trial) -> float:
         """The metric of a trial that has ended well."""
         return trial.metrics[self.meta.metric]
@@ -100,13 +105,15 @@ def multi_trial(e: Experiment) -> go.Figure | None:
     curves = [curve for curve in curves if np.isfinite(curve[2]).any()]
     if not curves:
         return None
-    figure = new_figure(f"{e.name}: training return of the trials", e.subtitle(), RETURN_MA)
-    best = [trial.index for trial in e.done[:NAMED]]
+    seeds = e.meta.max_session
+    each = f"{plural(len(e.done), 'trial')}, each the mean of {seeds} seeds" if seeds > 1 else e.subtitle()
+    figure = new_figure(f"{e.name}: training return of the trials", each, RETURN_MA)
+    best, tied = [trial.index for trial in e.done[:NAMED]], e.tied
     told: set[str] = set()
     for trial, frames, mean in reversed(curves):  # the best on top
         if trial.index in best:
             rank = best.index(trial.index)
-            trace = line(frames, mean, e.told(trial), PALETTE[rank], width=3.2 if rank == 0 else 1.8)
+            trace = line(frames, mean, e.told(trial), PALETTE[rank], width=3.2 if trial in tied else 1.8)
         else:
             kind = {"done": "other trials", "pruned": "stopped early"}.get(trial.status, trial.status)
             dash = "solid" if trial.status == "done" else "dot"
@@ -151,15 +158,13 @@ def parallel(e: Experiment) -> go.Figure | None:
     if low == high:  # all tie: in the middle
         low, high = low - (abs(low) or 1.0), high + (abs(high) or 1.0)
     share = (values - low) / (high - low)
-    scales = [_Scale(variable, e.done) for variable in e.variables]
+    scales, tied = [_Scale(variable, e.done) for variable in e.variables], e.tied
     figure = new_figure(f"{e.name}: trials through their values", f"{e.subtitle()}; dark: good", "", "")
     shade = 1 - share if e.meta.mode == "min" else share
     for trial, value, height, tone in reversed(list(zip(e.done, values, share, shade, strict=True))):
         y = np.array([*(scale.height(trial) for scale in scales), height])
         color = sample_colorscale("Blues", [0.25 + 0.75 * float(tone)])[0]
-        trace = line(
-            np.arange(len(y), dtype=float), y, None, color, width=3.4 if trial is e.done[0] else 1.8, opacity=0.9
-        )
+        trace = line(np.arange(len(y), dtype=float), y, None, color, width=3.4 if trial in tied else 1.8, opacity=0.9)
         figure.add_trace(trace.update(hoverinfo="text", text=f"{e.told(trial)}: {value:.4g}"))
     axes = [*scales, _Scale(Variable("", "uniform", (low, high)), [])]
     names = [*e.names.values(), f"<b>{e.meta.metric.replace('_', ' ')}</b>"]
@@ -263,7 +268,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _dots(e: Experiment, x: np.ndarray, y: np.ndarray) -> go.Scatter:
-    sizes = [13] + [7] * (len(e.done) - 1)
+    tied = e.tied
+    sizes = [13 if trial in tied else 7 for trial in e.done]
     return go.Scatter(
         x=x.tolist(), y=y.tolist(), mode="markers", showlegend=False, hoverinfo="text+y",
         text=[e.told(trial) for trial in e.done],
