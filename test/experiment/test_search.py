@@ -26,7 +26,7 @@ from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.search import control as search
 from slm_lab.experiment.search.display import SearchDisplay
-from slm_lab.experiment.search.graphs import Experiment, multi_trial, parallel
+from slm_lab.experiment.search.graphs import Experiment, importance, multi_trial, parallel
 from slm_lab.experiment.search.ledger import Ledger, best_run
 from slm_lab.experiment.search.redraw import Redraw
 from slm_lab.experiment.search.results import prune, trial_table, write_results
@@ -536,6 +536,17 @@ def test_trials_that_tie_are_drawn_at_their_value(tmp_path, value):
     figure = parallel(Experiment(run, "x", ledger, VARIABLES, run.stored_spec().meta))
     marks = {float(a.text): a.y for a in figure.layout.annotations if a.x == len(VARIABLES)}
     assert [trace.y[-1] for trace in figure.data] == [pytest.approx(marks[value])] * 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_importance_of_one_variable_says_nothing(tmp_path, count):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    for i in range(6):
+        ended(ledger, 0.9 + i / 100, i * i, core=["none", "GRU"][i % 2])
+    figure = importance(Experiment(run, "x", ledger, VARIABLES[:count], run.stored_spec().meta))
+    assert (figure is None) == (count == 1)
+    assert figure is None or figure.layout.height * (1 - figure.layout.title.y) == pytest.approx(22)  # or it is cut
 
 
 def last_words(run: RunDir) -> str:

@@ -185,7 +185,7 @@ def parallel(e: Experiment) -> go.Figure | None:
 def importance(e: Experiment) -> go.Figure | None:
     """How much of the difference between good and bad trials is each variable's."""
     found = importances(e.ledger, e.variables, e.meta)
-    if not found:
+    if len(found) < 2:  # of one variable it is 1
         return None
     paths = sorted(found, key=lambda path: found[path])
     figure = new_figure(f"{e.name}: what matters", f"{e.subtitle()}; PED-ANOVA", "", "share of the importance (all: 1)")
@@ -196,7 +196,9 @@ def importance(e: Experiment) -> go.Figure | None:
     )  # fmt: skip
     figure.add_trace(bars)
     figure.update_xaxes(range=[0, 1.08])
-    return figure.update_layout(height=170 + 44 * len(paths), bargap=0.35, hovermode="closest", showlegend=False)
+    height = 140 + 44 * len(paths)
+    figure.update_layout(height=height, title_y=1 - 22 / height, margin_t=70)  # the title's place is by the height
+    return figure.update_layout(bargap=0.35, hovermode="closest", showlegend=False)
 
 
 # ---- small helpers ---------------------------------------------------------------------------------------------------
