@@ -232,7 +232,7 @@ def _variables(title: str, subtitle: str, sessions: list[pd.DataFrame]) -> go.Fi
     names = list(dict.fromkeys(c for df in sessions for c in df.columns if c not in skip and df[c].notna().any()))
     if not names:
         return None
-    window = max(1, max(map(len, sessions)) // 20)
+    window = max(map(len, sessions)) // 40 * 2 + 1  # odd: as many points on either side
     smooth = f"centred moving average of {plural(window, 'log point')}"
     how = f"bold: {smooth}" if len(sessions) == 1 else f"mean ± 1 std, {smooth}"
     figure = new_grid(title, f"{subtitle}; {how}" if window > 1 else subtitle, [n.replace("_", " ") for n in names])

@@ -105,6 +105,14 @@ def test_odd_runs_are_drawn_without_a_warning(make_run, caplog, sessions):
     assert ("trial_graph_variables_vs_frames" in written) == (sessions[0] is not NOTHING)
 
 
+@pytest.mark.parametrize("count", [41, 45, 200])
+def test_the_moving_average_is_centred(count):
+    df = pd.DataFrame({"frame": np.arange(count) * 10.0, "loss": np.eye(count)[20]})
+    _, smooth = plot._variables("", "", [df]).data
+    low, high = np.flatnonzero(np.asarray(smooth.y))[[0, -1]]
+    assert high > low and 20 - low == high - 20
+
+
 def test_a_lone_point_is_a_marker(make_run):
     run = load_run(make_run([ONE_POINT]))
     figure = plot._session_builders(run, 0)[f"{NAME}_t0_s0_session_graph_train_mean_returns_ma_vs_frames"]()
