@@ -173,7 +173,7 @@ def _run_trial(spec: LabSpec, run: RunDir, baseline: float | None, console: Cons
         note(f"slm_lab {__version__}: {shlex.join(sys.argv)}")
         note(title)
         try:
-            with Display(f"{title}\n{run.path}{_so_far(run)}", spec.meta.max_session, spec.env.max_frame, console) as d:
+            with Display(f"{title}\n{run.path}{_so_far(run)}", spec.meta, spec.env.max_frame, console) as d:
                 if many:
                     last = run_sessions(spec, run, d.update)
                 else:
