@@ -105,6 +105,13 @@ def test_odd_runs_are_drawn_without_a_warning(make_run, caplog, sessions):
     assert ("trial_graph_variables_vs_frames" in written) == (sessions[0] is not NOTHING)
 
 
+def test_the_raw_return_says_that_it_is_a_mean_over_worlds(make_run):
+    run = load_run(make_run([log_rows(0, 30)]))
+    session = plot._session_builders(run, 0)[f"{NAME}_t0_s0_session_graph_train_mean_returns_vs_frames"]()
+    trial = plot._trial_builders(run)[f"{NAME}_t0_trial_graph_mean_returns_vs_frames"]()
+    assert "mean over worlds" in trace_names(session)[0] and "mean over worlds" in trial.layout.yaxis.title.text
+
+
 @pytest.mark.parametrize("count", [41, 45, 200])
 def test_the_moving_average_is_centred(count):
     df = pd.DataFrame({"frame": np.arange(count) * 10.0, "loss": np.eye(count)[20]})
