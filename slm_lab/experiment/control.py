@@ -6,18 +6,24 @@ wait for them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import math
 import re
 import shlex
+import statistics
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from slm_lab import __version__
-from slm_lab.experiment.display import Display, agent_line, say
+from slm_lab.experiment.display import Display, agent_line, number, say
 from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.run_dir import RunDir, unwritable
 from slm_lab.experiment.session import refuse_another
@@ -25,9 +31,12 @@ from slm_lab.experiment.trial import run_alone, run_sessions
 from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.log import log_to, note
 from slm_lab.spec.lab_spec import LabSpec
+from slm_lab.spec.space import Variable, encode, label, labels
 from slm_lab.spec.validate import NAME_BYTES, resolve
 
 logger = logging.getLogger("slm_lab")
+
+LABEL_CHARS = 40  # of a run in a comparison's legend
 
 
 # ---- the modes -------------------------------------------------------------------------------------------------------
@@ -66,24 +75,89 @@ def replot(run: RunDir, data: Path, console: Console) -> None:
         raise problem
 
 
-def compare(runs: list[RunDir], data: Path, console: Console) -> None:
-    """Several runs in one graph, `data/graph/{env}_multi_trial_graph_...`: mean and band of each, a line a run; of a
-    search its best trial's.
+def compare(runs: Sequence[RunDir], data: Path, console: Console, given: Sequence[str] = ()) -> None:
+    """Several runs in one graph, `data/graph/{env}_{runs}_multi_trial_graph_...`: mean and band of each, a line a run;
+    of a search its best trial's. Then a table of what each came to. `given`: labels, '' for the lab's own.
     """
     from slm_lab.experiment.plot import multi_trial_graph
     from slm_lab.experiment.search.ledger import best_run
 
+    places = [str(run.path.resolve()) for run in runs]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice:
+        raise LabError(f"{twice} is there twice: a comparison takes each run once")
+    runs = [best_run(run) for run in runs]
     specs = [run.read_spec() for run in runs]
-    names = [spec["name"] for spec in specs]
-    labels = names if len(set(names)) == len(names) else [run.path.name for run in runs]
-    env = "_".join(dict.fromkeys(re.sub(r"\W+", "_", spec["env"]["name"]) for spec in specs))
-    shown = [(label, run.path, best_run(run).trial) for label, run in zip(labels, runs, strict=True)]
-    name = env.encode()[:NAME_BYTES].decode(errors="ignore")  # of many worlds it may be longer than a file's can be
-    drawn = multi_trial_graph(shown, data / "graph", name)
+    _warn_of_tasks([spec["env"] for spec in specs])
+    found = _labels(specs) or [run.path.name for run in runs]
+    shown = [(own or label, run.path, run.trial)
+             for own, label, run in zip(given or [""] * len(runs), found, runs, strict=True)]  # fmt: skip
+    envs = dict.fromkeys(spec["env"]["name"] for spec in specs)
+    # other runs get another file; of many worlds their names may be longer than a file's can be
+    mark = hashlib.sha256("\n".join(sorted(places)).encode()).hexdigest()[:6]
+    name = "_".join(re.sub(r"\W+", "_", env) for env in envs).encode()[: NAME_BYTES - 7].decode(errors="ignore")
+    drawn = multi_trial_graph(shown, data / "graph", f"{name}_{mark}", title=", ".join(envs))
+    console.print(_returns(shown))
     for file in drawn:
         say(console, str(file))
     if not drawn:
         say(console, "no graph was drawn: a run has a curve once an episode of it has ended")
+
+
+def _returns(shown: list[tuple[str, Path, int]]) -> Table:
+    """What each run came to: mean ± sample std over its sessions."""
+    from slm_lab.experiment.analysis import load_run, session_metrics
+
+    rows = []
+    for name, path, trial in shown:
+        run = load_run(path, trial)
+        final = [session_metrics(df, None)["scalar"]["final_return"] for df in run.whole]
+        evaluated = [df["total_reward"].dropna() for s, df in run.evaluation.items() if s not in run.left_out]
+        last = [float(returns.iloc[-1]) for returns in evaluated if len(returns)]
+        rows.append([name, str(len(run.whole)), _spread(final), _spread(last)])
+    heads = ["run", "sessions", "final return", "last greedy eval"]
+    table = Table(expand=False)
+    for head in heads if any(last != "–" for *_, last in rows) else heads[:-1]:
+        table.add_column(head, justify="left" if head == "run" else "right")
+    for row in rows:
+        table.add_row(*map(Text, row[: len(table.columns)]))
+    return table
+
+
+def _spread(values: list[float]) -> str:
+    known = [value for value in values if math.isfinite(value)]
+    mean = number(statistics.mean(known) if known else math.nan)
+    return f"{mean} ± {number(statistics.stdev(known))}" if len(known) > 1 else mean
+
+
+def _warn_of_tasks(envs: list[dict[str, Any]]) -> None:
+    keys = dict.fromkeys(key for env in envs for key in env if key not in ("num_envs", "max_frame", "vectorization"))
+    differing = [f"env.{key}" for key in keys if len({encode(env.get(key)) for env in envs}) > 1]
+    if differing:
+        logger.warning("the runs are of different tasks: they differ in %s", ", ".join(differing))
+
+
+def _labels(specs: list[dict[str, Any]]) -> list[str]:
+    """What tells runs apart: the values that differ in their specs, or the parts; [] where long or ambiguous."""
+    agents = [{key: value for key, value in spec["agent"].items() if key != "name"} for spec in specs]  # free text
+    found = dict(_differing([{"agent": agent, "env": spec["env"]} for agent, spec in zip(agents, specs, strict=True)]))
+    for paths in (list(found), [path for path in found if path.endswith(".name")]):
+        names = labels([Variable(path, "choice", ()) for path in paths])
+        parts = [[f"{names[path].removesuffix('.name')} {label(value)}" for value in found[path]] for path in paths]
+        told = [", ".join(values).replace("_", " ") for values in zip(*parts, strict=True)]
+        if len(set(told)) == len(specs) and max(map(len, told)) <= LABEL_CHARS:
+            return told
+    return []
+
+
+def _differing(values: list[Any], path: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """The keys that all have, with values that aren't all the same: what one part alone has goes with its name."""
+    if all(isinstance(value, dict) for value in values):
+        for key in values[0]:
+            if all(key in value for value in values):
+                yield from _differing([value[key] for value in values], f"{path}.{key}".removeprefix("."))
+    elif any(value != values[0] for value in values):
+        yield path, values
 
 
 # ---- a trial ---------------------------------------------------------------------------------------------------------
@@ -99,7 +173,7 @@ def _run_trial(spec: LabSpec, run: RunDir, baseline: float | None, console: Cons
         note(f"slm_lab {__version__}: {shlex.join(sys.argv)}")
         note(title)
         try:
-            with Display(f"{title}\n{run.path}{_so_far(run)}", spec.meta.max_session, spec.env.max_frame, console) as d:
+            with Display(f"{title}\n{run.path}{_so_far(run)}", spec.meta, spec.env.max_frame, console) as d:
                 if many:
                     last = run_sessions(spec, run, d.update)
                 else:

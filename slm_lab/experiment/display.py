@@ -16,6 +16,7 @@ from rich.table import Table
 
 from slm_lab.experiment.session import Progress
 from slm_lab.lib.log import note
+from slm_lab.spec.lab_spec import MetaSpec
 
 LINE_SECONDS = 5.0  # between plain lines of a session at first; a long run is told less often
 MAX_LINE_SECONDS = 60.0
@@ -62,11 +63,12 @@ class LiveView:
 class Display(LiveView):
     """Shows the progress of sessions; give `update` to them as their report."""
 
-    def __init__(self, title: str, sessions: int, max_frame: int, console: Console | None = None) -> None:
-        self.rows = [Progress(i, 0, max_frame, status="waiting") for i in range(sessions)]
+    def __init__(self, title: str, meta: MetaSpec, max_frame: int, console: Console | None = None) -> None:
+        self.meta = meta
+        self.rows = [Progress(i, 0, max_frame, status="waiting") for i in range(meta.max_session)]
         super().__init__(title, console or Console(), self._table)
-        self.printed = [-math.inf] * sessions
-        self.logged = [-math.inf] * sessions
+        self.printed = [-math.inf] * meta.max_session
+        self.logged = [-math.inf] * meta.max_session
 
     def update(self, progress: Progress) -> None:
         """Take in a session's report."""
@@ -84,19 +86,26 @@ class Display(LiveView):
         share = min(p.frame / p.max_frame, 1.0)
         facts = [f"session {p.session}: {p.status}", f"frame {p.frame:,} of {p.max_frame:,} ({share:.0%})"]
         facts += [f"{number(p.fps, 0)} frames/s"] if p.fps > 0 else []
-        facts += [f"return {number(p.total_reward_ma)}"] if not math.isnan(p.total_reward_ma) else []
+        name = "eval" if self._evaluated(p) else "return"
+        facts += [f"{name} {number(p.total_reward_ma)}"] if not math.isnan(p.total_reward_ma) else []
         facts += [f"eta {_eta(p)}"] if p.status == "running" else []
         return ", ".join(facts)
 
+    def _evaluated(self, p: Progress) -> bool:
+        """Whether the return told is of the last greedy evaluation: before the first, and without, it is training's."""
+        first = self.meta.eval_frequency or 0
+        return bool(self.meta.rigorous_eval) and (p.status == "done" or p.frame >= first)
+
     def _table(self) -> Table:
         table = Table(expand=False)
-        for column in ("session", "progress", "frames", "frames/s", "return", "eta", "status"):
+        evaluates = bool(self.meta.rigorous_eval)
+        result = "eval" if evaluates else "return"
+        for column in ("session", "progress", "frames", "frames/s", result, "eta", "status"):
             table.add_column(column, justify="left" if column in ("progress", "status") else "right")
         for p in self.rows:
             bar = ProgressBar(total=p.max_frame, completed=p.frame, width=24)
-            table.add_row(
-                str(p.session), bar, f"{p.frame:,}", number(p.fps, 0), number(p.total_reward_ma), _eta(p), p.status
-            )
+            shown = p.total_reward_ma if evaluates == self._evaluated(p) else math.nan
+            table.add_row(str(p.session), bar, f"{p.frame:,}", number(p.fps, 0), number(shown), _eta(p), p.status)
         return table
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 from slm_lab.experiment.display import agent_line
 from slm_lab.experiment.page import duration, number, write_page
 from slm_lab.experiment.run_dir import RunDir, all_runs
-from slm_lab.lib.errors import LabError
+from slm_lab.lib.errors import LabError, plural
 from slm_lab.lib.files import locked
 
 logger = logging.getLogger("slm_lab")
@@ -82,12 +82,22 @@ def _facts(run: RunDir, spec: dict[str, Any]) -> list[str]:
 def _of_trial(run: RunDir, spec: dict[str, Any]) -> str:
     file = run.info / f"{spec['name']}_t0_trial_metrics.json"
     scalar = json.loads(file.read_text())["scalar"] if file.exists() else {}
+    failed = _failed(run)
     if scalar.get("final_return") is None:
-        return "no episode has ended yet"
+        return failed or "no episode has ended yet"
     sessions = f"{scalar['num_session']:g} session{'s' if scalar['num_session'] != 1 else ''}"
-    return (
-        f"<b>{number(scalar['final_return'])}</b> final return, {sessions} of {duration(scalar.get('wall_t') or 0.0)}"
-    )
+    facts = f"final return, {sessions} of {duration(scalar.get('wall_t') or 0.0)}"
+    return f"<b>{number(scalar['final_return'])}</b> {facts}{'; ' if failed else ''}{failed}"
+
+
+def _failed(run: RunDir) -> str:
+    """How many sessions broke off, and the last line of the first one's error; '' where none did."""
+    file = run.info / "failures.json"
+    failures = json.loads(file.read_text()) if file.exists() else []
+    if not failures:
+        return ""
+    why = (str(failures[0]["error"]).strip() or "no message").splitlines()[-1]
+    return f"{plural(len(failures), 'session')} failed: {escape(why)}"
 
 
 def _of_search(run: RunDir, spec: dict[str, Any]) -> str:
@@ -97,5 +107,7 @@ def _of_search(run: RunDir, spec: dict[str, Any]) -> str:
     if not len(done):
         return f"{len(table)} trials, none has ended well yet"
     best = done.iloc[0]
-    what = f"{metric.replace('_', ' ')} of the best of {len(table)} trials (t{best['trial']})"
+    tied = int((done[metric] == best[metric]).sum())
+    who = f"{tied} of them tie" if tied > 1 else f"t{best['trial']}"
+    what = f"{metric.replace('_', ' ')} of the best of {len(table)} trials ({who})"
     return f"<b>{number(float(best[metric]))}</b> {what}, {duration(float(table['seconds'].sum()))} of training"

@@ -23,9 +23,10 @@ from slm_lab.lib.errors import plural
 
 logger = logging.getLogger("slm_lab")
 
+LAST = "last episode, mean over worlds"
 RETURN, RETURN_MA = "return", "return (mean of last 100 episodes)"
 TRIAL_GRAPHS = {  # local metric: title, y axis
-    "mean_returns": ("training return", RETURN),
+    "mean_returns": ("training return", f"return ({LAST})"),
     "mean_returns_ma": ("training return", RETURN_MA),
     "strengths": ("strength", "strength (return − random baseline)"),
     "sample_efficiencies": ("sample efficiency", "sample efficiency (1/frame)"),
@@ -147,7 +148,7 @@ def _session_return(run: Run, session: int, raw: bool) -> go.Figure | None:
         return None
     figure = new_figure(f"{run.name}: training return", _session_text(run, session), RETURN if raw else RETURN_MA)
     if raw:
-        figure.add_trace(line(*last, "last episode", PALETTE[0], width=1, opacity=0.4))
+        figure.add_trace(line(*last, LAST, PALETTE[0], width=1, opacity=0.4))
     figure.add_trace(line(*mean, "mean of last 100 episodes", PALETTE[0]))
     return _finish(figure, [df], run.random_return)
 
@@ -232,7 +233,7 @@ def _variables(title: str, subtitle: str, sessions: list[pd.DataFrame]) -> go.Fi
     names = list(dict.fromkeys(c for df in sessions for c in df.columns if c not in skip and df[c].notna().any()))
     if not names:
         return None
-    window = max(1, max(map(len, sessions)) // 20)
+    window = max(map(len, sessions)) // 40 * 2 + 1  # odd: as many points on either side
     smooth = f"centred moving average of {plural(window, 'log point')}"
     how = f"bold: {smooth}" if len(sessions) == 1 else f"mean ± 1 std, {smooth}"
     figure = new_grid(title, f"{subtitle}; {how}" if window > 1 else subtitle, [n.replace("_", " ") for n in names])

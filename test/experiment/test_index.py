@@ -40,6 +40,18 @@ def test_a_run_that_cannot_be_read_is_told_beside_the_others(make_run):
     assert "final return" in text
 
 
+def test_a_run_that_broke_off_says_why(make_run):
+    crash = [{"session": 0, "error": "Traceback ...\n  line 3\nValueError: <boom>"}]
+    dead = make_run([], failures=crash, name="dead")
+    make_run([log_rows(0, 30), log_rows(1, 30)], failures=crash, name="half")
+    make_run([], failures=[{"session": 0, "error": ""}], name="mute")
+    write_index(dead.parent)
+    html = (dead.parent / "index.html").read_text()
+    text = Page(html).text
+    assert text.count("1 session failed: ValueError: <boom>") == 2 and "<boom>" not in html
+    assert text.count("1 session failed") == 3 and "no episode has ended yet" not in text and "final return, 1" in text
+
+
 def test_an_index_of_someone_elses_is_left_alone(make_run, caplog):
     data = make_run([log_rows(0)]).parent
     (data / "index.html").write_text("<html>my own page</html>")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from rich.console import Console
 from slm_lab.experiment import plot
 from slm_lab.experiment.analysis import load_run
 from slm_lab.experiment.control import compare
-from slm_lab.experiment.figure import PALETTE, add_band, log_y, new_figure
+from slm_lab.experiment.figure import PALETTE, add_band, fit_y, log_y, new_figure
 from slm_lab.experiment.plot import draw_run, multi_trial_graph
 from slm_lab.experiment.png import write_pngs
 from slm_lab.experiment.run_dir import RunDir
@@ -104,6 +105,21 @@ def test_odd_runs_are_drawn_without_a_warning(make_run, caplog, sessions):
     assert ("trial_graph_variables_vs_frames" in written) == (sessions[0] is not NOTHING)
 
 
+def test_the_raw_return_says_that_it_is_a_mean_over_worlds(make_run):
+    run = load_run(make_run([log_rows(0, 30)]))
+    session = plot._session_builders(run, 0)[f"{NAME}_t0_s0_session_graph_train_mean_returns_vs_frames"]()
+    trial = plot._trial_builders(run)[f"{NAME}_t0_trial_graph_mean_returns_vs_frames"]()
+    assert "mean over worlds" in trace_names(session)[0] and "mean over worlds" in trial.layout.yaxis.title.text
+
+
+@pytest.mark.parametrize("count", [41, 45, 200])
+def test_the_moving_average_is_centred(count):
+    df = pd.DataFrame({"frame": np.arange(count) * 10.0, "loss": np.eye(count)[20]})
+    _, smooth = plot._variables("", "", [df]).data
+    low, high = np.flatnonzero(np.asarray(smooth.y))[[0, -1]]
+    assert high > low and 20 - low == high - 20
+
+
 def test_a_lone_point_is_a_marker(make_run):
     run = load_run(make_run([ONE_POINT]))
     figure = plot._session_builders(run, 0)[f"{NAME}_t0_s0_session_graph_train_mean_returns_ma_vs_frames"]()
@@ -173,10 +189,91 @@ def test_runs_of_many_worlds_are_compared_or_it_is_said_that_nothing_is_to_be_se
     assert said in capsys.readouterr().out
 
 
+@pytest.fixture
+def no_png(monkeypatch) -> None:
+    monkeypatch.setattr(plot, "write_pngs", lambda *_: [])
+
+
+def compared(runs: list[Path], data: Path, given: tuple[str, ...] = ()) -> str:
+    """The page of a comparison."""
+    before = set(data.glob("graph/*.html"))
+    compare([RunDir(run) for run in runs], data, Console(quiet=True), given)
+    return next(iter(set(data.glob("graph/*.html")) - before)).read_text()
+
+
+def edit(run: Path, old: str, new: str) -> None:
+    (run / "spec.json").write_text((run / "spec.json").read_text().replace(old, new))
+
+
+@pytest.mark.usefixtures("no_png")
+def test_runs_are_told_apart_by_what_differs_in_their_specs(make_run, tmp_path, caplog):
+    one, two = (make_run([log_rows(i, 20)], name=f"run{i}", core=core) for i, core in enumerate(["GRU", "none"]))
+    page = compared([one, two], tmp_path)
+    assert '"name":"core GRU"' in page and '"name":"core none"' in page and "run0" not in page
+    assert "Recall-v0: training return" in page and caplog.records == []
+    for run, lr in ((one, "1" * 20), (two, "2" * 20)):  # too long with all of it: the parts
+        edit(run, '"gamma": 0.99', f'"gamma": {lr}, "other": "{"x" * 40}{lr}"')
+    assert '"name":"core GRU"' in compared([one, two], tmp_path / "parts")
+    assert '"name":"mine"' in compared([one, two], tmp_path / "given", ("mine", ""))
+
+
+@pytest.mark.usefixtures("no_png")
+def test_runs_that_only_their_seeds_tell_apart_have_the_names_of_their_folders(make_run, tmp_path):
+    runs = [make_run([log_rows(i, 20)], name=f"run{i}") for i in range(2)]
+    page = compared(runs, tmp_path)
+    assert all(f'"name":"{run.name}"' in page for run in runs)
+
+
+@pytest.mark.usefixtures("no_png")
+def test_runs_of_different_tasks_are_compared_with_a_warning(make_run, tmp_path, caplog):
+    one, two, three = (make_run([log_rows(i, 20)], name=f"run{i}") for i in range(3))
+    edit(two, '"max_frame"', '"delay": 4, "max_frame"')
+    edit(three, "102400", "51200")
+    compared([one, three], tmp_path)
+    assert caplog.records == []
+    compared([one, two], tmp_path)
+    assert "they differ in env.delay" in caplog.text
+
+
+@pytest.mark.usefixtures("no_png")
+def test_a_comparison_overwrites_none_of_other_runs(make_run, tmp_path):
+    runs = [make_run([log_rows(i, 20)], name=f"run{i}") for i in range(3)]
+    for some in (runs, runs[:2], runs[::-1]):
+        compare([RunDir(run) for run in some], tmp_path, Console(quiet=True))
+    assert len(list(tmp_path.glob("graph/*.html"))) == 2
+    with pytest.raises(LabError, match=r"run0.* is there twice"):
+        compare([RunDir(run) for run in (*runs, runs[0])], tmp_path, Console(quiet=True))
+
+
+@pytest.mark.usefixtures("no_png")
+def test_a_comparison_says_what_each_run_came_to(make_run, tmp_path):
+    last = [1.0, 0.5, 0.9]
+    sessions = [log_rows(i, 20).assign(total_reward_ma=value) for i, value in enumerate(last)]
+    failures = [{"session": 2, "error": "boom"}]
+    one = make_run(sessions, evaluate=True, failures=failures, core="[GRU]", name="one")
+    two = make_run(sessions[:1], name="two")
+    screen = Console(file=io.StringIO(), width=120)
+    compare([RunDir(one), RunDir(two)], tmp_path, screen)
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:5]] for line in screen.file.getvalue().splitlines()
+            if len(cells := line.split("│")) > 5}  # fmt: skip
+    ends = [df["total_reward"].iloc[-1] for df in load_run(one).evaluation.values()][:2]
+    evaluated = f"{np.mean(ends):.2f} ± {np.std(ends, ddof=1):.2f}"
+    assert rows == {"core [GRU]": ["2", "0.75 ± 0.35", evaluated], "core none": ["1", "1.00", "–"]}
+    compare([RunDir(two), RunDir(make_run(sessions[:1], name="three"))], tmp_path, screen)
+    assert screen.file.getvalue().count("greedy eval") == 1, "a column without a value"
+
+
 def test_a_long_name_is_cut_and_what_is_drawn_stays():
     title = new_figure("n" * 200 + ": training return", "", "").layout.title.text
     assert "n…: training return</b>" in title
     assert len(title) < 200
+
+
+@pytest.mark.parametrize("constant", [[0.001, 0.0010000000000000002], [-3.0, -3.0]])
+def test_a_constant_is_told_apart_from_zero(constant):
+    low, high = fit_y(np.array(constant))["range"]
+    assert (low + high) / 2 == pytest.approx(constant[0]) and 0 in (low, high)
+    assert "range" not in fit_y(np.array([0.0, 0.0])) and "range" not in fit_y(np.array([0.001, 0.0011]))
 
 
 def test_logarithmic_axis_writes_out_its_steps():

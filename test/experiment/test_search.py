@@ -26,6 +26,7 @@ from slm_lab.experiment.evaluate import random_return
 from slm_lab.experiment.run_dir import RunDir
 from slm_lab.experiment.search import control as search
 from slm_lab.experiment.search.display import SearchDisplay
+from slm_lab.experiment.search.graphs import Experiment, importance, multi_trial, parallel
 from slm_lab.experiment.search.ledger import Ledger, best_run
 from slm_lab.experiment.search.redraw import Redraw
 from slm_lab.experiment.search.results import prune, trial_table, write_results
@@ -58,13 +59,16 @@ def plan(run: RunDir, raw: dict[str, Any], ledger: Ledger, point: dict[str, Any]
     return index
 
 
-def ended(ledger: Ledger, gamma: float, value: float | None, kind: str = "done", core: str = "none") -> None:
+def ended(
+    ledger: Ledger, gamma: float, value: float | None, kind: str = "done", core: str = "none", std: float | None = None
+) -> None:
     index = len(ledger.trials)
     ledger.append("planned", index, point={GAMMA: gamma, CORE: core})
     if value is None:
         ledger.append(kind, index, reason="it broke", trace="Traceback ...")
     else:
-        ledger.append(kind, index, metrics={"final_return": value}, seconds=1.5)
+        spread = {} if std is None else {"final_return_std": std}
+        ledger.append(kind, index, metrics={"final_return": value, **spread}, seconds=1.5)
 
 
 def played(work: Work) -> dict[str, Any]:
@@ -521,6 +525,76 @@ def test_the_page_has_no_empty_panels(tmp_path, values):
         page = (run.path / "report.html").read_text()
         assert "nan" not in page.split("The resolved spec")[0].replace("final", "")
         assert ("it broke" in page) == (None in values)
+
+
+@pytest.mark.parametrize("value", [1.0, 0.0, -200.0])
+def test_trials_that_tie_are_drawn_at_their_value(tmp_path, value):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    for gamma in (0.9, 0.95):
+        ended(ledger, gamma, value)
+    figure = parallel(Experiment(run, "x", ledger, VARIABLES, run.stored_spec().meta))
+    marks = {float(a.text): a.y for a in figure.layout.annotations if a.x == len(VARIABLES)}
+    assert [trace.y[-1] for trace in figure.data] == [pytest.approx(marks[value])] * 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_importance_of_one_variable_says_nothing(tmp_path, count):
+    run, _ = new_search(tmp_path)
+    ledger = Ledger(run)
+    for i in range(6):
+        ended(ledger, 0.9 + i / 100, i * i, core=["none", "GRU"][i % 2])
+    figure = importance(Experiment(run, "x", ledger, VARIABLES[:count], run.stored_spec().meta))
+    assert (figure is None) == (count == 1)
+    assert figure is None or figure.layout.height * (1 - figure.layout.title.y) == pytest.approx(22)  # or it is cut
+
+
+def last_words(run: RunDir) -> str:
+    page = io.StringIO()
+    search.redraw(run, Console(file=page, width=200))
+    return page.getvalue()
+
+
+def planned_of(run: RunDir, *values: tuple[float, float | None]) -> None:
+    for i, (value, std) in enumerate(values):
+        ended(Ledger(run), 0.9 + i / 100, value, std=std)
+        run.of_trial(i).spec_file.write_text(run.spec_file.read_text())
+
+
+def test_the_spread_over_seeds_is_told(tmp_path):
+    run, _ = new_search(tmp_path, meta__png=False, meta__max_session=3)
+    planned_of(run, (1.0, 0.25), (0.5, 0.125))
+    assert "trial 0: final_return 1 ± 0.25 (mean of 3 seeds)" in last_words(run)
+    page = (run.path / "report.html").read_text()
+    assert "1 ± 0.25<" in page and "0.5 ± 0.125<" in page and "± std over the 3 seeds" in page
+    lone, _ = new_search(tmp_path / "lone", meta__png=False)
+    planned_of(lone, (1.0, None))
+    assert "trial 0: final_return 1\n" in last_words(lone)
+    assert "±" not in (lone.path / "report.html").read_text().split("The resolved spec")[0]
+
+
+def test_the_learning_curves_say_that_they_are_means_over_seeds(tmp_path):
+    run, raw = new_search(tmp_path, meta__max_session=2)
+    index = plan(run, raw, Ledger(run), {GAMMA: 0.9, CORE: "none"})
+    table = "epi,frame,opt_step,wall_t,total_reward,total_reward_ma\n1,100,1,1,1,1\n2,200,2,2,2,2\n"
+    for session in range(2):
+        run.of_trial(index).session_file(session, "session_df_train.csv").write_text(table)
+    Ledger(run).append("done", index, metrics={"final_return": 2.0}, seconds=1.0)
+    figure = multi_trial(Experiment(run, "x", Ledger(run), VARIABLES, run.stored_spec().meta))
+    assert "1 trial, each the mean of 2 seeds" in figure.layout.title.text
+
+
+def test_trials_that_tie_are_all_named_and_the_first_is_taken(tmp_path):
+    run, _ = new_search(tmp_path, meta__png=False)
+    planned_of(run, (0.5, None), (1.0, None), (1.0, None))
+    words = last_words(run)
+    assert "2 trials tie at final_return 1: 1, 2" in words and "best_spec.json and enjoy are of trial 1" in words
+    assert "_t1" in (run.path / "best_spec.json").read_text() and best_run(run).trial == 1
+    page = (run.path / "report.html").read_text()
+    assert "final return of 2 trials that tie" in page and "The best trial's spec (t1)" in page.replace("&#x27;", "'")
+    assert "of the best of 3 trials (2 of them tie)" in (tmp_path / "index.html").read_text()
+    display = SearchDisplay("", Ledger(run), VARIABLES, run.stored_spec().meta, 3, Console(quiet=True))
+    assert "best: 2 trials tie at final_return 1" in shown(display)
 
 
 def test_a_search_where_nothing_ended_well_is_an_error(tmp_path):

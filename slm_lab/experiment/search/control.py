@@ -184,11 +184,19 @@ def _finish(run: RunDir, spec: LabSpec, ledger: Ledger, variables: list[Variable
     for reason, trials in reasons.items():
         say(console, f"trial{'s' if len(trials) > 1 else ''} {', '.join(map(str, trials))} {reason}")
     say(console, f"report   {run.path / 'report.html'}\ntable    {run.info / TABLE}")
-    best = ledger.best(spec.meta.metric, spec.meta.mode)
-    if best is None:
+    metric = spec.meta.metric
+    tied = ledger.tied(metric, spec.meta.mode)
+    if not tied:
         say(console, "best     none: no trial has ended well")
         return
-    say(console, f"best     trial {best.index}: {spec.meta.metric} {best.metrics[spec.meta.metric]:.4g}")
+    best = tied[0]
+    if len(tied) > 1:
+        who = ", ".join(str(trial.index) for trial in tied)
+        say(console, f"best     {len(tied)} trials tie at {metric} {best.metrics[metric]:.4g}: {who}")
+        say(console, f"         {BEST_SPEC} and enjoy are of trial {best.index}, the first of them")
+    else:
+        mean = f" (mean of {spec.meta.max_session} seeds)" if spec.meta.max_session > 1 else ""
+        say(console, f"best     trial {best.index}: {metric} {best.result(metric)}{mean}")
     say(
         console,
         f"train it python run_lab.py {shlex.quote(str(run.path / BEST_SPEC))} train\nplay it  {run.command('enjoy')}",

@@ -67,11 +67,9 @@ class SearchDisplay(LiveView):
         """A trial has ended: a line that stays."""
         self.reports.pop(trial.index, None)
         done = trial.status == "done"
-        what = (
-            f"{self.meta.metric} {trial.metrics[self.meta.metric]:.4g}" if done else f"{trial.status}: {trial.reason}"
-        )
-        best = self.ledger.best(self.meta.metric, self.meta.mode)
-        crown = ", the best so far" if best is trial else ""
+        what = f"{self.meta.metric} {trial.result(self.meta.metric)}" if done else f"{trial.status}: {trial.reason}"
+        tied = self.ledger.tied(self.meta.metric, self.meta.mode)
+        crown = ", the best so far" if tied == [trial] else ", as good as the best so far" if trial in tied else ""
         took = f" in {trial.seconds:.1f} s" if math.isfinite(trial.seconds) else ""
         say(self.console, f"trial {trial.index}: {what}{crown}{took}  ({self._point(trial)})")
 
@@ -102,7 +100,8 @@ class SearchDisplay(LiveView):
     def _summary(self) -> str:
         counts = {kind: len(self.ledger.with_status(kind)) for kind in ("done", "pruned", "failed", "invalid")}
         facts = [f"{count} {kind}" for kind, count in counts.items() if count or kind == "done"]
-        best = self.ledger.best(self.meta.metric, self.meta.mode)
-        if best:
-            facts.append(f"best: trial {best.index}, {self.meta.metric} {best.metrics[self.meta.metric]:.4g}")
+        tied = self.ledger.tied(self.meta.metric, self.meta.mode)
+        if tied:
+            who = f"{len(tied)} trials tie at" if len(tied) > 1 else f"trial {tied[0].index},"
+            facts.append(f"best: {who} {self.meta.metric} {tied[0].metrics[self.meta.metric]:.4g}")
         return f"of {self.max_trial} trials " + ", ".join(facts)

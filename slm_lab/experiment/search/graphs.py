@@ -63,6 +63,11 @@ class Experiment:
         """The metric, with what it is."""
         return f"{self.meta.metric.replace('_', ' ')} ({UNITS[self.meta.metric]})"
 
+    @property
+    def tied(self) -> list[Trial]:
+        """The best trial, and those that are as good."""
+        return self.ledger.tied(self.meta.metric, self.meta.mode)
+
     def value(self, trial: Trial) -> float:
         """The metric of a trial that has ended well."""
         return trial.metrics[self.meta.metric]
@@ -100,13 +105,15 @@ def multi_trial(e: Experiment) -> go.Figure | None:
     curves = [curve for curve in curves if np.isfinite(curve[2]).any()]
     if not curves:
         return None
-    figure = new_figure(f"{e.name}: training return of the trials", e.subtitle(), RETURN_MA)
-    best = [trial.index for trial in e.done[:NAMED]]
+    seeds = e.meta.max_session
+    each = f"{plural(len(e.done), 'trial')}, each the mean of {seeds} seeds" if seeds > 1 else e.subtitle()
+    figure = new_figure(f"{e.name}: training return of the trials", each, RETURN_MA)
+    best, tied = [trial.index for trial in e.done[:NAMED]], e.tied
     told: set[str] = set()
     for trial, frames, mean in reversed(curves):  # the best on top
         if trial.index in best:
             rank = best.index(trial.index)
-            trace = line(frames, mean, e.told(trial), PALETTE[rank], width=3.2 if rank == 0 else 1.8)
+            trace = line(frames, mean, e.told(trial), PALETTE[rank], width=3.2 if trial in tied else 1.8)
         else:
             kind = {"done": "other trials", "pruned": "stopped early"}.get(trial.status, trial.status)
             dash = "solid" if trial.status == "done" else "dot"
@@ -148,18 +155,18 @@ def parallel(e: Experiment) -> go.Figure | None:
         return None
     values = np.array([e.value(trial) for trial in e.done])
     low, high = float(values.min()), float(values.max())
-    share = (values - low) / (high - low) if high > low else np.ones(len(values))
-    scales = [_Scale(variable, e.done) for variable in e.variables]
+    if low == high:  # all tie: in the middle
+        low, high = low - (abs(low) or 1.0), high + (abs(high) or 1.0)
+    share = (values - low) / (high - low)
+    scales, tied = [_Scale(variable, e.done) for variable in e.variables], e.tied
     figure = new_figure(f"{e.name}: trials through their values", f"{e.subtitle()}; dark: good", "", "")
     shade = 1 - share if e.meta.mode == "min" else share
     for trial, value, height, tone in reversed(list(zip(e.done, values, share, shade, strict=True))):
         y = np.array([*(scale.height(trial) for scale in scales), height])
         color = sample_colorscale("Blues", [0.25 + 0.75 * float(tone)])[0]
-        trace = line(
-            np.arange(len(y), dtype=float), y, None, color, width=3.4 if trial is e.done[0] else 1.8, opacity=0.9
-        )
+        trace = line(np.arange(len(y), dtype=float), y, None, color, width=3.4 if trial in tied else 1.8, opacity=0.9)
         figure.add_trace(trace.update(hoverinfo="text", text=f"{e.told(trial)}: {value:.4g}"))
-    axes = [*scales, _Scale(Variable("", "uniform", (low, high if high > low else low + 1)), [])]
+    axes = [*scales, _Scale(Variable("", "uniform", (low, high)), [])]
     names = [*e.names.values(), f"<b>{e.meta.metric.replace('_', ' ')}</b>"]
     for index, axis in enumerate(axes):
         figure.add_vline(x=index, line={"color": "#9A9A9A", "width": 1})
@@ -178,7 +185,7 @@ def parallel(e: Experiment) -> go.Figure | None:
 def importance(e: Experiment) -> go.Figure | None:
     """How much of the difference between good and bad trials is each variable's."""
     found = importances(e.ledger, e.variables, e.meta)
-    if not found:
+    if len(found) < 2:  # of one variable it is 1
         return None
     paths = sorted(found, key=lambda path: found[path])
     figure = new_figure(f"{e.name}: what matters", f"{e.subtitle()}; PED-ANOVA", "", "share of the importance (all: 1)")
@@ -189,7 +196,9 @@ def importance(e: Experiment) -> go.Figure | None:
     )  # fmt: skip
     figure.add_trace(bars)
     figure.update_xaxes(range=[0, 1.08])
-    return figure.update_layout(height=170 + 44 * len(paths), bargap=0.35, hovermode="closest", showlegend=False)
+    height = 140 + 44 * len(paths)
+    figure.update_layout(height=height, title_y=1 - 22 / height, margin_t=70)  # the title's place is by the height
+    return figure.update_layout(bargap=0.35, hovermode="closest", showlegend=False)
 
 
 # ---- small helpers ---------------------------------------------------------------------------------------------------
@@ -261,7 +270,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _dots(e: Experiment, x: np.ndarray, y: np.ndarray) -> go.Scatter:
-    sizes = [13] + [7] * (len(e.done) - 1)
+    tied = e.tied
+    sizes = [13 if trial in tied else 7 for trial in e.done]
     return go.Scatter(
         x=x.tolist(), y=y.tolist(), mode="markers", showlegend=False, hoverinfo="text+y",
         text=[e.told(trial) for trial in e.done],

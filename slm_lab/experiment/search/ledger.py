@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -42,6 +42,10 @@ class Trial:
     def used(self) -> Point:
         """The variables that made a difference to its spec."""
         return {path: value for path, value in self.point.items() if path not in self.unused}
+
+    def result(self, metric: str, number: Callable[[float], str] = "{:.4g}".format) -> str:
+        """A metric of a trial that has ended well, and ± its std over the seeds where that is known."""
+        return " ± ".join(number(self.metrics[name]) for name in (metric, f"{metric}_std") if name in self.metrics)
 
 
 class Ledger:
@@ -125,9 +129,14 @@ class Ledger:
         done = sorted(self.with_status("done"), key=lambda trial: (sign * trial.metrics[metric], trial.index))
         return [*done, *(trial for kind in (*ENDED[1:], *OPEN) for trial in self.with_status(kind))]
 
+    def tied(self, metric: str, mode: str) -> list[Trial]:
+        """The trials that have won so far: the best, and those that are as good."""
+        done = [trial for trial in self.ranked(metric, mode) if trial.status == "done"]
+        return [trial for trial in done if trial.metrics[metric] == done[0].metrics[metric]]
+
     def best(self, metric: str, mode: str) -> Trial | None:
-        """The trial that has won so far."""
-        return next((trial for trial in self.ranked(metric, mode) if trial.status == "done"), None)
+        """The trial that has won so far; of some that tie the first."""
+        return next(iter(self.tied(metric, mode)), None)
 
 
 def best_run(run: RunDir) -> RunDir:

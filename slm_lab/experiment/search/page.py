@@ -52,7 +52,10 @@ def _cards(e: Experiment) -> str:
     bad = counts["failed"] + counts["invalid"]
     seconds = sum(t.seconds for t in e.ledger.trials.values() if t.seconds == t.seconds)
     best = e.done[0] if e.done else None
-    what = f"{meta.metric.replace('_', ' ')} of the best trial" + (f", t{best.index}" if best else "")
+    who = (
+        f"{len(e.tied)} trials that tie" if len(e.tied) > 1 else "the best trial" + (f", t{best.index}" if best else "")
+    )
+    what = f"{meta.metric.replace('_', ' ')} of {who}"
     return cards(
         [
             ("main", number(e.value(best)) if best else "–", what),
@@ -72,15 +75,16 @@ def _trials(e: Experiment) -> str:
         [
             f"t{trial.index}",
             *(_cell(trial, variable.path) for variable in e.variables),
-            *(number(trial.metrics.get(name)) for name in shown),
+            *(trial.result(name, number) or "–" for name in shown),
             number(trial.seconds),
             trial.status,
         ]
         for trial in e.ledger.ranked(e.meta.metric, e.meta.mode)
     ]
     direction = "largest" if e.meta.mode == "max" else "smallest"
-    order = f"<p>By {escape(e.meta.metric.replace('_', ' '))} ({escape(UNITS[e.meta.metric])}), {direction} first.</p>"
-    return order + table(head, rows) if rows else ""
+    spread = f"; ± std over the {e.meta.max_session} seeds" if e.meta.max_session > 1 else ""
+    order = f"By {e.meta.metric.replace('_', ' ')} ({UNITS[e.meta.metric]}), {direction} first{spread}."
+    return f"<p>{escape(order)}</p>{table(head, rows)}" if rows else ""
 
 
 def _cell(trial: Trial, path: str) -> str:
@@ -110,9 +114,9 @@ def _commands(e: Experiment) -> str:
 
 def _best_spec(e: Experiment) -> str:
     file = e.run.path / BEST_SPEC
-    return (
-        details("The best trial's spec", f"<pre>{escape(file.read_text())}</pre>") if e.done and file.exists() else ""
-    )
+    if not (e.done and file.exists()):
+        return ""
+    return details(f"The best trial's spec (t{e.done[0].index})", f"<pre>{escape(file.read_text())}</pre>")
 
 
 def _spec(facts: dict[str, Any]) -> dict[str, Any]:
