@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from slm_lab import __version__
 from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.registry import own_place
 from slm_lab.spec.parts import FAMILIES
 
 if TYPE_CHECKING:
@@ -80,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("slm_lab"):
             raise
-        print(
-            f"error: the package {error.name!r} isn't installed for {sys.executable}. Run the lab with "
-            ".venv/bin/python (make run builds it), or type: pip install -e .",
-            file=sys.stderr,
-        )
+        place = own_place(error)
+        cure = f"pip install {error.name}" if place else "pip install -e ."
+        ours = "" if place else "Run the lab with .venv/bin/python (make run builds it), or "
+        message = f"{place}the package {error.name!r} isn't installed for {sys.executable}. {ours}type: {cure}"
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `run_lab.py show ... | head`: nobody reads on, so nothing is left to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -321,6 +322,7 @@ def _list(words: list[str], args: argparse.Namespace) -> None:
         print(family)
         for name in FAMILIES[family]:
             print(f"  {name:<20} {FAMILIES[family].summary(name)}")
+    print("of your own: module:Class, of a module in this folder (docs/adding_a_part.md); a world: module:Id")
 
 
 def _at_most(count: int, words: list[str]) -> None:

@@ -188,12 +188,13 @@ def _part(registry: Registry, raw: Any, path: str, found: Findings) -> tuple[Any
         what = "missing" if raw is None else f"{show(raw)} is no {registry.family}"
         found.add([Problem(path, f"{what} (expected: mapping with name: {' | '.join(registry)})")])
         return None, None
-    name = raw.get("name")
-    if not isinstance(name, str) or name not in registry:
-        message = registry.unknown(name) if "name" in raw else f"missing (expected: {' | '.join(registry)})"
-        found.add([Problem(f"{path}.name", message)])
+    try:
+        if "name" not in raw:
+            raise LabError(f"missing (expected: {' | '.join(registry)})")
+        cls = registry.load(raw["name"])
+    except LabError as error:
+        found.add([Problem(f"{path}.name", str(error))])
         return None, None
-    cls = registry.load(name)
     spec, problems = check(cls.Spec, raw, path)
     found.add(problems)
     return cls, spec

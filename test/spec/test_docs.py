@@ -13,6 +13,7 @@ def test_the_schema_knows_each_part(fakes):
     assert defs["memory"]["oneOf"] == [
         {"$ref": "#/$defs/memory.OnPolicyBatchReplay"},
         {"$ref": "#/$defs/memory.Replay"},
+        {"$ref": "#/$defs/own"},
     ]
     assert defs["memory.Replay"]["required"] == ["name"]
     assert defs["memory.Replay"]["properties"]["name"]["const"] == "Replay"
@@ -25,7 +26,9 @@ def test_a_part_inside_a_part_is_one_of_its_family():
     defs = schema.build_schema()["$defs"]
     for part, key in (("net.MLP", "core"), ("memory.StrategicMemory", "entry")):
         assert defs[part]["properties"][key]["anyOf"][0] == {"$ref": f"#/$defs/{key}"}
-        assert defs[key]["oneOf"] == [{"$ref": f"#/$defs/{key}.{name}"} for name in parts.INNER[key]]
+        assert defs[key]["oneOf"] == [
+            {"$ref": f"#/$defs/{name}"} for name in [*(f"{key}.{name}" for name in parts.INNER[key]), "own"]
+        ]
     page = reference.render()
     assert "| `entry` | MLP \\| Transformer |" in page and "## agent.memory.entry" in page
 

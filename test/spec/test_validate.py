@@ -107,7 +107,10 @@ BAD = [
         "agent.memory=Replay",
         "agent.memory: 'Replay' is no memory (expected: mapping with name: OnPolicyBatchReplay | Replay)",
     ),
-    ("agent.net.core={name: LSTMM}", "agent.net.core.name: unknown core 'LSTMM'. Options: GRU, none."),
+    (
+        "agent.net.core={name: LSTMM}",
+        "agent.net.core.name: unknown core 'LSTMM'. Options: GRU, none. One of your own: module:LSTMM.",
+    ),
     ("agent.net.core=GRU", "agent.net.core: 'GRU' is no core (expected: mapping with name: none | GRU)"),
     ("agent.name=[1]", "agent.name: [1] is no name (expected: text)"),
     (
