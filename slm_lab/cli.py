@@ -194,10 +194,19 @@ def _no_mode(words: list[str]) -> str:
         return f"'{last}' goes first: {ENTRY} {shlex.join([last, *words[:-1]])}"
     if words[0].partition("@")[0] in MODES and len(words) > 1:
         return f"the mode goes last: {ENTRY} {shlex.join([*words[1:], words[0]])}"
-    if last.endswith((".json", ".yaml", ".yml")) or (len(words) == 2 and Path(last).is_file()):
+    if last.endswith((".json", ".yaml", ".yml")) or (len(words) == 2 and (Path(last).is_file() or _is_spec(*words))):
         return f"which mode? {ENTRY} {shlex.join(words)} MODE, where MODE is {', '.join(SHOWN_MODES)}."
     near = did_you_mean(last, [*SHOWN_MODES, *(COMMANDS if len(words) == 1 else ())])
     return f"unknown mode '{last}'.{near}"
+
+
+def _is_spec(file: str, name: str) -> bool:
+    """Whether that file holds a spec of that name."""
+    from slm_lab.spec.load import load_file
+
+    with suppress(LabError):
+        return name in load_file(file)
+    return False
 
 
 def _begin(words: list[str], mode: str, args: argparse.Namespace) -> None:
@@ -232,7 +241,8 @@ def _search_on(words: list[str], which: str, args: argparse.Namespace) -> None:
 def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) -> None:
     if args.set:
         raise LabError(
-            "--set can't change a run that was started: it goes on with the spec saved in its folder. Start a new run."
+            "--set can't change a run that was started: it goes on with the spec saved in its folder. Start a new run. "
+            "Only to play for longer, write a larger env.max_frame into RUN_DIR/spec.json."
         )
     name, raw = _raw(words) if words else (None, None)
     from slm_lab.experiment.run_dir import RunDir

@@ -46,7 +46,8 @@ def find(name: str) -> GymSpec:
             ' All ids: python -c "import gymnasium; gymnasium.pprint_registry()"; ours: python run_lab.py list task'
         )
         hint = near if near.startswith(" Did") else all_ids
-        raise EnvError(f"unknown env {name!r}.{hint}", "name")
+        own = "" if module else f" One of your own: module:{name}."
+        raise EnvError(f"unknown env {name!r}.{own}{hint}", "name")
     return gymnasium.registry[plain]
 
 
