@@ -55,13 +55,18 @@ for cls in (Raises, NaN, Broken, Endless):
 """
 OWN = """
 from slm_lab.agent.memory.base import Memory
-from slm_lab.agent.memory.replay import CER
+from slm_lab.agent.memory.replay import CER, Replay
 
 class Mine:
     pass
 
 class Bare(Memory):
     pass
+
+class Late(Replay):
+    @classmethod
+    def problems(cls, spec, world):
+        import a_package_nobody_has
 """
 
 

@@ -96,9 +96,18 @@ def test_a_part_outside_the_lab_is_as_good_as_one_of_it(lab: Lab) -> None:
     stored["env"]["max_frame"] = 500
     run.write_text(json.dumps(stored))
     assert lab("train@latest").code == 0
-    save("spec.json", {"spec": raw_spec(**SHORT, **agent, search={"agent.memory.name__choice": ["recent:Recent"]})})
-    assert_refused(lab("check", "spec.json"), "search.agent.memory.name", "recent.py has no class 'Recent'")
-    Path("recent.py").unlink()
+    for key in ("agent.memory.name", "vars.kept"):
+        agent["agent__memory"] = {"name": "${kept}"} if key == "vars.kept" else memory
+        search = {f"{key}__choice": ["Replay", "recent:Recent"]}
+        save("spec.json", {"spec": raw_spec(**SHORT, **agent, vars={"kept": "Replay"}, search=search)})
+        assert_refused(lab("check", "spec.json"), "can't be searched", "recent.py has no class 'Recent'")
+
+
+def test_what_code_of_ones_own_can_t_import_is_told_by_its_line(lab: Lab) -> None:
+    """Also long after it was imported."""
+    agent = {"agent__algorithm": {"name": "DQN"}, "agent__memory": {"name": "own:Late"}}
+    save("spec.json", {"spec": raw_spec(**SHORT, **agent)})
+    assert_refused(lab("check", "spec.json"), "error: own.py:14: the package 'a_package_nobody_has' isn't installed")
 
 
 # ---- specs -----------------------------------------------------------------------------------------------------------
