@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Literal
 from slm_lab.lib.errors import LabError, did_you_mean
 
 SOURCES = Path(__file__).parents[2]
+OWN = r"\w+(\.\w+)*:\w+"  # module:Class
 PYPI_NAMES = {"ale_py": "ale-py", "cv2": "opencv-python", "pettingzoo": '-e ".[multiagent]"'}
 
 
@@ -45,14 +47,12 @@ def own_place(error: BaseException) -> str:
     """'file:line: ' of the user's own code that raised `error`; '' where none did."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}:{error.lineno}: "
+    here = Path.cwd()
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)
-        if (
-            file.is_relative_to(Path.cwd())
-            and "site-packages" not in file.parts
-            and SOURCES / "slm_lab" not in file.parents
-        ):
-            return f"{file.relative_to(Path.cwd())}:{frame.lineno}: "
+        ours = any(SOURCES / folder in file.parents for folder in ("slm_lab", "bench"))
+        if file.is_relative_to(here) and not ours and "site-packages" not in file.parts:
+            return f"{file.relative_to(here)}:{frame.lineno}: "
     return ""
 
 
@@ -90,17 +90,14 @@ class Registry(Mapping[str, str]):
 
     def is_own(self, name: str) -> bool:
         """Whether it names a part of the user's own; if there is one is known when it is loaded."""
-        return bool(self.base) and name.count(":") == 1 and not name.startswith(":") and not name.endswith(":")
+        return bool(self.base and re.fullmatch(OWN, name))
 
     def unknown(self, name: object) -> str:
         """The message for a name that the table doesn't hold."""
         here = self._known_as.get(str(name).lower())
         cure = f" It is {here} here." if here else did_you_mean(str(name), self)
-        own = (
-            f" One of your own: module:{name}."
-            if self.base and isinstance(name, str) and cure.startswith(" Options")
-            else ""
-        )
+        plain = bool(self.base) and isinstance(name, str) and name.isidentifier()
+        own = f" One of your own: module:{name}." if plain and cure.startswith(" Options") else ""
         return f"unknown {self.family} {name!r}.{cure}{own}"
 
     def load(self, name: str) -> Any:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slm_lab.lib.registry import Registry
+from slm_lab.lib.registry import OWN, Registry
 from slm_lab.spec.explain import Schema
 from slm_lab.spec.lab_spec import ENV, MetaSpec
 from slm_lab.spec.parts import AUXILIARY, INNER
@@ -19,7 +19,7 @@ PATH = Path(__file__).parents[2] / "specs" / "schema.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _OWN = {
     "type": "object",
-    "properties": {"name": {"type": "string", "pattern": r"^[\w.]+:\w+$", "description": "module:Class"}},
+    "properties": {"name": {"type": "string", "pattern": f"^{OWN}$", "description": "module:Class"}},
     "required": ["name"],
     "description": "a part of one's own, of a module in the folder that the lab is started in",
 }
