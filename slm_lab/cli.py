@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from slm_lab import __version__
 from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.registry import own_place
 from slm_lab.spec.parts import FAMILIES
 
 if TYPE_CHECKING:
@@ -80,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("slm_lab"):
             raise
-        print(
-            f"error: the package {error.name!r} isn't installed for {sys.executable}. Run the lab with "
-            ".venv/bin/python (make run builds it), or type: pip install -e .",
-            file=sys.stderr,
-        )
+        place = own_place(error)
+        cure = f"pip install {error.name}" if place else "pip install -e ."
+        ours = "" if place else "Run the lab with .venv/bin/python (make run builds it), or "
+        message = f"{place}the package {error.name!r} isn't installed for {sys.executable}. {ours}type: {cure}"
+        print(f"error: {message}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `run_lab.py show ... | head`: nobody reads on, so nothing is left to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -193,10 +194,19 @@ def _no_mode(words: list[str]) -> str:
         return f"'{last}' goes first: {ENTRY} {shlex.join([last, *words[:-1]])}"
     if words[0].partition("@")[0] in MODES and len(words) > 1:
         return f"the mode goes last: {ENTRY} {shlex.join([*words[1:], words[0]])}"
-    if last.endswith((".json", ".yaml", ".yml")) or (len(words) == 2 and Path(last).is_file()):
+    if last.endswith((".json", ".yaml", ".yml")) or (len(words) == 2 and (Path(last).is_file() or _is_spec(*words))):
         return f"which mode? {ENTRY} {shlex.join(words)} MODE, where MODE is {', '.join(SHOWN_MODES)}."
     near = did_you_mean(last, [*SHOWN_MODES, *(COMMANDS if len(words) == 1 else ())])
     return f"unknown mode '{last}'.{near}"
+
+
+def _is_spec(file: str, name: str) -> bool:
+    """Whether that file holds a spec of that name."""
+    from slm_lab.spec.load import load_file
+
+    with suppress(LabError):
+        return name in load_file(file)
+    return False
 
 
 def _begin(words: list[str], mode: str, args: argparse.Namespace) -> None:
@@ -231,7 +241,8 @@ def _search_on(words: list[str], which: str, args: argparse.Namespace) -> None:
 def _go_on(words: list[str], mode: str, which: str, args: argparse.Namespace) -> None:
     if args.set:
         raise LabError(
-            "--set can't change a run that was started: it goes on with the spec saved in its folder. Start a new run."
+            "--set can't change a run that was started: it goes on with the spec saved in its folder. Start a new run. "
+            "Only to play for longer, write a larger env.max_frame into RUN_DIR/spec.json."
         )
     name, raw = _raw(words) if words else (None, None)
     from slm_lab.experiment.run_dir import RunDir
@@ -321,6 +332,7 @@ def _list(words: list[str], args: argparse.Namespace) -> None:
         print(family)
         for name in FAMILIES[family]:
             print(f"  {name:<20} {FAMILIES[family].summary(name)}")
+    print("of your own: module:Class, of a module in this folder (docs/adding_a_part.md); a world: module:Id")
 
 
 def _at_most(count: int, words: list[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 from types import ModuleType
@@ -14,7 +13,9 @@ from gymnasium.envs.registration import EnvSpec as GymSpec
 import slm_lab.env.tasks  # noqa: F401  registers our tasks with Gymnasium
 from slm_lab.env.base import EnvError
 from slm_lab.env.spec import EnvSpec
-from slm_lab.lib.errors import did_you_mean
+from slm_lab.lib import registry
+from slm_lab.lib.errors import LabError, did_you_mean
+from slm_lab.lib.registry import PYPI_NAMES
 from slm_lab.spec.parts import TASK
 
 # Packages that have to be imported before their ids exist: {how the id begins: (module, what to install)}.
@@ -24,7 +25,6 @@ PACKAGES = {
     "BabyAI-": ("minigrid", "minigrid"),
     "popgym-": ("popgym", "popgym"),
 }
-PYPI_NAMES = {"ale_py": "ale-py", "cv2": "opencv-python", "pettingzoo": '-e ".[multiagent]"'}
 
 
 def gym_id(spec: EnvSpec) -> str:
@@ -46,27 +46,17 @@ def find(name: str) -> GymSpec:
             ' All ids: python -c "import gymnasium; gymnasium.pprint_registry()"; ours: python run_lab.py list task'
         )
         hint = near if near.startswith(" Did") else all_ids
-        raise EnvError(f"unknown env {name!r}.{hint}", "name")
+        own = "" if module else f" One of your own: module:{name}."
+        raise EnvError(f"unknown env {name!r}.{own}{hint}", "name")
     return gymnasium.registry[plain]
 
 
 def imported(module: str, install: str = "") -> ModuleType:
-    """The module of that name. Raises `EnvError` saying what to install (by default what it is called on PyPI)."""
-    package = module.split(".")[0]
-    install = install or PYPI_NAMES.get(package, package)
+    """The module of that name. Raises `EnvError` saying why it can't be imported, and what to install."""
     try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        missing = (getattr(error, "name", None) or module).split(".")[0]
-        if missing != package:  # it is there, but needs another
-            install = PYPI_NAMES.get(missing, missing)
-        raise EnvError(
-            f"can't import {module} ({error}). If {missing} isn't installed: pip install {install}. If it is a file of "
-            "yours, start the lab in the folder where it lies.",
-            "name",
-        ) from error
-    except Exception as error:  # the user's own module may raise anything
-        raise EnvError(f"can't import {module}: {type(error).__name__}: {error}", "name") from error
+        return registry.imported(module, install)
+    except LabError as error:
+        raise EnvError(str(error), "name") from error
 
 
 def parameters(spec: EnvSpec) -> set[str] | None:

@@ -136,7 +136,8 @@ def _problem(detail: Mapping[str, Any], raw: Any, path: str, schema: Schema) -> 
         return Problem(where, f"{show(value)} is no option.{did_you_mean(value, _options(field, schema))}")
     if isinstance(value, str) and "number" in expected and _number(value) is not None:
         return Problem(where, f"{show(value)} is text. {number_hint(value)}")
-    return Problem(where, f"{show(value)} {_wrong(kind, value, context)} {expected}")
+    wrong = "is no number" if isinstance(value, bool) and "number" in expected else _wrong(kind, value, context)
+    return Problem(where, f"{show(value)} {wrong} {expected}")
 
 
 def _user_keys(detail: Mapping[str, Any], raw: Any) -> list[str | int]:

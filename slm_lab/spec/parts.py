@@ -1,7 +1,8 @@
 """The table of contents of the lab: every part that a spec can name.
 
 To add a part, write its file (a class with a pydantic `Spec` beside it) and add one line here. The rows are strings, so
-this page imports nothing heavy and sits below all the parts it names.
+this page imports nothing heavy and sits below all the parts it names. A part outside the lab needs no line: a spec
+names it `module:Class`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ALGORITHM = Registry(
         "R2D2": "DoubleDQN with the memory SequenceReplay and a recurrent core",
         "VPG": "REINFORCE",
     },
+    base="slm_lab.agent.algorithm.base:Algorithm",
 )
 MEMORY = Registry(
     "memory",
@@ -41,6 +43,7 @@ MEMORY = Registry(
         "StrategicMemory": "slm_lab.agent.memory.strategic.memory:StrategicMemory",
     },
     {"HER": "HindsightReplay", "PER": "PrioritizedReplay"},
+    base="slm_lab.agent.memory.base:Memory",
 )
 NET = Registry(
     "net",
@@ -48,6 +51,7 @@ NET = Registry(
         "MLP": "slm_lab.agent.net.mlp:MLP",
         "Conv": "slm_lab.agent.net.conv:Conv",
     },
+    base="slm_lab.agent.net.base:Encoder",
 )
 CORE = Registry(
     "core",
@@ -56,6 +60,7 @@ CORE = Registry(
         "GRU": "slm_lab.agent.net.core.rnn:GRU",
         "LSTM": "slm_lab.agent.net.core.rnn:LSTM",
     },
+    base="slm_lab.agent.net.core.base:Core",
 )
 ENTRY = Registry(
     "entry",
@@ -63,6 +68,7 @@ ENTRY = Registry(
         "MLP": "slm_lab.agent.memory.strategic.entry:MLPEntry",
         "Transformer": "slm_lab.agent.memory.strategic.entry:TransformerEntry",
     },
+    base="slm_lab.agent.memory.strategic.entry:Entry",
 )
 AUXILIARY = Registry(
     "auxiliary",
@@ -71,6 +77,7 @@ AUXILIARY = Registry(
         "CueHead": "slm_lab.agent.auxiliary.cue:CueHead",
         "ConfidenceHead": "slm_lab.agent.auxiliary.confidence:ConfidenceHead",
     },
+    base="slm_lab.agent.auxiliary.base:Auxiliary",
 )
 TASK = Registry(
     "task",

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from slm_lab.lib.registry import Registry
+from slm_lab.lib.registry import OWN, Registry
 from slm_lab.spec.explain import Schema
 from slm_lab.spec.lab_spec import ENV, MetaSpec
 from slm_lab.spec.parts import AUXILIARY, INNER
@@ -17,6 +17,12 @@ from slm_lab.spec.validate import FAMILIES, LEARNERS, summary
 
 PATH = Path(__file__).parents[2] / "specs" / "schema.json"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_OWN = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "pattern": f"^{OWN}$", "description": "module:Class"}},
+    "required": ["name"],
+    "description": "a part of one's own, of a module in the folder that the lab is started in",
+}
 _VARIABLE = {"type": "string", "pattern": r"\$\{.+\}", "description": "a ${variable}"}
 
 
@@ -27,6 +33,7 @@ def build_schema() -> Schema:
         _add_family(registry, defs)
     _add_model(MetaSpec, "meta", defs)
     _add_model(ENV.load("EnvSpec"), "env", defs)
+    defs["own"] = _OWN
     name = {"type": "string", "description": "what the agent is called"}
     learners = {"enum": list(LEARNERS), "description": "of a world's several agents: one for all, or each its own"}
     keys = {"name": name, "learners": learners} | {family: _ref(family) for family in FAMILIES}
@@ -68,7 +75,7 @@ def _add_family(registry: Registry, defs: dict[str, Schema]) -> None:
             properties[key] = {"anyOf": [_ref(INNER[key].family), _VARIABLE], "default": default}
         # a part is always named, though its model has the name for a default
         defs[names[name]]["required"] = sorted({"name", *defs[names[name]].get("required", [])})
-    defs[registry.family] = {"oneOf": [_ref(key) for key in names.values()]}
+    defs[registry.family] = {"oneOf": [_ref(key) for key in (*names.values(), "own")]}
 
 
 def _add_model(model: Any, name: str, defs: dict[str, Schema], description: str = "") -> None:

@@ -126,9 +126,13 @@ def _shape_problems(raw: Any) -> list[Problem]:
     """Sections that are missing, unknown, or no mappings."""
     if not isinstance(raw, Mapping):
         return [Problem("", f"{show(raw)} is no spec (expected: mapping with {', '.join(SECTIONS)})")]
-    problems = [
-        Problem(str(key), f"unknown section.{did_you_mean(str(key), SECTIONS)}") for key in raw if key not in SECTIONS
-    ]
+    problems = []
+    for key in [key for key in raw if key not in SECTIONS]:
+        inside = key in FAMILIES or key == "auxiliary"
+        cure = f" It belongs under agent: agent.{key}" if inside else did_you_mean(str(key), SECTIONS)
+        problems.append(Problem(str(key), f"unknown section.{cure}"))
+        if inside and key not in _mapping(raw.get("agent")):
+            problems.append(Problem(f"agent.{key}", f"missing: {key} stands beside agent"))
     for section, needed in SECTIONS.items():
         if section not in raw and needed:
             problems.append(Problem(section, "missing section (expected: mapping)"))
@@ -185,15 +189,18 @@ def _auxiliary(raw: Any, classes: dict[str, Any], found: Findings) -> tuple[Any,
 def _part(registry: Registry, raw: Any, path: str, found: Findings) -> tuple[Any, Any]:
     """The class that `raw["name"]` names and its validated Spec; None and None where that can't be."""
     if not isinstance(raw, dict):
-        what = "missing" if raw is None else f"{show(raw)} is no {registry.family}"
-        found.add([Problem(path, f"{what} (expected: mapping with name: {' | '.join(registry)})")])
+        what = "missing" if raw is None else f"{show(raw)} is no mapping"
+        cure = f"write {{name: {raw}}}" if isinstance(raw, str) and raw in registry else ""
+        expected = f"(expected: mapping with name: {' | '.join(registry)})"
+        found.add([Problem(path, f"{what}: {cure}" if cure else f"{what} {expected}")])
         return None, None
-    name = raw.get("name")
-    if not isinstance(name, str) or name not in registry:
-        message = registry.unknown(name) if "name" in raw else f"missing (expected: {' | '.join(registry)})"
-        found.add([Problem(f"{path}.name", message)])
+    try:
+        if "name" not in raw:
+            raise LabError(f"missing (expected: {' | '.join(registry)})")
+        cls = registry.load(raw["name"])
+    except LabError as error:
+        found.add([Problem(f"{path}.name", str(error))])
         return None, None
-    cls = registry.load(name)
     spec, problems = check(cls.Spec, raw, path)
     found.add(problems)
     return cls, spec

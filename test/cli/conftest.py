@@ -53,6 +53,21 @@ for cls in (Raises, NaN, Broken, Endless):
     gymnasium.registry.pop(cls.__name__ + "-v0", None)
     gymnasium.register(cls.__name__ + "-v0", entry_point=cls)
 """
+OWN = """
+from slm_lab.agent.memory.base import Memory
+from slm_lab.agent.memory.replay import CER, Replay
+
+class Mine:
+    pass
+
+class Bare(Memory):
+    pass
+
+class Late(Replay):
+    @classmethod
+    def problems(cls, spec, world):
+        import a_package_nobody_has
+"""
 
 
 @pytest.fixture
@@ -62,8 +77,11 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "bad_env.py").write_text(BAD_ENV)
     (tmp_path / "needs_more.py").write_text("import a_package_nobody_has")
+    (tmp_path / "uses_needs_more.py").write_text("import needs_more")
+    (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "syntax.py").write_text("x = = 1")
-    monkeypatch.delitem(sys.modules, "bad_env", raising=False)
+    for name in ("bad_env", "own", "recent"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setattr("slm_lab.experiment.enjoy.GIF_FRAMES", 20)  # quantising pictures is slow
     save("ok.json", {"ok": raw_spec(**SHORT)})
     save("two.json", {"first": raw_spec(**SHORT), "second": raw_spec(**SHORT)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from small_specs import raw_spec
 from typed import SHORT, Lab, assert_refused, save
 
@@ -25,6 +27,8 @@ from slm_lab.spec import parts as tables
         ("dev", ["which spec?"]),
         ("ok.json trian", ["unknown mode 'trian'", "Did you mean 'train'?"]),
         ("ok.json Train", ["Did you mean 'train'?"]),
+        ("two.json first", ["which mode?", "two.json first MODE"]),
+        ("two.json third", ["unknown mode 'third'"]),
         ("lst", ["Did you mean 'list'?"]),
         ("train ok.json", ["the mode goes last", "ok.json train"]),
         ("ok.json check", ["'check' goes first", "check ok.json"]),
@@ -47,7 +51,7 @@ from slm_lab.spec import parts as tables
         ("enjoy@ok.json", ["isn't a run folder"]),
         ("plot", ["which run?"]),
         ("plot nowhere", ["nowhere isn't a run folder"]),
-        ("train@latest --set env.max_frame=10", ["--set can't change a run that was started"]),
+        ("train@latest --set env.max_frame=10", ["--set can't change a run", "a larger env.max_frame"]),
         ("bench memory_tsk", ["unknown benchmark 'memory_tsk'", "Did you mean 'memory_task'?"]),
         ("bench race", ["unknown benchmark 'race'"]),
         ("--data here bench memory_task", ["'bench' goes first", "bench memory_task"]),
@@ -69,9 +73,41 @@ def test_a_command_typed_wrong_is_told_what_was_meant(lab: Lab, words: str, part
 def test_list_tells_every_part_of_every_family(lab: Lab) -> None:
     said = lab("list")
     families = [table for table in vars(tables).values() if isinstance(table, Registry)]
-    listed = [line.split()[0] for line in said.out.splitlines()]
+    *lines, own = said.out.splitlines()
+    assert "module:Class" in own
+    listed = [line.split()[0] for line in lines]
     assert sorted(listed) == sorted(word for table in families for word in (table.family, *table))
     assert "the last steps" in lab("list", "entry").out
+
+
+def test_a_part_outside_the_lab_is_as_good_as_one_of_it(lab: Lab) -> None:
+    """The example of the page: it trains, goes on by the name that was saved, and may be searched for."""
+    page = (Path(__file__).parents[2] / "docs" / "adding_a_part.md").read_text(encoding="utf-8")
+    Path("recent.py").write_text(re.search(r"`recent\.py` there:\n\n```python\n(.*?)```", page, re.S)[1])  # type: ignore[index]
+    memory = yaml.safe_load(re.search(r"```yml\n(.*?)```", page, re.S)[1])["memory"]  # type: ignore[index]
+    agent = {"agent__algorithm": {"name": "DQN", "training_start_step": 64}, "agent__memory": memory}
+    search = {"agent.memory.name__choice": ["Replay", memory["name"]]}
+    save("spec.json", {"spec": raw_spec(**SHORT, **agent, search=search)})
+    assert lab("check", "spec.json").code == 0
+    assert lab("spec.json", "train").code == 0
+    (run,) = Path("data").glob("*/spec.json")
+    stored = json.loads(run.read_text())
+    assert stored["agent"]["memory"]["name"] == "recent:RecentReplay"
+    stored["env"]["max_frame"] = 500
+    run.write_text(json.dumps(stored))
+    assert lab("train@latest").code == 0
+    for key in ("agent.memory.name", "vars.kept"):
+        agent["agent__memory"] = {"name": "${kept}"} if key == "vars.kept" else memory
+        search = {f"{key}__choice": ["Replay", "recent:Recent"]}
+        save("spec.json", {"spec": raw_spec(**SHORT, **agent, vars={"kept": "Replay"}, search=search)})
+        assert_refused(lab("check", "spec.json"), "can't be searched", "recent.py has no class 'Recent'")
+
+
+def test_what_code_of_ones_own_can_t_import_is_told_by_its_line(lab: Lab) -> None:
+    """Also long after it was imported."""
+    agent = {"agent__algorithm": {"name": "DQN"}, "agent__memory": {"name": "own:Late"}}
+    save("spec.json", {"spec": raw_spec(**SHORT, **agent)})
+    assert_refused(lab("check", "spec.json"), "error: own.py:14: the package 'a_package_nobody_has' isn't installed")
 
 
 # ---- specs -----------------------------------------------------------------------------------------------------------
@@ -87,12 +123,27 @@ def test_list_tells_every_part_of_every_family(lab: Lab) -> None:
         ({"agent__net__core": {"name": "GRUU"}}, ["unknown core 'GRUU'"]),
         ({"agent__net": {"name": "Conv"}}, ["agent.net.name: 'Conv' reads uint8 images"]),
         ({"env__name": "Cartpole-v1"}, ["unknown env 'Cartpole-v1'", "Did you mean 'CartPole-v1'?"]),
+        ({"env__name": "Doors-v0"}, ["unknown env 'Doors-v0'. One of your own: module:Doors-v0."]),
         ({"env__gravity": 3}, ["env.gravity: unknown key. CartPole-v1 takes"]),
         ({"env__name": "LunarLander-v3"}, ["needs a package", "pip install", "box2d"]),
         ({"env__name": "ALE/Pong-v5"}, ['pip install "gymnasium[atari]"']),
-        ({"env__name": "nobody_has_this:Env-v0"}, ["pip install nobody_has_this"]),
+        ({"env__name": "nobody_has_this:Env-v0"}, ["there is no nobody_has_this.py in", "start the lab in the folder"]),
+        ({"env__name": "bad_evn:Raises-v0"}, ["there is no bad_evn.py in", "Did you mean 'bad_env'?"]),
         ({"env__name": "needs_more:Env-v0"}, ["can't import needs_more", "pip install a_package_nobody_has"]),
-        ({"env__name": "syntax:Env-v0"}, ["can't import syntax: SyntaxError", "line 1"]),
+        ({"env__name": "syntax:Env-v0"}, ["can't import syntax: ", "syntax.py:1: SyntaxError"]),
+        (
+            {"agent__memory__name": "ownn:Mine"},
+            ["agent.memory.name: can't import ownn: there is no ownn.py in", "'own'?"],
+        ),
+        ({"agent__memory__name": "own:Mnie"}, ["own.py has no class 'Mnie'. Did you mean 'Mine'?"]),
+        ({"agent__memory__name": "own:Mine"}, ["own.py: Mine is no memory: it must derive from Memory"]),
+        ({"agent__memory__name": "own:Bare"}, ["own.py: Bare has no Spec"]),
+        ({"agent__memory__name": "own:CER"}, ["own:CER is a part of the lab: write CER"]),
+        ({"agent__memory__name": "Mine"}, ["unknown memory 'Mine'", "One of your own: module:Mine"]),
+        (
+            {"agent__net__core": {"name": "uses_needs_more:X"}},
+            ["core.name: can't import", "needs_more.py:1: ModuleNotF"],
+        ),
         ({"env__name": "bad_env:Broken-v0"}, ["can't be built: RuntimeError: no licence"]),
     ],
 )

@@ -17,7 +17,7 @@ from slm_lab.env.vec import EnvError, EnvSpec, env_problems
         ({"name": "MemoryTsk"}, "env.name", ["Did you mean 'MemoryTask'?"]),
         ({"name": "CartPole-v9"}, "env.name", ["Did you mean 'CartPole-v1'?"]),
         ({"name": "qqqqqqq"}, "env.name", ["unknown env", "pprint_registry"]),
-        ({"name": "no_such_module:Foo-v0"}, "env.name", ["pip install no_such_module"]),
+        ({"name": "no_such_module:Foo-v0"}, "env.name", ["there is no no_such_module.py in"]),
         (
             {"name": "MemoryTask", "dely": 3},
             "env.dely",

@@ -308,7 +308,7 @@ def test_bad_worlds_are_refused(module, world, keys, path, words):
     ("module_name", "missing", "words"),
     [
         ("slm_lab.env.tasks.mirror_cue", "pettingzoo", 'pip install -e ".[multiagent]"'),
-        ("no_such_zoo.world_v1", None, "pip install no_such_zoo"),
+        ("no_such_zoo.world_v1", None, "there is no no_such_zoo.py in"),
     ],
 )
 def test_a_missing_package_is_told_with_its_cure(monkeypatch, module_name, missing, words):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -137,3 +139,10 @@ def test_sessions_and_their_evaluation_play_different_worlds() -> None:
 )
 def test_where_an_image_has_its_channels(shape: tuple[int, ...], axis: int) -> None:
     assert channel_axis(shape) == axis
+
+
+def test_a_row_outside_the_lab_is_summed_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "outside.py").write_text('class A:\n    """First line.\n\n    Second."""')
+    registry = Registry("memory", {"A": "outside:A", "Gone": "nowhere:B"})
+    assert [registry.summary(name) for name in registry] == ["First line.", ""]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+from small_specs import raw_spec
+
 from slm_lab.spec import parts, reference, schema
 
 
@@ -13,6 +16,7 @@ def test_the_schema_knows_each_part(fakes):
     assert defs["memory"]["oneOf"] == [
         {"$ref": "#/$defs/memory.OnPolicyBatchReplay"},
         {"$ref": "#/$defs/memory.Replay"},
+        {"$ref": "#/$defs/own"},
     ]
     assert defs["memory.Replay"]["required"] == ["name"]
     assert defs["memory.Replay"]["properties"]["name"]["const"] == "Replay"
@@ -25,9 +29,20 @@ def test_a_part_inside_a_part_is_one_of_its_family():
     defs = schema.build_schema()["$defs"]
     for part, key in (("net.MLP", "core"), ("memory.StrategicMemory", "entry")):
         assert defs[part]["properties"][key]["anyOf"][0] == {"$ref": f"#/$defs/{key}"}
-        assert defs[key]["oneOf"] == [{"$ref": f"#/$defs/{key}.{name}"} for name in parts.INNER[key]]
+        assert defs[key]["oneOf"] == [
+            {"$ref": f"#/$defs/{name}"} for name in [*(f"{key}.{name}" for name in parts.INNER[key]), "own"]
+        ]
     page = reference.render()
     assert "| `entry` | MLP \\| Transformer |" in page and "## agent.memory.entry" in page
+
+
+def test_a_part_of_ones_own_is_right_in_an_editor():
+    jsonschema = pytest.importorskip("jsonschema")
+    raw = {"$schema": "x", "mine": raw_spec(agent__memory={"name": "recent:RecentReplay", "tries": 3})}
+    jsonschema.validate(raw, schema.build_schema())
+    raw["mine"]["agent"]["memory"]["name"] = "RecentReplay"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(raw, schema.build_schema())
 
 
 def test_every_reference_of_the_schema_leads_somewhere(fakes):

@@ -70,7 +70,7 @@ BAD = [
     ),
     (
         "agent.algorithm.gamma=true",
-        "agent.algorithm.gamma: true is true or false (expected: number from 0 to 1; discount factor)",
+        "agent.algorithm.gamma: true is no number (expected: number from 0 to 1; discount factor)",
     ),
     ("agent.algorithm.lam=-1", "agent.algorithm.lam: -1 is below 0 (expected: number from 0 to 1 | null)"),
     (
@@ -105,10 +105,18 @@ BAD = [
     ("agent.memory={}", "agent.memory.name: missing (expected: OnPolicyBatchReplay | Replay)"),
     (
         "agent.memory=Replay",
-        "agent.memory: 'Replay' is no memory (expected: mapping with name: OnPolicyBatchReplay | Replay)",
+        "agent.memory: 'Replay' is no mapping: write {name: Replay}",
     ),
-    ("agent.net.core={name: LSTMM}", "agent.net.core.name: unknown core 'LSTMM'. Options: GRU, none."),
-    ("agent.net.core=GRU", "agent.net.core: 'GRU' is no core (expected: mapping with name: none | GRU)"),
+    (
+        "agent.net.core={name: LSTMM}",
+        "agent.net.core.name: unknown core 'LSTMM'. Options: GRU, none. One of your own: module:LSTMM.",
+    ),
+    ("agent.net.core=GRU", "agent.net.core: 'GRU' is no mapping: write {name: GRU}"),
+    ("agent.net.core=GRUU", "agent.net.core: 'GRUU' is no mapping (expected: mapping with name: none | GRU)"),
+    (
+        "meta.max_session=yes",
+        "meta.max_session: true is no number (expected: whole number >= 1; sessions (seeds) of a trial)",
+    ),
     ("agent.name=[1]", "agent.name: [1] is no name (expected: text)"),
     (
         "agent.memory.name=Replay",
@@ -134,6 +142,14 @@ def test_missing_sections_and_keys(raw):
         "agent: missing section (expected: mapping)",
         "meta: [1] is no section (expected: mapping)",
         "env.max_frame: missing (expected: whole number >= 1; frames of a session)",
+    ]
+
+
+def test_a_part_one_level_too_high_is_sent_under_agent(raw):
+    raw["net"] = raw["agent"].pop("net")
+    assert problems(raw) == [
+        "net: unknown section. It belongs under agent: agent.net",
+        "agent.net: missing: net stands beside agent",
     ]
 
 
