@@ -46,7 +46,7 @@ other commands:
   check SPEC_FILE       validate without running
   show SPEC_FILE        the resolved spec, every default written out
   plot RUN_DIR          draw the graphs and the report again from the saved metrics
-  plot RUN_DIR RUN_DIR  compare runs: their returns in one graph
+  plot RUN_DIR RUN_DIR  compare runs: their returns in one graph and a table; LABEL=RUN_DIR gives its name there
   export RUN_DIR        write what its replay memory holds as a file to learn from (env.dataset), under
                         RUN_DIR/export; or with --episodes N what its best checkpoint plays
   bench [NAME ...]      run a benchmark with its own options (bench NAME --help); without a name: which there are
@@ -378,7 +378,9 @@ def _plot(words: list[str], args: argparse.Namespace) -> None:
         raise LabError("which run? Expected: plot RUN_DIR [RUN_DIR ...]")
     from slm_lab.experiment.run_dir import RunDir
 
-    runs = [RunDir.find(args.data, None, word) for word in words]
+    split = [("", word) if Path(word).is_dir() else word.rpartition("=")[::2] for word in words]  # LABEL=RUN_DIR
+    labels = [label for label, _ in split]
+    runs = [RunDir.find(args.data, None, which) for _, which in split]
     from slm_lab.experiment import control
     from slm_lab.experiment.search import control as search
 
@@ -387,7 +389,7 @@ def _plot(words: list[str], args: argparse.Namespace) -> None:
     elif len(runs) == 1:
         control.replot(runs[0], args.data, _console())
     else:
-        control.compare(runs, args.data, _console())
+        control.compare(runs, args.data, _console(), labels)
 
 
 def _export(words: list[str], args: argparse.Namespace) -> None:

@@ -85,7 +85,7 @@ def build_memory(agent_spec: Any, world: World, seed: int, max_frame: int = 1, f
 
 def _auxiliaries(specs: Sequence[Any], memory: Memory, context: AuxiliaryContext) -> dict[str, Auxiliary]:
     """What is learned beside: what the spec asks for, and what the memory brings."""
-    asked = {spec.name: AUXILIARY.load(spec.name)(spec, context) for spec in specs}
+    asked = {spec.name.replace(".", "/"): AUXILIARY.load(spec.name)(spec, context) for spec in specs}
     own = memory.auxiliary(context)
     return asked if own is None else {**asked, "memory": own}
 

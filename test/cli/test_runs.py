@@ -80,6 +80,15 @@ def test_plot_draws_again_what_was_deleted(lab: Lab, run: Path) -> None:
     assert (run / "report.html").exists()
 
 
+def test_a_comparison_takes_labels_and_tells_what_each_run_came_to(lab: Lab, run: Path) -> None:
+    other = run.with_name("ok_2999_01_01_000000")
+    shutil.copytree(run, other)
+    said = lab("plot", f"mine={run}", other)
+    assert said.code == 0, said.err
+    assert "mine" in said.out and other.name in said.out and "final return" in said.out
+    assert_refused(lab("plot", run, run), "is there twice")
+
+
 def test_latest_is_the_newest_run_of_the_spec_and_of_the_mode(lab: Lab, run: Path) -> None:
     later = run.with_name("ok_2999_01_01_000000")
     shutil.copytree(run, later)
