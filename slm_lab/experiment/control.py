@@ -90,8 +90,8 @@ def compare(runs: Sequence[RunDir], data: Path, console: Console, given: Sequenc
     specs = [run.read_spec() for run in runs]
     _warn_of_tasks([spec["env"] for spec in specs])
     found = _labels(specs) or [run.path.name for run in runs]
-    shown = [(own or label, run.path, run.trial)
-             for own, label, run in zip(given or [""] * len(runs), found, runs, strict=True)]  # fmt: skip
+    shown = [(own or told, run.path, run.trial)
+             for own, told, run in zip(given or [""] * len(runs), found, runs, strict=True)]  # fmt: skip
     envs = dict.fromkeys(spec["env"]["name"] for spec in specs)
     # other runs get another file; of many worlds their names may be longer than a file's can be
     mark = hashlib.sha256("\n".join(sorted(places)).encode()).hexdigest()[:6]
