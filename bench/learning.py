@@ -48,8 +48,8 @@ class Row:
 
 INTRO = """# Benchmarks
 
-Written by `python run_lab.py bench learning`. One row is one command, `python run_lab.py FILE NAME train`, on 2
-cores with one torch thread a session. Seeds are 0 to n-1, none left out.
+Written by `python run_lab.py bench learning`. One row is one command, `python run_lab.py FILE NAME train`, with one
+torch thread a session. Seeds are 0 to n-1, none left out.
 
 Other figures: [StrategicMemory](benchmarks/strategic.md), [who learns MemoryTask](benchmarks/memory_task.md),
 beside other libraries, [speed and RAM](benchmarks/speed.md),
@@ -69,7 +69,7 @@ beside other libraries, [speed and RAM](benchmarks/speed.md),
 - "SLM-Lab" is what that library's docs/BENCHMARKS.md (96be393) gives for the same env and number of frames: a mean over
   its last 100 log rows, which are the last 50,000 frames (100,000 of LunarLander). *By its mean* is ours over the same
   frames (–: of a run that wasn't kept); the mean of the last 100 episodes is of later ones. Bars are ours.
-- Frames/s are of one session while two ran at a time, on a machine that was not otherwise idle: a rough guide.
+- Frames/s are of one session, most of them on a machine that was busy with other work: a rough guide.
 - A picture is of the runs that its group had when all of them were last run in one place.
 - A row is of the code of its commit. A commit is "dirty" also where only the results file of this page had changed.
 - Settings are the same for all seeds. REINFORCE's 16 episodes a batch and falling learning rate were chosen on seeds 10
