@@ -297,7 +297,7 @@ def test_a_row_is_reached_when_all_of_its_claim_holds_on_every_seed(
     sessions = [found(row, 0, **far), found(row, 1, **{**far, **changes})]
     assert strategic.missed(row, sessions) == lacks
     said = f"**no**: {', '.join(lacks)}" if lacks else "yes"
-    assert strategic.line(row, sessions).split(" | ")[1] == said
+    assert strategic.line(row, sessions).split(" | ")[2] == said
 
 
 @pytest.mark.parametrize(
@@ -322,13 +322,14 @@ def test_a_control_fails_when_no_seed_is_above_chance(scores: list[float], later
 def test_a_row_shows_the_seed_that_speaks_most_against_it() -> None:
     for row, shown in ((CLAIM, "0.20"), (CONTROL, "0.90")):
         sessions = [found(row, 0, score=0.9), found(row, 1, score=0.2)]
-        assert strategic.line(row, sessions).split(" | ")[3] == shown
+        assert strategic.line(row, sessions).split(" | ")[4] == shown
 
 
 def test_a_seed_that_never_got_there_counts_as_endless() -> None:
     sessions = [found(CLAIM, seed, score=float(seed)) for seed in (0, 1)]
-    assert strategic.line(CLAIM, sessions).split(" | ")[2:6] == ["1/2", "0.00", "–", "–"]
-    assert strategic.line(replace(CLAIM, seeds=3), [*sessions, found(CLAIM, 2)]).split(" | ")[4] == "100 (–)"
+    cells = dict(zip(strategic.COLUMNS, strategic.line(CLAIM, sessions).strip("| ").split(" | "), strict=True))
+    assert [cells[name] for name in ("solved", "return", "frames", "CPU s")] == ["1/2", "0.00", "–", "–"]
+    assert strategic.line(replace(CLAIM, seeds=3), [*sessions, found(CLAIM, 2)]).split(" | ")[5] == "100 (–)"
 
 
 @pytest.mark.parametrize("words", [["NoSuchRow"], ["--seeds", "0"], ["--jobs", "0"], ["--jobs", "many"]])
