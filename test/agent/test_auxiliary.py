@@ -396,7 +396,7 @@ def test_where_errors_are_0_the_confidence_head_comes_to_rest() -> None:
     [
         ({"agent__auxiliary": {"name": "RND"}}, "agent.auxiliary", "is no list (expected: list of mappings"),
         ({"agent__auxiliary": [{"name": "RMD"}]}, "agent.auxiliary.0.name", "Did you mean 'RND'?"),
-        ({"agent__auxiliary": ["RND"]}, "agent.auxiliary.0", "is no auxiliary"),
+        ({"agent__auxiliary": ["RND"]}, "agent.auxiliary.0", "write {name: RND}"),
         ({"agent__auxiliary": [{"name": "RND", "coeff": 1.0}]}, "agent.auxiliary.0.coeff", "Did you mean 'coef'?"),
         ({"agent__auxiliary": [{"name": "RND", "share": 0.0}]}, "agent.auxiliary.0.share", "0.0 isn't above 0"),
         ({"agent__auxiliary": [{"name": "RND"}, {"name": "RND"}]}, "agent.auxiliary.1.name", "RND is there already"),

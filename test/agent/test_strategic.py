@@ -304,7 +304,7 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ({"memory__entry": {"name": "RNN"}}, ["agent.memory.entry.name: unknown entry 'RNN'", "MLP, Transformer"]),
     ({"memory__entry": {"name": "Transfomer"}}, ["agent.memory.entry.name", "Did you mean 'Transformer'?"]),
     ({"memory__entry": {"name": "Transformer", "window": 0}}, ["agent.memory.entry.window: 0 is below 1"]),
-    ({"memory__entry": "MLP"}, ["agent.memory.entry: 'MLP' is no entry (expected: mapping with name: MLP | Transformer)"]),
+    ({"memory__entry": "MLP"}, ["agent.memory.entry: 'MLP' is no mapping: write {name: MLP}"]),
     ({"memory__entry": {"window": 2}}, ["agent.memory.entry.name: missing (expected: MLP | Transformer)"]),
     ({"memory__entry": {"name": "MLP", "hidlayers": [4]}}, ["agent.memory.entry.hidlayers", "hid_layers"]),
     ({"memory__entry": {"name": "Transformer", "window": 2, "size": 10, "heads": 4}}, ["agent.memory.entry: size 10 can't", "heads"]),
